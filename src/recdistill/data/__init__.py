@@ -1,0 +1,1 @@
+"""Interactions in, sequences and evaluation cases out."""

@@ -1,0 +1,174 @@
+"""Id maps and flat sequences: the form in which every other part reads interactions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from recdistill.errors import DataError
+
+RawId: TypeAlias = int | str
+Ints: TypeAlias = npt.NDArray[np.int64]
+Items: TypeAlias = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sequences:
+    """Rows of dense item ids, all in one flat array: row ``r`` is ``items[starts[r]:ends[r]]``, oldest first.
+
+    Cutting the newest items off every row, or picking rows, makes a new view and copies no items.
+    """
+
+    items: Items
+    """``(n_interactions,)`` item ids in 1…N; may be memory-mapped."""
+    starts: Ints
+    """``(R,)`` where each row begins in ``items``."""
+    ends: Ints
+    """``(R,)`` where each row ends in ``items``."""
+
+    @classmethod
+    def from_offsets(cls, items: Items, offsets: Ints) -> Sequences:
+        """View flat ``items`` with ``offsets (R+1,)``: row ``r`` is ``items[offsets[r]:offsets[r+1]]``."""
+        return cls(items, offsets[:-1], offsets[1:])
+
+    @classmethod
+    def from_lists(cls, rows: Iterable[Iterable[int]]) -> Sequences:
+        """Copy plain lists of item ids."""
+        arrays = [np.fromiter(row, dtype=np.int32) for row in rows]
+        offsets = np.concatenate([[0], np.cumsum([len(a) for a in arrays], dtype=np.int64)]).astype(np.int64)
+        return cls.from_offsets(np.concatenate([np.empty(0, np.int32), *arrays]), offsets)
+
+    @classmethod
+    def empty(cls, n_rows: int) -> Sequences:
+        """``n_rows`` rows without items."""
+        zeros = np.zeros(n_rows, np.int64)
+        return cls(np.empty(0, np.int32), zeros, zeros)
+
+    @property
+    def lengths(self) -> Ints:
+        """``(R,)`` number of items in each row."""
+        return self.ends - self.starts
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, row: int) -> Items:
+        return self.items[self.starts[row] : self.ends[row]]
+
+    def __iter__(self) -> Iterator[Items]:
+        return (self[row] for row in range(len(self)))
+
+    def take(self, rows: npt.NDArray[np.integer] | npt.NDArray[np.bool_] | slice) -> Sequences:
+        """Return the chosen rows, in the order given; a view."""
+        return Sequences(self.items, self.starts[rows], self.ends[rows])
+
+    def newest(self, n: int) -> Sequences:
+        """Keep at most the ``n`` newest items of each row; a view."""
+        return Sequences(self.items, np.maximum(self.starts, self.ends - n), self.ends)
+
+    def without_newest(self, n: int) -> Sequences:
+        """Drop the ``n`` newest items of each row; a view."""
+        return Sequences(self.items, self.starts, np.maximum(self.starts, self.ends - n))
+
+    def flat(self) -> tuple[Items, Ints]:
+        """Copy the rows into one contiguous array; returns ``items (n,)`` and ``offsets (R+1,)``."""
+        lengths = self.lengths
+        offsets = np.zeros(len(self) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        index = np.arange(offsets[-1]) + np.repeat(self.starts - offsets[:-1], lengths)
+        return self.items[index], offsets
+
+
+class IdMap:
+    """The raw ids of users or items and their dense numbers.
+
+    Dense numbers run from ``first``: 0 for users, 1 for items (item 0 is padding).
+    """
+
+    def __init__(self, raw: pl.Series | Sequence[RawId], *, first: int) -> None:
+        self.raw = raw if isinstance(raw, pl.Series) else pl.Series("id", list(raw))
+        self.first = first
+        if self.raw.n_unique() != len(self.raw):
+            raise DataError("an id map must not hold the same id twice")
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether raw ids are strings; otherwise they are integers."""
+        return self.raw.dtype == pl.String
+
+    def find(self, raw: Sequence[RawId] | pl.Series) -> Ints:
+        """Return the dense number of each raw id, −1 where it is unknown; shape ``(n,)``."""
+        wanted = raw if isinstance(raw, pl.Series) else pl.Series("id", list(raw), strict=False)
+        if len(wanted) == 0:
+            return np.empty(0, np.int64)
+        if wanted.dtype != self.raw.dtype:
+            wanted = wanted.cast(self.raw.dtype, strict=False)
+        table = pl.DataFrame({"id": self.raw}).with_row_index("dense")
+        found = pl.DataFrame({"id": wanted}).join(table, on="id", how="left", maintain_order="left")
+        dense = found["dense"].cast(pl.Int64) + self.first
+        return dense.fill_null(-1).to_numpy().astype(np.int64)
+
+    def encode(self, raw: Sequence[RawId] | pl.Series, *, what: str = "item") -> Ints:
+        """Return the dense number of each raw id; shape ``(n,)``.
+
+        Raises:
+            DataError: when an id is unknown.
+        """
+        dense = self.find(raw)
+        if (dense < 0).any():
+            missing = [raw[int(i)] for i in np.flatnonzero(dense < 0)[:5]]
+            kind = "strings" if self.is_text else "integers"
+            raise DataError(
+                f"{(dense < 0).sum()} of {len(dense)} {what} ids are unknown, for example {missing}; "
+                f"known are the {len(self):,} {what} ids of the training data, which are {kind} like {self.raw[0]!r}."
+            )
+        return dense
+
+    def decode(self, dense: npt.ArrayLike) -> list[RawId]:
+        """Return the raw id of each dense number."""
+        return self.raw.gather(np.asarray(dense, np.int64).ravel() - self.first).to_list()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """Interactions with dense ids.
+
+    Users are 0…U−1, items 1…N, and row ``u`` of ``sequences`` is the history of user ``u``.
+    """
+
+    users: IdMap
+    items: IdMap
+    sequences: Sequences
+    times: npt.NDArray[np.int64] | npt.NDArray[np.float64] | None = None
+    """``(n_interactions,)`` parallel to ``sequences.items``; ``None`` if only the order is known."""
+    titles: pl.Series | None = None
+    """``(N,)`` a name for each item, in the order of ``items``."""
+
+    @property
+    def n_users(self) -> int:
+        """Number of users, U."""
+        return len(self.users)
+
+    @property
+    def n_items(self) -> int:
+        """Number of items, N; item 0 (padding) is not counted."""
+        return len(self.items)
+
+    @property
+    def n_interactions(self) -> int:
+        """Number of interactions."""
+        return int(self.sequences.lengths.sum())
+
+    def title(self, dense: int) -> str:
+        """Return the item's title, or its raw id where no titles are known."""
+        if self.titles is not None and (title := self.titles[dense - 1]) is not None:
+            return str(title)
+        return str(self.items.raw[dense - 1])

@@ -1,0 +1,1 @@
+"""Ways to train a student; one file is one method."""

@@ -1,0 +1,104 @@
+"""What a method is: settings, what it needs, and a loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from recdistill.data.dataset import Ints, Sequences
+from recdistill.errors import SettingsError
+from recdistill.models.base import Batch, Model
+from recdistill.registry import import_all
+from recdistill.settings import Settings, nearest
+from recdistill.teachers.base import Teacher
+
+Need = Literal["rankings", "scores"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """B users' training histories and the item that comes after each position."""
+
+    batch: Batch
+    """Whole training histories, cut to the student's ``max_len``; T items in all."""
+    labels: Tensor
+    """``(T,)`` int64, the item that the user took next; 0 where none may be learned: after the last training item."""
+    rows: Tensor
+    """``(B,)`` int64, the row of each history in the training sequences; teachers' answers are filed under it."""
+    generator: torch.Generator
+    """The source of every random draw in the loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """All that a method may look at before training."""
+
+    train: Sequences
+    """One row a user; some may be empty."""
+    users: Ints
+    """``(R,)`` dense user of each row."""
+    n_items: int
+    teacher: Teacher | None = None
+    seed: int = 0
+    folder: Path | None = None
+    """Where the run keeps its files, if it has a folder."""
+    progress: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
+    """Called as ``progress("probing", done, total)`` during long preparation."""
+
+
+class Method(ABC, nn.Module):
+    """A way to train a student.
+
+    A subclass names itself on its class line, ``class KD(Method, name="kd")``, which registers it. It is a module, so
+    that parameters of its own (a projection, prototypes) are trained and saved with the student's.
+    """
+
+    registry: ClassVar[dict[str, type[Method]]] = {}
+    name: ClassVar[str]
+    Config: ClassVar[type[Settings]]
+    needs: frozenset[Need] = frozenset()
+    """What the teacher must give; empty for methods without a teacher."""
+
+    def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name is not None:
+            cls.name = name
+            Method.registry[name] = cls
+
+    def __init__(self, config: Settings | None = None, **settings: Any) -> None:
+        super().__init__()
+        self.config = config if config is not None else self.Config.parse(settings, where=f"method {self.name}")
+
+    def prepare(self, setting: Setting) -> None:
+        """Do what is done once, before the first epoch: probe the teacher, count items.
+
+        Must be repeatable: a run that is resumed calls it again, and answers come from the ledger.
+        """
+
+    def start_epoch(self, student: Model, epoch: int, generator: torch.Generator) -> None:
+        """Do what is done before each epoch (from 0): grow a curriculum, refresh lists."""
+
+    @abstractmethod
+    def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Return the parts of the loss, already weighted, by name; their sum is minimised.
+
+        Each part is a scalar, a mean over positions or users, so that it does not grow with the batch.
+        """
+
+
+def build_method(name: str, settings: dict[str, Any] | None = None) -> Method:
+    """Make a method by its registered name.
+
+    Raises:
+        SettingsError: for an unknown name or setting.
+    """
+    import_all("recdistill.methods")
+    if name not in Method.registry:
+        raise SettingsError(f"unknown method {name!r}{nearest(name, list(Method.registry))}")
+    return Method.registry[name](**(settings or {}))

@@ -1,0 +1,1 @@
+"""Recommenders; one file is one model."""

@@ -1,0 +1,142 @@
+"""What every model gives: vectors for queries, vectors for items, and scores as their product."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from recdistill.data.dataset import Sequences
+from recdistill.errors import DataError, SettingsError
+from recdistill.registry import import_all
+from recdistill.settings import Settings, nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B histories of T items in all, one after the other without padding, oldest item first."""
+
+    items: Tensor
+    """``(T,)`` int64, in 1…N."""
+    offsets: Tensor
+    """``(B+1,)`` int64: history ``b`` is ``items[offsets[b]:offsets[b+1]]``."""
+    users: Tensor | None = None
+    """``(B,)`` int64 dense users, for models that read the user."""
+
+    @classmethod
+    def from_sequences(
+        cls, sequences: Sequences, *, users: npt.NDArray[np.integer] | None = None, max_len: int | None = None
+    ) -> Self:
+        """Pack every row of ``sequences``, only the newest ``max_len`` items of each where given.
+
+        Raises:
+            DataError: when a row is empty.
+        """
+        rows = sequences if max_len is None else sequences.newest(max_len)
+        if len(rows) and rows.lengths.min() == 0:
+            raise DataError("a history is empty; a model needs at least one item to answer")
+        items, offsets = rows.flat()
+        return cls(
+            torch.from_numpy(items.astype(np.int64)),
+            torch.from_numpy(offsets),
+            None if users is None else torch.from_numpy(np.asarray(users, np.int64)),
+        )
+
+    @classmethod
+    def from_lists(cls, histories: Iterable[Iterable[int]]) -> Self:
+        """Pack plain lists of dense item ids."""
+        return cls.from_sequences(Sequences.from_lists(histories))
+
+    @classmethod
+    def from_padded(cls, items: Tensor) -> Self:
+        """Pack ``items (B, L)``, where 0 is padding, on whichever side it stands."""
+        real = items > 0
+        offsets = torch.zeros(len(items) + 1, dtype=torch.int64)
+        torch.cumsum(real.sum(1), 0, out=offsets[1:])
+        if (offsets.diff() == 0).any():
+            raise DataError("a history is empty; a model needs at least one item to answer")
+        return cls(items[real].to(torch.int64), offsets)
+
+    @property
+    def lengths(self) -> Tensor:
+        """``(B,)`` number of items in each history."""
+        return self.offsets.diff()
+
+    @property
+    def last(self) -> Tensor:
+        """``(B,)`` index into ``items`` of the newest item of each history."""
+        return self.offsets[1:] - 1
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move to a device."""
+        users = None if self.users is None else self.users.to(device)
+        return type(self)(self.items.to(device), self.offsets.to(device), users)
+
+
+class Model(nn.Module, ABC):
+    """A recommender that scores an item by the product of the query's and the item's vectors.
+
+    A subclass names itself on its class line, ``class SASRec(Model, name="sasrec")``, which registers it.
+    """
+
+    registry: ClassVar[dict[str, type[Model]]] = {}
+    name: ClassVar[str]
+    Config: ClassVar[type[Settings]]
+    reads: ClassVar[Literal["history", "user"]] = "history"
+
+    def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name is not None:
+            cls.name = name
+            Model.registry[name] = cls
+
+    def __init__(self, config: Settings, n_items: int) -> None:
+        super().__init__()
+        self.config = config
+        self.n_items = n_items
+
+    @property
+    def max_len(self) -> int | None:
+        """How many of a history's newest items are read; ``None`` for models that read the user."""
+        return getattr(self.config, "max_len", None)
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> Tensor:
+        """Return the vector of each query, ``(B, D)``: what comes after the whole history."""
+
+    def encode_positions(self, batch: Batch) -> Tensor:
+        """Return a vector after each item of each history, ``(T, D)``, in the order of ``batch.items``."""
+        raise SettingsError(f"{self.name} does not read a sequence, so it has no states between its items")
+
+    @abstractmethod
+    def item_embeddings(self) -> Tensor:
+        """Return ``(N+1, D)`` item vectors; row 0 is padding and is never scored."""
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Return ``(B, N+1)`` scores; column 0 (padding) is −∞."""
+        scores = self.encode(batch) @ self.item_embeddings().T
+        scores[:, 0] = -torch.inf
+        return scores
+
+
+def build_model(name: str, n_items: int, settings: dict[str, Any] | Settings | None = None) -> Model:
+    """Make an untrained model by its registered name.
+
+    Raises:
+        SettingsError: for an unknown name or setting.
+    """
+    import_all("recdistill.models")
+    if name not in Model.registry:
+        raise SettingsError(f"unknown model {name!r}{nearest(name, list(Model.registry))}")
+    cls = Model.registry[name]
+    config = settings if isinstance(settings, Settings) else cls.Config.parse(settings or {}, where=f"model {name}")
+    return cls(config, n_items)

@@ -1,0 +1,65 @@
+"""The base of everything that can be configured: frozen, typed, and strict about names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from recdistill.errors import SettingsError
+
+
+class Settings(BaseModel):
+    """Plain values that are saved with every result; unknown names are refused with the nearest right one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, where: str = "settings") -> Self:
+        """Check ``values`` and return the settings.
+
+        Args:
+            values: names and values as read from a TOML file or the command line.
+            where: what the values belong to, for the error message.
+
+        Raises:
+            SettingsError: for an unknown name (the nearest right one is suggested) or a value of the wrong kind.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise SettingsError(_explain(error, cls, where)) from error
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Return ``'; did you mean X?'`` for the closest known name, else the list of all of them."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; choose one of: {', '.join(sorted(known))}"
+
+
+def _explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    lines = []
+    for problem in error.errors():
+        path = [str(part) for part in problem["loc"]]
+        name = ".".join(path)
+        if problem["type"] == "extra_forbidden":
+            known = _fields_at(model, path[:-1])
+            lines.append(f"{where}: unknown setting {name!r}{nearest(path[-1], known)}")
+        else:
+            lines.append(f"{where}: {name or 'value'}: {problem['msg']} (got {problem['input']!r})")
+    return "\n".join(lines)
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    """Return the names that are allowed at ``path`` inside nested settings."""
+    for part in path:
+        field = model.model_fields.get(part)
+        annotation = field.annotation if field else None
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        inner = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        if inner is None:
+            return []
+        model = inner
+    return list(model.model_fields)

@@ -1,0 +1,1 @@
+"""Recommenders to learn from: a checkpoint, a function, or an API."""
