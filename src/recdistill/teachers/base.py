@@ -30,7 +30,8 @@ class Ranking:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """``(B,)`` number of items listed in each row."""
-        return np.count_nonzero(self.items > 0, axis=1)
+        lengths: npt.NDArray[np.int64] = np.count_nonzero(self.items > 0, axis=1)
+        return lengths
 
     def check(self, n_items: int) -> Ranking:
         """Return the ranking itself if it makes sense.
