@@ -1,0 +1,1 @@
+"""What leaves the training machine: a saved student, and ways to ask it."""

@@ -1,0 +1,211 @@
+import json
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+
+from recdistill.data.dataset import IdMap
+from recdistill.errors import ArtefactError, DataError
+from recdistill.models.base import Batch, Model
+from recdistill.serving.artefact import Student
+from recdistill.settings import Settings
+
+
+class NextConfig(Settings):
+    """The model below has one setting."""
+
+    max_len: int = 2
+
+
+class Next(Model):
+    """After item i comes i + 1, then i + 2, and so on around: scores can be read off by hand."""
+
+    name = "next"
+    Config = NextConfig
+
+    def __init__(self, config: NextConfig, n_items: int) -> None:
+        super().__init__(config, n_items)
+        eye = torch.eye(n_items)
+        self.table = torch.nn.Parameter(torch.cat([torch.zeros(1, n_items), eye]))
+
+    def encode(self, batch: Batch) -> Tensor:
+        newest = batch.items[batch.last]
+        steps = (torch.arange(1, self.n_items + 1) - newest[:, None]) % self.n_items
+        steps[steps == 0] = self.n_items
+        return -steps.float()
+
+    def item_embeddings(self) -> Tensor:
+        return self.table
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(Model.registry, "next", Next)
+
+
+@pytest.fixture
+def student() -> Student:
+    """Five items called a…e; after each comes the next letter."""
+    titles = pl.Series(["Apple", "Bread", None, "Dates", "Eggs"])
+    return Student(Next(NextConfig(), 5), IdMap(["a", "b", "c", "d", "e"], first=1), titles, "leave-one-out")
+
+
+def names(student: Student, *histories: list[str], k: int = 5) -> list[str]:
+    return ["".join(str(r.item) for r in top) for top in student.recommend(histories, k)]
+
+
+def test_recommends_in_raw_ids_with_scores_and_titles(student: Student) -> None:
+    top = student.recommend([["a"]], k=2)[0]
+    assert [(r.item, r.score, r.title) for r in top] == [("b", -1.0, "Bread"), ("c", -2.0, None)]
+
+
+def test_leaves_out_the_whole_history_though_the_model_reads_only_its_end(student: Student) -> None:
+    """With max_len 2 the model does not see the first item; it must not be recommended all the same."""
+    assert names(student, ["e", "a", "b"]) == ["cd"]
+
+
+def test_recommends_seen_items_where_the_protocol_keeps_them(student: Student) -> None:
+    student.mask_seen = False
+    assert names(student, ["e", "a", "b"]) == ["cdeab"]
+
+
+def test_answers_every_history_in_its_own_row(student: Student) -> None:
+    assert names(student, ["a"], ["d", "c"], ["e"], k=2) == ["bc", "ea", "ab"]
+
+
+def test_a_batch_of_more_than_one_block_keeps_its_order(student: Student) -> None:
+    assert names(student, *([["a"], ["c"]] * 700), k=1) == ["b", "d"] * 700
+
+
+def test_integer_ids_may_be_given_as_text(student: Student) -> None:
+    """The command line only knows text."""
+    student.items = IdMap([10, 20, 30, 40, 50], first=1)
+    assert [r.item for r in student.recommend([["10"]], k=2)[0]] == [20, 30]
+
+
+def test_an_unknown_item_is_refused_by_name(student: Student) -> None:
+    with pytest.raises(DataError, match=r"history 2 holds items that the student does not know: \['x'\]"):
+        student.recommend([["a"], ["a", "x"]])
+
+
+def test_an_unknown_item_is_left_out_on_request(student: Student) -> None:
+    assert student.recommend([["a", "x"]], unknown="skip") == student.recommend([["a"]])
+
+
+@pytest.mark.parametrize("history", [[], ["x", "y"]])
+def test_a_history_without_a_known_item_is_always_refused(student: Student, history: list[str]) -> None:
+    with pytest.raises(DataError, match=r"history 1 of 1, .* has no item that the student knows"):
+        student.recommend([history], unknown="skip")
+
+
+def test_k_below_one_is_refused(student: Student) -> None:
+    with pytest.raises(DataError, match="k = 0"):
+        student.recommend([["a"]], k=0)
+
+
+def test_no_histories_give_no_lists(student: Student) -> None:
+    assert student.recommend([]) == []
+
+
+def test_model_and_items_must_belong_together(student: Student) -> None:
+    with pytest.raises(ArtefactError, match="5 items and the id map 2"):
+        Student(student.model, IdMap(["a", "b"], first=1))
+
+
+def test_saved_and_loaded_gives_the_same_answers(student: Student, tmp_path: Path) -> None:
+    loaded = Student.load(student.save(tmp_path / "new" / "student"))
+    histories = [["a"], ["b", "e"], ["c", "d", "a"]]
+    assert loaded.recommend(histories) == student.recommend(histories)
+    assert (loaded.protocol, loaded.mask_seen, loaded.model.config) == ("leave-one-out", True, NextConfig())
+
+
+def test_the_folder_alone_is_enough(student: Student, tmp_path: Path) -> None:
+    """It is carried to another machine: nothing in it may point back."""
+    student.save(tmp_path / "here")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    assert names(Student.load(tmp_path / "there"), ["a"]) == ["bcde"]
+
+
+def test_integer_ids_stay_integers(student: Student, tmp_path: Path) -> None:
+    student.items, student.titles = IdMap([10, 20, 30, 40, 50], first=1), None
+    top = Student.load(student.save(tmp_path)).recommend([[50]], k=1)[0]
+    assert top[0][::2] == (10, None)
+
+
+def test_a_run_folder_stands_for_the_student_in_it(student: Student, tmp_path: Path) -> None:
+    student.save(tmp_path / "student")
+    assert names(Student.load(tmp_path), ["a"]) == ["bcde"]
+
+
+def test_saving_again_replaces_the_student_and_leaves_nothing_else(student: Student, tmp_path: Path) -> None:
+    student.save(tmp_path)
+    student.protocol = "last basket"
+    student.save(tmp_path)
+    assert Student.load(tmp_path).protocol == "last basket"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["items.parquet", "model.json", "model.safetensors"]
+
+
+def test_a_folder_without_a_student_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"no saved student in .*/nowhere: it does not exist"):
+        Student.load(tmp_path / "nowhere")
+    with pytest.raises(ArtefactError, match=r"it holds no model\.json"):
+        Student.load(tmp_path)
+
+
+def test_a_missing_file_is_named(student: Student, tmp_path: Path) -> None:
+    student.save(tmp_path)
+    (tmp_path / "items.parquet").unlink()
+    with pytest.raises(ArtefactError, match=r"lacks items\.parquet; copy the whole folder"):
+        Student.load(tmp_path)
+
+
+def test_a_damaged_file_is_named(student: Student, tmp_path: Path) -> None:
+    student.save(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ArtefactError, match=r"model\.safetensors is damaged"):
+        Student.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": 2}, "format: Input should be 1"),
+        ({"model": "nexr"}, "unknown model 'nexr'; did you mean 'next'"),
+        ({"config": {"max_lem": 3}}, "did you mean 'max_len'"),
+        ({"extra": 1}, "unknown setting 'extra'"),
+    ],
+)
+def test_a_foreign_card_is_explained(student: Student, tmp_path: Path, change: dict[str, object], said: str) -> None:
+    card = student.save(tmp_path) / "model.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | change))
+    with pytest.raises(ArtefactError, match=said):
+        Student.load(tmp_path)
+
+
+def test_weights_of_another_size_are_refused(student: Student, tmp_path: Path) -> None:
+    """Files that are whole, but from two different students."""
+    other = Student(Next(NextConfig(), 4), IdMap(["a", "b", "c", "d"], first=1))
+    student.save(tmp_path / "five")
+    other.save(tmp_path / "four")
+    card, foreign = (json.loads((tmp_path / name / "model.json").read_text()) for name in ("five", "four"))
+    card["sha256"]["items.parquet"] = foreign["sha256"]["items.parquet"]
+    (tmp_path / "five" / "model.json").write_text(json.dumps(card))
+    shutil.copy(tmp_path / "four" / "items.parquet", tmp_path / "five")
+    with pytest.raises(ArtefactError, match="size mismatch for table"):
+        Student.load(tmp_path / "five")
+
+
+def test_a_card_that_is_not_json_is_explained(student: Student, tmp_path: Path) -> None:
+    (student.save(tmp_path) / "model.json").write_text("{")
+    with pytest.raises(ArtefactError, match=r"model\.json is not a student"):
+        Student.load(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_error(student: Student, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ArtefactError, match=r"cannot write the student to .*/file"):
+        student.save(tmp_path / "file")
