@@ -64,6 +64,11 @@ class Method(ABC, nn.Module):
     Config: ClassVar[type[Settings]]
     needs: frozenset[Need] = frozenset()
     """What the teacher must give; empty for methods without a teacher."""
+    reads_last: ClassVar[bool] = True
+    """Whether the loss reads the state after the last training item, which has no label.
+
+    Where it does not, that item is not fed to the student: on short histories it is a large part of the work.
+    """
 
     def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

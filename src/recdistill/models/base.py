@@ -63,6 +63,24 @@ class Batch:
             raise DataError("a history is empty; a model needs at least one item to answer")
         return cls(items[real].to(torch.int64), offsets)
 
+    def newest(self, n: int) -> Self:
+        """Keep at most the ``n`` newest items of each history.
+
+        Raises:
+            DataError: when ``n`` is not positive.
+        """
+        if n < 1:
+            raise DataError(f"cannot keep the newest {n} items of a history; at least one is needed")
+        lengths = self.lengths
+        if int(lengths.max()) <= n:
+            return self
+        from_end = torch.repeat_interleave(self.offsets[1:], lengths) - torch.arange(
+            len(self.items), device=self.items.device
+        )
+        offsets = torch.zeros_like(self.offsets)
+        torch.cumsum(lengths.clamp_max(n), 0, out=offsets[1:])
+        return type(self)(self.items[from_end <= n], offsets, self.users)
+
     @property
     def lengths(self) -> Tensor:
         """``(B,)`` number of items in each history."""
@@ -92,6 +110,8 @@ class Model(nn.Module, ABC):
     name: ClassVar[str]
     Config: ClassVar[type[Settings]]
     reads: ClassVar[Literal["history", "user"]] = "history"
+    causal: ClassVar[bool] = True
+    """Whether the state at an item says what comes next, so that one pass over a history trains on all its prefixes."""
 
     def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -111,15 +131,39 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, batch: Batch) -> Tensor:
-        """Return the vector of each query, ``(B, D)``: what comes after the whole history."""
+        """Return the vector of each query, ``(B, D)``: what comes after the whole history.
+
+        Raises:
+            DataError: when the batch holds an item that the model does not know.
+        """
 
     def encode_positions(self, batch: Batch) -> Tensor:
-        """Return a vector after each item of each history, ``(T, D)``, in the order of ``batch.items``."""
+        """Return a vector at each item of each history, ``(T, D)``, in the order of ``batch.items``.
+
+        Raises:
+            DataError: when the batch holds an item that the model does not know, or a history beyond ``max_len``.
+        """
         raise SettingsError(f"{self.name} does not read a sequence, so it has no states between its items")
 
     @abstractmethod
     def item_embeddings(self) -> Tensor:
         """Return ``(N+1, D)`` item vectors; row 0 is padding and is never scored."""
+
+    def compile_body(self) -> None:
+        """Let ``torch.compile`` fuse what lies between the item table and the states; the weights stay the same."""
+        self.encode_positions = torch.compile(self.encode_positions, dynamic=True)  # type: ignore[method-assign]
+
+    def _check(self, batch: Batch, *, n_special: int = 0) -> None:
+        """Refuse what an embedding table would answer with an index error, or silently with a wrong row."""
+        lowest, highest = (int(x) for x in torch.aminmax(batch.items))
+        if lowest < 1 or highest > self.n_items + n_special:
+            bad = lowest if lowest < 1 else highest
+            raise DataError(f"item {bad} is unknown to this model, which knows items 1…{self.n_items}")
+        if self.max_len is not None and (longest := int(batch.lengths.max())) > self.max_len:
+            raise DataError(
+                f"a history has {longest} items, the model reads at most {self.max_len}; "
+                f"keep the newest with batch.newest({self.max_len})"
+            )
 
     def scores(self, batch: Batch) -> Tensor:
         """Return ``(B, N+1)`` scores; column 0 (padding) is −∞."""
@@ -128,8 +172,8 @@ class Model(nn.Module, ABC):
         return scores
 
 
-def build_model(name: str, n_items: int, settings: dict[str, Any] | Settings | None = None) -> Model:
-    """Make an untrained model by its registered name.
+def build_model(name: str, n_items: int, settings: dict[str, Any] | Settings | None = None, *, seed: int = 0) -> Model:
+    """Make an untrained model by its registered name; ``seed`` fixes its initial weights.
 
     Raises:
         SettingsError: for an unknown name or setting.
@@ -139,4 +183,6 @@ def build_model(name: str, n_items: int, settings: dict[str, Any] | Settings | N
         raise SettingsError(f"unknown model {name!r}{nearest(name, list(Model.registry))}")
     cls = Model.registry[name]
     config = settings if isinstance(settings, Settings) else cls.Config.parse(settings or {}, where=f"model {name}")
-    return cls(config, n_items)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return cls(config, n_items)

@@ -1,0 +1,188 @@
+"""How a student learns from what users truly took; the base of every method that reads labels."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from recdistill.losses import Precision, compute_dtype, sampled_softmax_loss, softmax_cross_entropy
+from recdistill.methods.base import Setting, TrainingBatch
+from recdistill.models.base import Batch, Model
+from recdistill.models.bert4rec import BERT4Rec
+from recdistill.settings import Settings
+
+
+class LabelLossConfig(Settings):
+    """How true items are learned."""
+
+    loss: Literal["softmax", "sampled_softmax", "gbce", "bce"] = "softmax"
+    """Full softmax over the catalogue, softmax over shared negatives, generalised or plain binary cross-entropy."""
+    n_negatives: PositiveInt = 1024
+    """Negatives drawn per batch and shared by its positions, at most N; for ``sampled_softmax`` and ``gbce``."""
+    negatives: Literal["uniform", "popularity"] = "uniform"
+    """What ``sampled_softmax`` draws its negatives by: each alike, or by how often an item was taken."""
+    calibration: float = Field(default=0.75, ge=0, le=1)
+    """t of ``gbce``: 0 is plain binary cross-entropy, 1 makes its scores those of a full softmax."""
+    mask_share: float = Field(default=0.4, gt=0, lt=1)
+    """Share of a history's items that are masked; models that see both sides (BERT4Rec) only."""
+    last_share: float = Field(default=0.2, ge=0, le=1)
+    """Share of histories in which only the newest item is masked, as when the model is asked; BERT4Rec only."""
+    precision: Precision = "auto"
+    """Of the products with the item table; ``auto`` is bf16 where the processor multiplies it natively."""
+
+
+class LabelLoss:
+    """The loss on true items for any model that reads histories."""
+
+    def __init__(self, config: LabelLossConfig, setting: Setting) -> None:
+        self.config = config
+        items, _ = setting.train.flat()
+        counts = torch.bincount(torch.from_numpy(items).long(), minlength=setting.n_items + 1)
+        self.popularity = counts.double() / max(int(counts.sum()), 1)
+
+    def __call__(self, student: Model, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Return the loss, a mean over labels, and ``(B, D)`` the student's state after each whole history.
+
+        Causal models learn the next item at every position. Models that see both sides learn masked items, and read
+        the histories once more for the state.
+        """
+        if isinstance(student, BERT4Rec):
+            masked, labels = mask_items(
+                batch.batch,
+                student.mask_item,
+                share=self.config.mask_share,
+                last_share=self.config.last_share,
+                generator=batch.generator,
+            )
+            at = labels.nonzero().squeeze(1)
+            loss = self._loss(student.encode_positions(masked)[at], student, labels[at], batch.generator)
+            return loss, student.encode(batch.batch)
+        states = student.encode_positions(batch.batch)
+        at = batch.labels.nonzero().squeeze(1)
+        labelled = states if len(at) == len(states) else states[at]
+        return self._loss(labelled, student, batch.labels[at], batch.generator), states[batch.batch.last]
+
+    def _loss(self, states: Tensor, student: Model, labels: Tensor, generator: torch.Generator) -> Tensor:
+        config, embeddings = self.config, student.item_embeddings()
+        if config.loss == "softmax":
+            return softmax_cross_entropy(states, embeddings, labels, precision=config.precision)
+        if config.loss == "bce":
+            negatives = torch.randint(1, student.n_items + 1, labels.shape, generator=generator)
+            return bce_loss(states, embeddings, labels, negatives.to(labels.device))
+        if config.loss == "gbce":
+            negatives, _ = self._negatives("uniform", student.n_items, generator)
+            return gbce_loss(
+                states, embeddings, labels, negatives, calibration=config.calibration, precision=config.precision
+            )
+        negatives, log_weights = self._negatives(config.negatives, student.n_items, generator)
+        return sampled_softmax_loss(states, embeddings, labels, negatives, log_weights, precision=config.precision)
+
+    def _negatives(self, by: str, n_items: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw distinct negatives and −log of how often each was expected; ``(S,)`` both."""
+        n = min(self.config.n_negatives, n_items)
+        if by == "uniform":  # without replacement
+            negatives = torch.randperm(n_items, generator=generator)[:n] + 1
+            return negatives, torch.full((n,), math.log(n_items / n))
+        drawn = torch.multinomial(self.popularity, n, replacement=True, generator=generator)
+        negatives, counts = torch.unique(drawn, return_counts=True)
+        return negatives, (counts / (n * self.popularity[negatives])).log().float()
+
+
+def bce_loss(states: Tensor, embeddings: Tensor, labels: Tensor, negatives: Tensor) -> Tensor:
+    r"""Binary cross-entropy of the true item against one drawn item a position.
+
+    .. math:: -\frac1T \sum_t \log\sigma(h_t \cdot v_{y_t}) + \log(1 - \sigma(h_t \cdot v_{j_t}))
+
+    Args:
+        states: ``(T, D)`` query vectors h.
+        embeddings: ``(N+1, D)`` item vectors v.
+        labels: ``(T,)`` true items y.
+        negatives: ``(T,)`` drawn items j; where one is the true item, its term is left out.
+
+    Returns:
+        Scalar, in nats.
+
+    Source: Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, Eq. 6.
+    Differs from the paper: negatives may come from the user's own history.
+    """
+    positive = (states * embeddings[labels]).sum(1)
+    negative = (states * embeddings[negatives]).sum(1)
+    return (F.softplus(-positive) + F.softplus(negative) * (negatives != labels)).mean()
+
+
+def gbce_loss(
+    states: Tensor,
+    embeddings: Tensor,
+    labels: Tensor,
+    negatives: Tensor,
+    *,
+    calibration: float,
+    precision: Precision = "auto",
+) -> Tensor:
+    r"""Generalised binary cross-entropy: the positive's probability is raised to beta to undo negative sampling.
+
+    .. math:: -\frac{1}{T S} \sum_t \Bigl(\log\sigma^\beta(h_t \cdot v_{y_t})
+              + \sum_j \log(1 - \sigma(h_t \cdot v_j))\Bigr), \quad
+              \beta = \alpha \bigl(t (1 - \tfrac1\alpha) + \tfrac1\alpha\bigr), \; \alpha = \tfrac{S}{N - 1}
+
+    Args:
+        states: ``(T, D)`` query vectors h.
+        embeddings: ``(N+1, D)`` item vectors v.
+        labels: ``(T,)`` true items y.
+        negatives: ``(S,)`` drawn items j, shared by all positions; where one is the true item it is left out.
+        calibration: t in [0, 1].
+        precision: of the matrix product; ``auto`` is bf16 where the processor multiplies it natively.
+
+    Returns:
+        Scalar, in nats.
+
+    Source: Petrov and Macdonald, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with Negative
+    Sampling", RecSys 2023, Eqs. 7 and 10. Differs from the paper: negatives are shared by the batch.
+    """
+    n_items, n_negatives = len(embeddings) - 1, len(negatives)
+    rate = min(1.0, n_negatives / max(n_items - 1, 1))
+    beta = rate * (calibration * (1 - 1 / rate) + 1 / rate)
+    dtype = compute_dtype(states, precision)
+    positive = (states * embeddings[labels]).sum(1)
+    logits = (states.to(dtype) @ embeddings[negatives].to(dtype).T).float()
+    logits = logits.masked_fill(negatives == labels[:, None], -torch.inf)
+    return (beta * F.softplus(-positive) + F.softplus(logits).sum(1)).mean() / n_negatives
+
+
+def mask_items(
+    batch: Batch, mask_item: int, *, share: float, last_share: float, generator: torch.Generator
+) -> tuple[Batch, Tensor]:
+    """Hide items for a model that sees both sides.
+
+    Args:
+        batch: B histories of T items in all.
+        mask_item: what stands where an item is hidden.
+        share: chance that an item is hidden; at least one of each history is.
+        last_share: chance that, instead, only a history's newest item is hidden.
+        generator: the source of the draws.
+
+    Returns:
+        The batch with masks, and ``(T,)`` the hidden items, 0 where nothing is hidden.
+
+    Source: Sun et al., "BERT4Rec", CIKM 2019, section 3.6. Differs from the paper: fresh masks every time a history is
+    read, and no chance that a hidden item is left in place.
+    """
+    device = batch.items.device
+    owner = torch.repeat_interleave(torch.arange(len(batch), device=device), batch.lengths)
+    draws = torch.rand(len(batch.items), generator=generator).to(device)
+    hidden = draws < share
+    # Where chance hid nothing, the item with the least draw is hidden.
+    least = torch.full((len(batch),), torch.inf, device=device).scatter_reduce(0, owner, draws, "amin")
+    hidden |= draws == least[owner]
+    only_last = (torch.rand(len(batch), generator=generator) < last_share).to(device)
+    is_last = torch.zeros_like(hidden)
+    is_last[batch.last] = True
+    hidden = torch.where(only_last[owner], is_last, hidden)
+    labels = torch.where(hidden, batch.items, 0)
+    items = torch.where(hidden, mask_item, batch.items)
+    return Batch(items, batch.offsets, batch.users), labels

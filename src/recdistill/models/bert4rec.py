@@ -1,0 +1,42 @@
+"""BERT4Rec: a transformer that sees both sides of a masked item.
+
+Source: Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations from Transformer",
+CIKM 2019. Differs from the paper: no extra projection layer before the scores, so that scores are a plain product.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from recdistill.models.base import Batch
+from recdistill.models.sasrec import Transformer
+
+
+class BERT4Rec(Transformer, name="bert4rec"):
+    """A bidirectional transformer: the state at a masked item says which item stands there."""
+
+    causal = False
+    n_special = 1
+
+    @property
+    def mask_item(self) -> int:
+        """The item that stands for "which one?"; N+1."""
+        return self.n_items + 1
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Return the state at a mask put after each history, ``(B, D)``; one item less of a full history is read."""
+        self._check(batch.newest(self.config.max_len))
+        asked = self._with_mask(batch)
+        return self.encode_positions(asked)[asked.last]
+
+    def _with_mask(self, batch: Batch) -> Batch:
+        kept = batch.newest(self.config.max_len - 1)
+        lengths = kept.lengths + 1
+        offsets = torch.zeros_like(kept.offsets)
+        torch.cumsum(lengths, 0, out=offsets[1:])
+        items = torch.full((int(offsets[-1]),), self.mask_item, dtype=torch.int64, device=kept.items.device)
+        real = torch.ones_like(items, dtype=torch.bool)
+        real[offsets[1:] - 1] = False
+        items[real] = kept.items
+        return Batch(items, offsets, batch.users)

@@ -1,0 +1,425 @@
+"""One plain loop that trains any student by any method, and survives being killed."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from recdistill.data.dataset import Ints, Sequences
+from recdistill.errors import TrainingError
+from recdistill.methods.base import Method, Setting, TrainingBatch
+from recdistill.models.base import Batch, Model
+from recdistill.models.layers import seed_dropout
+from recdistill.settings import Settings
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
+
+
+class TrainerSettings(Settings):
+    """How long and how fast to learn."""
+
+    epochs: PositiveInt = 100
+    """Passes over the training users at most."""
+    batch_size: PositiveInt = 256
+    """Users per step, over all processes."""
+    learning_rate: PositiveFloat = 1e-3
+    """Of AdamW, at its highest."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Of AdamW, on matrices only."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which the learning rate rises from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls after the warm-up: not at all, or to 0 at the last of ``epochs``."""
+    clip_norm: float = Field(default=5.0, ge=0)
+    """Longest gradient, in L2 norm; longer ones are shortened. 0 switches it off."""
+    patience: PositiveInt = 10
+    """Validations in a row without a new best before training stops."""
+    validate_every: PositiveInt = 1
+    """Epochs between validations."""
+    seed: NonNegativeInt = 0
+    """Of the order of users and of every draw in model and method."""
+    compile: bool = False
+    """Let ``torch.compile`` fuse the model's own operations; needs a C++ compiler, and seconds to start."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRow:
+    """What is known after an epoch."""
+
+    epoch: int
+    """From 1."""
+    parts: dict[str, float]
+    """Mean of each part of the loss."""
+    validation: float | None
+    """NDCG@10 on the validation cases, where this epoch was validated."""
+    learning_rate: float
+    seconds: float
+    """Of training, validation not counted."""
+    sequences_per_second: float
+
+
+@dataclass(slots=True)
+class Fit:
+    """How training went; the student holds the best weights."""
+
+    rows: list[EpochRow] = field(default_factory=list)
+    best_epoch: int = 0
+    best_value: float = -math.inf
+    stopped_early: bool = False
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs were run."""
+        return len(self.rows)
+
+    @property
+    def seconds(self) -> float:
+        """Of training in all, validation not counted."""
+        return sum(row.seconds for row in self.rows)
+
+
+class Progress(Protocol):
+    """Who is told how training goes; a terminal, for example."""
+
+    def step(self, epoch: int, step: int, n_steps: int, parts: dict[str, float], sequences_per_second: float) -> None:
+        """Take note of a step; ``epoch`` and ``step`` count from 1."""
+
+    def epoch(self, row: EpochRow, settings: TrainerSettings) -> None:
+        """Take note of an epoch."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    def step(self, epoch: int, step: int, n_steps: int, parts: dict[str, float], sequences_per_second: float) -> None:
+        """Do nothing."""
+
+    def epoch(self, row: EpochRow, settings: TrainerSettings) -> None:
+        """Do nothing."""
+
+
+def fit(
+    student: Model,
+    method: Method,
+    setting: Setting,
+    settings: TrainerSettings,
+    *,
+    validate: Callable[[Model], float],
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Fit:
+    """Train ``student`` by ``method`` until validation no longer improves, and leave the best weights in it.
+
+    Every random draw follows from the seed and the number of the epoch. So a run that is killed and started again in
+    the same ``folder`` goes on after its last whole epoch and, on a CPU, ends with the very same weights.
+
+    Under ``torchrun`` (an initialised process group) each process takes its share of every batch and gradients are
+    averaged; process 0 validates and writes.
+
+    Args:
+        student: the model to train, on the device to train it on.
+        method: what to learn from; it is prepared here.
+        setting: training sequences and teacher.
+        settings: of the loop.
+        validate: gives a student's NDCG@10 on the validation cases; higher is better.
+        folder: where checkpoint and metrics go; nothing is written without it.
+        progress: who is told how it goes.
+
+    Raises:
+        TrainingError: when a loss or gradient is not finite, or the folder cannot be written. The last good state
+            stays in the folder.
+    """
+    tune_allocator()
+    progress = progress or Silent()
+    method.prepare(setting)
+    loop = _Loop(student, method, setting, settings)
+    store = _Store(folder) if folder is not None and _rank() == 0 else None
+    if folder is not None and (state := _Store(folder).load()) is not None:
+        loop.resume(state)
+    if store is not None:
+        store.write_metrics(loop.fit.rows)
+
+    while not loop.done:
+        row = loop.run_epoch(progress)
+        value = None
+        if row.epoch % settings.validate_every == 0 or row.epoch == settings.epochs:
+            value = _from_first(validate(student.eval()) if _rank() == 0 else 0.0)
+        row = replace(row, validation=value)
+        loop.finish_epoch(row)
+        if store is not None:
+            store.save(loop.state())
+            store.write_metrics(loop.fit.rows)
+        progress.epoch(row, settings)
+    student.load_state_dict(loop.best)
+    student.eval()
+    return loop.fit
+
+
+class _Loop:
+    """The state of training between two epochs."""
+
+    def __init__(self, student: Model, method: Method, setting: Setting, settings: TrainerSettings) -> None:
+        self.student, self.method, self.setting, self.settings = student, method, setting, settings
+        self.device = next(student.parameters()).device
+        method.to(self.device)
+        whole = method.reads_last or not student.causal
+        self.batches = Batches(setting.train, batch_size=settings.batch_size, max_len=student.max_len, reads_last=whole)
+        if len(self.batches) == 0:
+            raise TrainingError("there is nothing to learn: no user has two training interactions")
+        self.parameters = [p for p in (*student.parameters(), *method.parameters()) if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            [
+                {"params": [p for p in self.parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
+                {"params": [p for p in self.parameters if p.dim() <= 1], "weight_decay": 0.0},
+            ],
+            lr=settings.learning_rate,
+            betas=(0.9, 0.98),
+            fused=True,
+        )
+        self.fit = Fit()
+        self.best = _copy(student)
+        if settings.compile:
+            student.compile_body()
+
+    @property
+    def done(self) -> bool:
+        return self.fit.stopped_early or self.fit.epochs >= self.settings.epochs
+
+    def run_epoch(self, progress: Progress) -> EpochRow:
+        epoch, n_steps = self.fit.epochs, len(self.batches)
+        generator = torch.Generator().manual_seed(_mix(self.settings.seed, epoch, _rank()))
+        seed_dropout(self.student, generator)
+        seed_dropout(self.method, generator)
+        self.method.start_epoch(self.student, epoch, generator)
+        self.student.train()
+        self.method.train()
+        sums: dict[str, float] = {}
+        rate = 0.0
+        start = time.perf_counter()
+        for step, (batch, labels, rows) in enumerate(self.batches.epoch(self.settings.seed, epoch)):
+            rate = self._set_learning_rate(epoch * n_steps + step)
+            training_batch = TrainingBatch(
+                batch.to(self.device), labels.to(self.device), rows.to(self.device), generator
+            )
+            parts = self._step(training_batch, epoch + 1, step + 1)
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + value
+            speed = (step + 1) * self.batches.batch_size / (time.perf_counter() - start)
+            progress.step(epoch + 1, step + 1, n_steps, parts, speed)
+        seconds = time.perf_counter() - start
+        means = {name: value / n_steps for name, value in sums.items()}
+        return EpochRow(epoch + 1, means, None, rate, seconds, self.batches.n_users / seconds)
+
+    def _step(self, batch: TrainingBatch, epoch: int, step: int) -> dict[str, float]:
+        parts = self.method.loss(self.student, batch)
+        values = {name: float(part.detach()) for name, part in parts.items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise TrainingError(self._not_finite(f"the loss part {name!r} is {value}", epoch, step))
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
+        _average_gradients(self.parameters)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm or math.inf))
+        if not math.isfinite(norm):
+            raise TrainingError(self._not_finite(f"the gradient's norm is {norm}", epoch, step))
+        self.optimiser.step()
+        return values
+
+    def _not_finite(self, what: str, epoch: int, step: int) -> str:
+        kept = f"the state after epoch {epoch - 1} is kept" if epoch > 1 else "no epoch was finished"
+        return f"{what} in epoch {epoch}, step {step}; {kept}. Try a lower learning_rate or a smaller clip_norm."
+
+    def _set_learning_rate(self, step: int) -> float:
+        settings = self.settings
+        last = settings.epochs * len(self.batches)
+        if step < settings.warmup_steps:
+            factor = (step + 1) / settings.warmup_steps
+        elif settings.schedule == "constant":
+            factor = 1.0
+        else:
+            way = (step - settings.warmup_steps) / max(1, last - settings.warmup_steps)
+            factor = 1 - way if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * way))
+        for group in self.optimiser.param_groups:
+            group["lr"] = settings.learning_rate * factor
+        return settings.learning_rate * factor
+
+    def finish_epoch(self, row: EpochRow) -> None:
+        fit = self.fit
+        fit.rows.append(row)
+        if row.validation is None:
+            return
+        if row.validation > fit.best_value:
+            fit.best_epoch, fit.best_value, self.best = row.epoch, row.validation, _copy(self.student)
+        validated = sum(r.validation is not None for r in fit.rows[fit.best_epoch :])
+        fit.stopped_early = validated >= self.settings.patience
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "settings": self.settings.model_dump(mode="json"),
+            "student": self.student.state_dict(),
+            "method": self.method.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "best": self.best,
+            "best_epoch": self.fit.best_epoch,
+            "best_value": self.fit.best_value,
+            "stopped_early": self.fit.stopped_early,
+            "rows": [asdict(row) for row in self.fit.rows],
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        if state["settings"] != self.settings.model_dump(mode="json"):
+            raise TrainingError("the folder holds a checkpoint of other training settings; choose another folder")
+        try:
+            self.student.load_state_dict(state["student"])
+            self.method.load_state_dict(state["method"])
+        except RuntimeError as error:
+            raise TrainingError("the folder holds a checkpoint of another model; choose another folder") from error
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.best = state["best"]
+        self.fit = Fit(
+            [EpochRow(**row) for row in state["rows"]], state["best_epoch"], state["best_value"], state["stopped_early"]
+        )
+
+
+class Batches:
+    """Training users in a fresh order each epoch."""
+
+    def __init__(self, train: Sequences, *, batch_size: int, max_len: int | None, reads_last: bool) -> None:
+        self.train, self.batch_size, self.max_len, self.reads_last = train, batch_size, max_len, reads_last
+        self.rows: Ints = np.flatnonzero(train.lengths >= (1 if reads_last else 2))
+
+    @property
+    def n_users(self) -> int:
+        """How many users are learned from."""
+        return len(self.rows)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def epoch(self, seed: int, epoch: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        """Yield this process's share of each batch: histories, ``(T,)`` labels, ``(B,)`` rows."""
+        order = np.random.default_rng([seed, epoch]).permutation(self.rows)
+        for start in range(0, len(order), self.batch_size):
+            yield self.of(order[start : start + self.batch_size][_rank() :: _world_size()])
+
+    def of(self, rows: Ints) -> tuple[Batch, Tensor, Tensor]:
+        """Pack the histories of ``rows`` with the item that follows each position, 0 where none does."""
+        sequences = self.train.take(rows)
+        if self.reads_last:
+            batch = Batch.from_sequences(sequences, users=rows, max_len=self.max_len)
+            labels = torch.zeros_like(batch.items)
+            labels[:-1] = batch.items[1:]
+            labels[batch.last] = 0
+        else:
+            batch = Batch.from_sequences(sequences.without_newest(1), users=rows, max_len=self.max_len)
+            inputs = (
+                sequences.without_newest(1)
+                if self.max_len is None
+                else sequences.without_newest(1).newest(self.max_len)
+            )
+            shifted, _ = Sequences(inputs.items, inputs.starts + 1, inputs.ends + 1).flat()
+            labels = torch.from_numpy(shifted.astype(np.int64))
+        return batch, labels, torch.from_numpy(rows)
+
+
+class _Store:
+    """Checkpoint and metrics in a folder, each replaced in one instant."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / CHECKPOINT
+
+    def load(self) -> dict[str, Any] | None:
+        if not self.path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.path, weights_only=True)
+        except Exception as error:  # torch raises many kinds for a file that is not its own
+            raise TrainingError(f"{self.path} cannot be read as a checkpoint; delete it to train anew") from error
+        return state
+
+    def save(self, state: dict[str, Any]) -> None:
+        self._replace(self.path, lambda path: torch.save(state, path))
+
+    def write_metrics(self, rows: list[EpochRow]) -> None:
+        text = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
+        self._replace(self.folder / METRICS, lambda path: path.write_text(text))
+
+    def _replace(self, path: Path, write: Callable[[Path], object]) -> None:
+        partial = path.with_name(path.name + ".partial")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write(partial)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            raise TrainingError(
+                f"cannot write {path}: {error}. Free the disk or choose another folder; "
+                "the last state that was written whole is kept."
+            ) from error
+
+
+def tune_allocator() -> None:
+    """Let glibc keep freed memory, and serve large blocks from it.
+
+    The stock settings return every large temporary to the kernel, which hands it back page by page, zeroed: a third of
+    a training step. Elsewhere than on Linux with glibc this does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
+        mallopt(m_mmap_threshold, 1 << 30)
+        mallopt(m_trim_threshold, (1 << 31) - 1)
+        mallopt(m_top_pad, 1 << 26)
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _mix(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _average_gradients(parameters: list[nn.Parameter]) -> None:
+    if _world_size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= _world_size()
+
+
+def _from_first(value: float) -> float:
+    if _world_size() == 1:
+        return value
+    shared = torch.tensor([value], dtype=torch.float64)
+    dist.broadcast(shared, 0)
+    return float(shared)
