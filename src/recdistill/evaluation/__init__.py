@@ -1,0 +1,1 @@
+"""Full-ranking evaluation, its strata and its doubt."""
