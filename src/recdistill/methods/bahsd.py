@@ -1,0 +1,278 @@
+"""BAHSD: trust each of a black box's answers as far as probing says, and teach what survives the probing elsewhere.
+
+Source: Zhou et al., "BAHSD: Bridging the Long-tail Gap via Adaptive Distillation in Black-box Sequential
+Recommendation", arXiv 2606.03091. Only its outline is public: probing at several scales, a KL divergence with a dynamic
+temperature for reliable answers, ranking consistency and InfoNCE for the others. Every formula here is this library's
+own. The largest difference from the outline: no answer, however unreliable, loses its soft target over the whole
+catalogue. With lists alone and without that, a student collapses; and uniform distillation helps at every reliability.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from recdistill.data.dataset import Ints, Sequences
+from recdistill.errors import SettingsError
+from recdistill.methods.base import Method, Setting, TrainingBatch
+from recdistill.methods.kd import Answers, KDConfig, label_and_queries, list_kl
+from recdistill.methods.labels import LabelLoss
+from recdistill.models.base import Batch, Model
+from recdistill.probing import Floats, Unmeasured, consensus, consistency, fill_unmeasured, peakedness, probe
+
+
+def _scales(scales: tuple[float, ...]) -> tuple[float, ...]:
+    if any(not 0 < scale <= 1 for scale in scales) or 1.0 not in scales or len(set(scales)) < len(scales):
+        raise ValueError("must be different shares above 0 and up to 1, with 1 among them, for example [0.5, 1.0]")
+    return tuple(sorted(scales))
+
+
+class BAHSDConfig(KDConfig):
+    """Distillation by reliability. ``temperature`` is that of an answer that is not to be relied on at all."""
+
+    scales: Annotated[tuple[float, ...], AfterValidator(_scales)] = (0.5, 0.75, 1.0)
+    """Shares of each history that the teacher is shown, newest part; one query each. ``[1.0]`` does no probing."""
+    depth: PositiveInt = 20
+    """Ranks compared between the answers at two scales."""
+    reliability: Literal["consistency", "peakedness"] = "consistency"
+    """What the gate reads: agreement between scales, or how peaked one answer is, which needs the teacher's scores."""
+    unmeasured: Unmeasured = "typical"
+    """What a user counts as whose history is too short to be cut, or for whom the budget bought one answer only."""
+    gate: Literal["soft", "hard", "none"] = "soft"
+    """How reliability becomes a weight: smoothly, 0 or 1 at the median, or 1/2 for everyone."""
+    gate_width: PositiveFloat = 0.5
+    """Softness of the soft gate, in standard deviations of the reliability."""
+    reliable_temperature: PositiveFloat = 2.0
+    """Temperature of a wholly consistent and wholly peaked answer; equal to ``temperature`` it is not dynamic."""
+    ranking: Literal["listwise", "smooth", "margin"] = "listwise"
+    """How the consensus is taught: as a soft target over the catalogue, or by pairs, with a smooth or a hinge loss."""
+    quorum: float = Field(default=0.0, ge=0, lt=1)
+    """The consensus holds what more than this share of the answers list; 0 is all that any of them lists."""
+    ranking_weight: NonNegativeFloat = 1.0
+    """Of the consensus, against 1 for the answer; below 1, unreliable users are distilled less than reliable ones."""
+    margin: NonNegativeFloat = 0.5
+    """By which one logit is to exceed the other where ``ranking`` is ``margin``."""
+    contrast_weight: NonNegativeFloat = 0.1
+    """Of InfoNCE between a whole and a shortened history."""
+    contrast_temperature: PositiveFloat = 0.2
+    """At which cosines are compared."""
+
+
+class BAHSD(Method, name="bahsd"):
+    r"""Weigh a teacher's single answer against the consensus of its answers by measured reliability.
+
+    .. math:: L = L_{label} + \frac{\lambda}{B} \sum_u w_u L_{KL}(u)
+              + (1 - w_u) \bigl(\lambda_2 L_R(u) + \lambda_3 L_{NCE}(u)\bigr)
+
+    w is the gate. The single answer is that to the whole training history, compared at a temperature that rises with
+    reliability; the consensus is the order that the answers at all scales give together. Users without an answer learn
+    from labels alone; they count in B, so that an answer weighs the same in every batch.
+
+    Each part has a switch: ``scales = [1.0]`` leaves out the probing, ``gate = "none"`` the gate,
+    ``reliable_temperature = temperature`` the dynamic temperature, a weight of 0 the ranking consistency or InfoNCE.
+    The outline to the letter is ``ranking = "margin"`` with ``quorum = 0.5``.
+    """
+
+    Config = BAHSDConfig
+    config: BAHSDConfig
+    needs = frozenset({"rankings"})
+
+    def prepare(self, setting: Setting) -> None:
+        """Probe the teacher; work out the reliability, gate, temperature and consensus of every user.
+
+        Raises:
+            SettingsError: when scores are wanted and the teacher gives none.
+        """
+        config = self.config
+        self.probe = probe(setting, scales=config.scales, k=config.top_k)
+        self.answers = Answers.read(self.probe.full, config.values, config.rank_decay)
+        self.agreed, self.points = map(
+            torch.from_numpy, consensus(self.probe.items, setting.n_items, quorum=config.quorum)
+        )
+        self.listed = torch.from_numpy(self.probe.items).transpose(0, 1).flatten(1)
+        self.same = torch.from_numpy(same_histories(setting.train))
+        self.label_loss = LabelLoss(config.label_loss, setting) if config.labels else None
+
+        agreement = consistency(self.probe.items, depth=config.depth)
+        peaks = np.where(np.isnan(agreement), np.nan, 1.0)
+        if config.values != "ranks" and self.probe.scores is not None:
+            peaks = peakedness(self.probe.scores)
+        elif config.reliability == "peakedness":
+            raise SettingsError(
+                "reliability = 'peakedness' is read from scores, and there are none; set it to 'consistency'."
+            )
+        self.reliability = agreement if config.reliability == "consistency" else peaks
+        weight = gate_weights(self.reliability, kind=config.gate, width=config.gate_width)
+        self.gate = torch.from_numpy(fill_unmeasured(weight, config.unmeasured)).float()
+        sharpness = torch.from_numpy(fill_unmeasured(agreement * peaks, config.unmeasured)).float()
+        self.temperature = config.temperature + (config.reliable_temperature - config.temperature) * sharpness
+
+    def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Return the parts ``label`` (assisted only), ``answer``, ``consensus`` and ``contrast``."""
+        config = self.config
+        parts, queries = label_and_queries(student, batch, self.label_loss)
+        items, logits = self.answers.of(batch.rows)
+        gate, temperature = self._of(batch.rows, self.gate), self._of(batch.rows, self.temperature)
+        share = (items[:, 0] > 0) * (config.weight / len(items))
+        unsure = share * (1 - gate)
+
+        parts["answer"] = list_kl(
+            queries,
+            student.item_embeddings(),
+            items,
+            logits,
+            weights=share * gate,
+            temperature=temperature,
+            precision=config.label_loss.precision,
+        )
+        if config.ranking_weight:
+            consensus_loss = self._listwise if config.ranking == "listwise" else self._pairwise
+            parts["consensus"] = consensus_loss(student, queries, batch, config.ranking_weight * unsure)
+        if config.contrast_weight:
+            shares = torch.tensor([scale for scale in config.scales if scale < 1] or [1.0], dtype=torch.float64)
+            drawn = torch.randint(len(shares), (len(items),), generator=batch.generator)
+            views = student.encode(newest_share(batch.batch, shares[drawn].to(queries.device)))
+            parts["contrast"] = info_nce(
+                queries,
+                views,
+                self._of(batch.rows, self.same),
+                weights=config.contrast_weight * unsure,
+                temperature=config.contrast_temperature,
+            )
+        return parts
+
+    def _of(self, rows: Tensor, values: Tensor) -> Tensor:
+        return values[rows.to(values.device)].to(rows.device)
+
+    def _listwise(self, student: Model, queries: Tensor, batch: TrainingBatch, weights: Tensor) -> Tensor:
+        """The consensus decides the order, the answer what each place is worth."""
+        agreed = self._of(batch.rows, self.agreed).long()
+        worth = torch.where(agreed > 0, self._of(batch.rows, self.answers.logits), -torch.inf)
+        return list_kl(
+            queries,
+            student.item_embeddings(),
+            torch.where(worth > -torch.inf, agreed, 0),
+            worth,
+            weights=weights,
+            temperature=self.config.temperature,
+            precision=self.config.label_loss.precision,
+        )
+
+    def _pairwise(self, student: Model, queries: Tensor, batch: TrainingBatch, weights: Tensor) -> Tensor:
+        """Each agreed item above the next one, and above a random item that no answer lists."""
+        agreed, embeddings = self._of(batch.rows, self.agreed).long(), student.item_embeddings()
+        others = torch.randint(1, len(embeddings), agreed.shape, generator=batch.generator).to(agreed.device)
+        listed = self._of(batch.rows, self.listed).long()
+        owner = torch.arange(len(listed), device=agreed.device)[:, None] * len(embeddings)
+        loss = ranking_consistency(
+            torch.einsum("bd,bkd->bk", queries, embeddings[agreed]),
+            self._of(batch.rows, self.points),
+            torch.einsum("bd,bkd->bk", queries, embeddings[others]),
+            ~torch.isin(owner + others, owner + listed),
+            margin=self.config.margin if self.config.ranking == "margin" else None,
+        )
+        return weights @ loss
+
+
+def gate_weights(reliability: Floats, *, kind: Literal["soft", "hard", "none"], width: float) -> Floats:
+    r"""Turn reliability into the weight of the single answer.
+
+    .. math:: w = \sigma\bigl((c - \mathrm{mean}(c)) / (\kappa \, \mathrm{std}(c))\bigr) \quad \text{(soft)}, \qquad
+              w = 1[c \ge \mathrm{median}(c)] \quad \text{(hard)}
+
+    Args:
+        reliability: ``(R,)`` c, NaN where it is not measured; mean, deviation and median run over the measured.
+        kind: the form; ``none`` is 1/2 for everyone.
+        width: kappa of the soft form.
+
+    Returns:
+        ``(R,)`` in [0, 1], NaN where it is not measured; 1/2 for everyone where all are equally reliable (soft).
+    """
+    measured = reliability[~np.isnan(reliability)]
+    if kind == "none" or not len(measured):
+        return np.where(np.isnan(reliability), np.nan, 0.5)
+    if kind == "hard":
+        return np.where(np.isnan(reliability), np.nan, reliability >= np.median(measured))
+    distance = (reliability - measured.mean()) / (width * max(measured.std(), 1e-9))
+    weights: Floats = 0.5 * (1 + np.tanh(distance / 2))
+    return weights
+
+
+def ranking_consistency(
+    listed: Tensor, points: Tensor, others: Tensor, unlisted: Tensor, *, margin: float | None
+) -> Tensor:
+    r"""Order of the consensus, and the lead of its items over those that no answer lists.
+
+    .. math:: \frac{1}{|P|} \sum_{(i,j) \in P} \ell(f_i - f_j) + \frac{1}{|C|} \sum_{i \in C} \ell(f_i - f_{j^-})
+
+    where P are the neighbours in the consensus C with different points, and ℓ(x) is ``max(0, margin − x)``, or the
+    smooth ``log(1 + exp(−x))`` without a margin.
+
+    Args:
+        listed: ``(B, K)`` the student's logits f of the consensus, best item first.
+        points: ``(B, K)`` Borda points, never rising along a row; 0 is padding.
+        others: ``(B, K)`` the student's logits of random items.
+        unlisted: ``(B, K)`` which of those are in no answer; the rest is left out, and not counted in C.
+        margin: delta; ``None`` for the smooth form.
+
+    Returns:
+        ``(B,)``; 0 without a consensus.
+
+    Source: the margin form is the list loss of Yue et al., "Black-Box Attacks on Sequential Recommenders via Data-Free
+    Model Extraction", RecSys 2021, on the consensus instead of one list.
+    """
+    real = points > 0
+    pairs = real[:, 1:] & (points[:, :-1] > points[:, 1:])
+    return _mean_penalty(listed[:, :-1] - listed[:, 1:], pairs, margin) + _mean_penalty(
+        listed - others, real & unlisted, margin
+    )
+
+
+def _mean_penalty(lead: Tensor, counted: Tensor, margin: float | None) -> Tensor:
+    penalty = F.softplus(-lead) if margin is None else F.relu(margin - lead)
+    return torch.where(counted, penalty, 0.0).sum(1) / counted.sum(1).clamp_min(1)
+
+
+def info_nce(queries: Tensor, views: Tensor, same: Tensor, *, weights: Tensor, temperature: float) -> Tensor:
+    r"""Tell which shortened history belongs to which whole one.
+
+    .. math:: -\sum_u w_u \log \frac{\exp(z_u \cdot z_u^+ / \tau)}{\sum_v \exp(z_u \cdot z_v^+ / \tau)}, \quad
+              z = h / |h|
+
+    Args:
+        queries: ``(B, D)`` vectors h of the whole histories.
+        views: ``(B, D)`` vectors of the shortened ones; those of other users are the negatives.
+        same: ``(B,)`` equal for users with the same history, who are not each other's negatives.
+        weights: ``(B,)`` w, used as given.
+        temperature: tau, positive.
+
+    Returns:
+        Scalar, in nats.
+
+    Source: van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018, Eq. 4.
+    """
+    logits = F.normalize(queries, dim=1) @ F.normalize(views, dim=1).T / temperature
+    twins = (same[:, None] == same) & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+    own = torch.arange(len(same), device=same.device)
+    return weights @ F.cross_entropy(logits.masked_fill(twins, -torch.inf), own, reduction="none")
+
+
+def newest_share(batch: Batch, shares: Tensor) -> Batch:
+    """Keep the newest part of each history: ``shares (B,)`` of it, in (0, 1], rounded up."""
+    lengths = batch.lengths
+    kept = (shares * lengths - 1e-9).ceil().long()
+    offsets = torch.zeros_like(batch.offsets)
+    torch.cumsum(kept, 0, out=offsets[1:])
+    first = torch.repeat_interleave(batch.offsets[1:] - kept, lengths)
+    return Batch(batch.items[torch.arange(len(first), device=first.device) >= first], offsets, batch.users)
+
+
+def same_histories(sequences: Sequences) -> Ints:
+    """Return ``(R,)`` for each row the first row that holds the same items in the same order."""
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(row.tobytes(), n) for n, row in enumerate(sequences)], np.int64)

@@ -1,0 +1,174 @@
+"""Uniform distillation: every user's answer is a soft target over the whole catalogue, and all weigh the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from recdistill.errors import SettingsError
+from recdistill.losses import Precision, list_cross_entropy
+from recdistill.methods.base import Method, Setting, TrainingBatch
+from recdistill.methods.labels import LabelLoss, LabelLossConfig
+from recdistill.models.base import Model
+from recdistill.probing import probe
+from recdistill.settings import Settings
+from recdistill.teachers.base import Ranking
+
+Values: TypeAlias = Literal["auto", "scores", "ranks"]
+
+
+class KDConfig(Settings):
+    """Uniform distillation from a teacher's lists."""
+
+    labels: bool = True
+    """Whether the users' real next items are learned too (assisted); without them (pure) only the answers are."""
+    label_loss: LabelLossConfig = LabelLossConfig()
+    """How they are learned; its ``precision`` holds for the answers as well."""
+    weight: NonNegativeFloat = 1.0
+    """Of the answers, against 1 for the labels."""
+    top_k: PositiveInt = 100
+    """Length of the lists asked for."""
+    values: Values = "auto"
+    """What a place in the list is worth: its score, or its rank alone; ``auto`` takes scores where there are some.
+
+    Scores are read as logits. Where they are something else, probabilities or cosines, ranks are the better choice.
+    """
+    rank_decay: NonNegativeFloat = 1.0
+    """a in the target ``p_r ∝ (1 + r)^-a`` that ranks stand for; 0 takes a list for a set, higher trusts its head."""
+    temperature: PositiveFloat = 1.0
+    """At which target and student are compared; higher is softer."""
+
+
+class KD(Method, name="kd"):
+    r"""Learn the teacher's list for each user as a soft target over the whole catalogue.
+
+    .. math:: L = L_{label} + \frac{\lambda}{B} \sum_u \tau^2
+              \mathrm{KL}(\mathrm{softmax}(g_u / \tau) \,\|\, \mathrm{softmax}(f_u / \tau))
+
+    One answer a user: g to the whole training history, whose own next item is held out. The student's f is taken after
+    the last training item, where there is no label. Users without an answer count in B, so that an answer weighs the
+    same in every batch.
+
+    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, Section 2, for the tau^2.
+    Differs: the target is a list, with probability 0 for what it leaves out.
+    """
+
+    Config = KDConfig
+    config: KDConfig
+    needs = frozenset({"rankings"})
+
+    def prepare(self, setting: Setting) -> None:
+        """Ask the teacher about every training history once."""
+        config = self.config
+        answers = probe(setting, k=config.top_k).full
+        self.answers = Answers.read(answers, config.values, config.rank_decay)
+        self.label_loss = LabelLoss(config.label_loss, setting) if config.labels else None
+
+    def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Return the parts ``label`` (assisted only) and ``answer``, the latter as a KL divergence in nats."""
+        config = self.config
+        parts, queries = label_and_queries(student, batch, self.label_loss)
+        items, logits = self.answers.of(batch.rows)
+        parts["answer"] = list_kl(
+            queries,
+            student.item_embeddings(),
+            items,
+            logits,
+            weights=torch.full_like(queries[:, 0], config.weight / len(queries)),
+            temperature=config.temperature,
+            precision=config.label_loss.precision,
+        )
+        return parts
+
+
+def label_and_queries(
+    student: Model, batch: TrainingBatch, label_loss: LabelLoss | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the part ``label``, if labels are learned, and ``(B, D)`` the student's state after each history."""
+    if label_loss is None:
+        return {}, student.encode(batch.batch)
+    label, queries = label_loss(student, batch)
+    return {"label": label}, queries
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """A teacher's lists as soft targets, filed under the rows of the training sequences."""
+
+    items: Tensor
+    """``(R, K)`` int32 listed items, best first; 0 is padding, a row of nothing else a user without an answer."""
+    logits: Tensor
+    """``(R, K)`` what each place is worth, g; −∞ under padding."""
+
+    @classmethod
+    def read(cls, ranking: Ranking, values: Values, rank_decay: float) -> Answers:
+        """Take the values from the scores, or from the ranks alone.
+
+        Raises:
+            SettingsError: when scores are wanted and there are none.
+        """
+        if values == "scores" and ranking.scores is None:
+            raise SettingsError("values = 'scores', but the teacher gives lists without scores; set values to 'ranks'.")
+        items = torch.from_numpy(ranking.items)
+        if values == "ranks" or ranking.scores is None:
+            return cls(items, rank_logits(items, rank_decay))
+        return cls(items, torch.from_numpy(ranking.scores))
+
+    def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return items (int64) and logits of some ``rows (B,)``, both ``(B, K)``, on the rows' device."""
+        at = rows.to(self.items.device)
+        return self.items[at].to(rows.device, torch.int64), self.logits[at].to(rows.device)
+
+
+def rank_logits(items: Tensor, decay: float) -> Tensor:
+    """Return logits of ``p_r ∝ (1 + r)^-decay``, r = 1, 2, …, for ``items (B, K)``; −∞ under padding."""
+    ranks = torch.arange(1, items.shape[1] + 1, dtype=torch.float32, device=items.device)
+    return torch.where(items > 0, -decay * torch.log1p(ranks), -torch.inf)
+
+
+def soft_targets(logits: Tensor, temperature: Tensor | float) -> Tensor:
+    """Return ``softmax(logits / temperature)`` of each row of ``(B, K)``; all 0 for a row of nothing but −∞."""
+    if isinstance(temperature, Tensor):
+        temperature = temperature[:, None]
+    return torch.softmax(logits / temperature, dim=1).nan_to_num(0.0)
+
+
+def list_kl(
+    states: Tensor,
+    embeddings: Tensor,
+    items: Tensor,
+    logits: Tensor,
+    *,
+    weights: Tensor,
+    temperature: Tensor | float = 1.0,
+    precision: Precision = "auto",
+) -> Tensor:
+    r"""KL divergence of the student's softmax over the whole catalogue from the softmax of a list.
+
+    .. math:: \sum_u w_u \tau_u^2 \, \mathrm{KL}\bigl(\mathrm{softmax}(g_u / \tau_u) \,\|\,
+              \mathrm{softmax}(f_u / \tau_u)\bigr)
+
+    Args:
+        states: ``(B, D)`` the student's vectors for the queries; f is their product with ``embeddings``.
+        embeddings: ``(N+1, D)`` the student's item vectors; row 0 is padding and takes no part.
+        items: ``(B, K)`` int64 listed items; 0 is padding. A row of padding adds nothing.
+        logits: ``(B, K)`` g, −∞ under padding.
+        weights: ``(B,)`` w, used as given.
+        temperature: tau, one or ``(B,)``, positive; tau^2 keeps the gradients of soft targets from fading.
+        precision: of the products with the item vectors.
+
+    Returns:
+        Scalar, in nats; 0 when the student agrees.
+    """
+    targets = soft_targets(logits, temperature)
+    weights = weights * temperature**2
+    entropy = torch.special.entr(targets).sum(1)
+    cross_entropy = list_cross_entropy(
+        states, embeddings, items, targets, weights=weights, temperature=temperature, precision=precision
+    )
+    loss: Tensor = cross_entropy - weights @ entropy
+    return loss

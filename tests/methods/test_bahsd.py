@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from recdistill.data.dataset import Sequences
+from recdistill.errors import SettingsError
+from recdistill.methods.bahsd import (
+    BAHSD,
+    BAHSDConfig,
+    gate_weights,
+    info_nce,
+    newest_share,
+    ranking_consistency,
+    same_histories,
+)
+from recdistill.methods.base import Setting, TrainingBatch, build_method
+from recdistill.models.base import Batch, Model, build_model
+from recdistill.teachers.fake import FakeTeacher
+
+N = 8
+ROWS = [[1, 2], [3, 4, 5, 6], [6, 1, 7], [8]]
+
+
+def batch(rows: list[int], seed: int = 0) -> TrainingBatch:
+    histories = Batch.from_lists([ROWS[row] for row in rows])
+    labels = torch.cat([histories.items[1:], torch.zeros(1, dtype=torch.int64)])
+    labels[histories.last] = 0
+    return TrainingBatch(histories, labels, torch.tensor(rows), torch.Generator().manual_seed(seed))
+
+
+def ready(teacher: FakeTeacher | None = None, method: str = "bahsd", **settings: Any) -> BAHSD:
+    made = build_method(method, {"label_loss": {"precision": "fp32"}, "top_k": 4} | settings)
+    made.prepare(Setting(Sequences.from_lists(ROWS), np.arange(len(ROWS)), N, teacher or FakeTeacher(N)))
+    return made  # type: ignore[return-value]
+
+
+def sasrec() -> Model:
+    return build_model("sasrec", N, {"dim": 8, "max_len": 4, "dropout": 0.0})
+
+
+def fickle(history: Any, k: int) -> list[int]:
+    """Stable for histories that end in 2, another list for every length otherwise."""
+    start = 4 if history[-1] == 2 else 1 + 2 * len(history)
+    return [item for item in ((start + step) % N + 1 for step in range(N)) if item not in history.tolist()][:k]
+
+
+# The gate
+
+
+def test_the_soft_gate_by_hand() -> None:
+    # Mean .5, deviation .5: one is 1 deviation above, at width .5 that is 2.
+    weights = gate_weights(np.array([0.0, 1.0]), kind="soft", width=0.5)
+    assert weights == pytest.approx([1 / (1 + math.exp(2)), 1 / (1 + math.exp(-2))])
+
+
+def test_the_hard_gate_opens_at_the_median() -> None:
+    assert gate_weights(np.array([0.1, 0.5, 0.9]), kind="hard", width=0.5).tolist() == [0.0, 1.0, 1.0]
+
+
+def test_no_gate_is_one_half_for_everyone() -> None:
+    assert gate_weights(np.array([0.1, 0.9]), kind="none", width=0.5).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard", "none"])
+def test_the_unmeasured_neither_get_a_weight_nor_move_that_of_others(kind: Any) -> None:
+    with_unmeasured = gate_weights(np.array([0.2, np.nan, 0.8]), kind=kind, width=0.5)
+    assert with_unmeasured[[0, 2]] == pytest.approx(gate_weights(np.array([0.2, 0.8]), kind=kind, width=0.5))
+    assert np.isnan(with_unmeasured[1])
+
+
+def test_equal_reliability_is_neither_trusted_nor_distrusted() -> None:
+    assert gate_weights(np.array([0.7, 0.7]), kind="soft", width=0.5) == pytest.approx([0.5, 0.5])
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=8))
+def test_the_soft_gate_keeps_the_order_of_reliability(reliability: list[float]) -> None:
+    values = np.array(reliability)
+    weights = gate_weights(values, kind="soft", width=0.5)[np.argsort(values)]
+    assert (np.diff(weights) >= 0).all()
+    assert ((weights >= 0) & (weights <= 1)).all()
+
+
+# Ranking consistency
+
+
+def consistency_of(listed: list[float], points: list[int], others: list[float], **settings: Any) -> float:
+    options: dict[str, Any] = {"unlisted": torch.ones(1, len(others), dtype=torch.bool), "margin": 0.5} | settings
+    values = ranking_consistency(torch.tensor([listed]), torch.tensor([points]), torch.tensor([others]), **options)
+    return float(values.item())
+
+
+def test_the_margin_form_by_hand() -> None:
+    # Leads .2 and 1 over the next item: (.3 + 0) / 2. Leads −.5, .3, 2 over random items: (1 + .2 + 0) / 3.
+    value = consistency_of([1.5, 1.3, 0.3], [9, 5, 2], [2.0, 1.0, -1.7])
+    assert value == pytest.approx(0.3 / 2 + 1.2 / 3, rel=1e-5)
+
+
+def test_the_smooth_form_by_hand() -> None:
+    value = consistency_of([1.0, 0.0], [2, 1], [0.0, 0.0], margin=None)
+    assert value == pytest.approx(math.log1p(math.exp(-1)) + (math.log1p(math.exp(-1)) + math.log(2)) / 2)
+
+
+def test_items_with_equal_points_have_no_order_to_learn() -> None:
+    assert consistency_of([0.0, 9.0], [3, 3], [-9.0, -9.0]) == 0.0
+
+
+def test_random_items_that_an_answer_lists_are_left_out() -> None:
+    unlisted = torch.tensor([[False, True]])
+    assert consistency_of([1.0, 0.0], [2, 1], [9.0, 0.0], unlisted=unlisted) == pytest.approx(0.5)
+
+
+def test_padding_takes_no_part() -> None:
+    plain = consistency_of([1.0, 0.7], [2, 1], [0.0, 0.0])
+    assert consistency_of([1.0, 0.7, 5.0], [2, 1, 0], [0.0, 0.0, 9.0]) == pytest.approx(plain)
+
+
+def test_an_empty_consensus_costs_nothing() -> None:
+    assert consistency_of([1.0, 2.0], [0, 0], [3.0, 4.0]) == 0.0
+
+
+@pytest.mark.parametrize("margin", [0.5, None])
+def test_it_is_blind_to_a_constant_added_to_the_logits(margin: float | None) -> None:
+    plain = consistency_of([1.0, 0.7], [2, 1], [0.0, 0.9], margin=margin)
+    assert consistency_of([4.0, 3.7], [2, 1], [3.0, 3.9], margin=margin) == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize("margin", [0.5, None])
+def test_it_is_finite_at_extreme_logits(margin: float | None) -> None:
+    assert math.isfinite(consistency_of([-1e4, 1e4], [2, 1], [1e4, -1e4], margin=margin))
+
+
+# InfoNCE
+
+
+def nce(queries: list[list[float]], views: list[list[float]], same: list[int], temperature: float = 1.0) -> float:
+    n = len(queries)
+    loss = info_nce(
+        torch.tensor(queries),
+        torch.tensor(views),
+        torch.tensor(same),
+        weights=torch.full((n,), 1 / n),
+        temperature=temperature,
+    )
+    return loss.item()
+
+
+def test_info_nce_by_hand() -> None:
+    # Cosines 1 to the own view, 0 to the other; at temperature .5 that is 2 against 0. Lengths do not matter.
+    value = nce([[3.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 7.0]], [0, 1], temperature=0.5)
+    assert value == pytest.approx(math.log1p(math.exp(-2)))
+
+
+def test_users_with_the_same_history_are_not_each_others_negatives() -> None:
+    """Their views are the same too: telling them apart cannot be learned."""
+    twins = nce([[1.0, 0.0]] * 2 + [[0.0, 1.0]], [[1.0, 0.0]] * 2 + [[0.0, 1.0]], [0, 0, 1])
+    # Each twin sees its own view (1) and the third user's (0); the third sees its own (1) and two others (0).
+    assert twins == pytest.approx((2 * math.log1p(math.exp(-1)) + math.log(math.e + 2) - 1) / 3)
+
+
+def test_info_nce_of_one_user_is_0() -> None:
+    assert nce([[1.0, 2.0]], [[0.5, -1.0]], [0]) == pytest.approx(0.0)
+
+
+def test_info_nce_is_finite_for_extreme_and_zero_vectors() -> None:
+    assert math.isfinite(nce([[1e4, -1e4], [0.0, 0.0]], [[-1e4, 1e4], [0.0, 0.0]], [0, 1], temperature=0.1))
+
+
+def test_a_shortened_history_is_its_newest_part_rounded_up() -> None:
+    whole = Batch.from_lists([[1, 2, 3], [4], [5, 6, 7, 8]])
+    view = newest_share(whole, torch.tensor([0.5, 0.5, 0.75], dtype=torch.float64))
+    assert view.items.tolist() == [2, 3, 4, 6, 7, 8]
+    assert view.offsets.tolist() == [0, 2, 3, 6]
+
+
+def test_same_histories_are_filed_under_the_first_of_them() -> None:
+    assert same_histories(Sequences.from_lists([[1, 2], [2, 1], [1, 2], []])).tolist() == [0, 1, 0, 3]
+
+
+# The method
+
+
+@pytest.mark.parametrize("scales", [[], [0.5], [0.0, 1.0], [1.0, 1.5], [1.0, 1.0]])
+def test_scales_that_are_no_shares_or_lack_the_whole_are_refused(scales: list[float]) -> None:
+    with pytest.raises(SettingsError, match="with 1 among them"):
+        BAHSDConfig.parse({"scales": scales})
+
+
+def test_settings_round_trip_through_json() -> None:
+    config = BAHSDConfig(scales=(1.0, 0.3), ranking="margin")
+    assert BAHSDConfig.model_validate_json(config.model_dump_json()) == config
+    assert config.scales == (0.3, 1.0)
+
+
+def test_users_whose_answers_agree_weigh_more_than_those_whose_answers_change() -> None:
+    method = ready(FakeTeacher(N, fickle))
+    assert method.reliability[0] == pytest.approx(1.0)
+    assert method.gate[0] > method.gate[1]
+
+
+def test_temperature_rises_with_consistency_and_peakedness() -> None:
+    method = ready(FakeTeacher(N, gives_scores=True), temperature=1.0, reliable_temperature=3.0)
+    # The circle goes on alike after any part of a history, so c = 1; of the scores 1, 1/2, 1/3, 1/4:
+    weights = np.exp(1 / np.arange(1, 5))
+    probs = weights / weights.sum()
+    peak = 1 + (probs * np.log(probs)).sum() / math.log(4)
+    assert method.temperature[1].item() == pytest.approx(1 + 2 * peak, rel=1e-5)
+
+
+def test_without_scores_temperature_follows_consistency_alone() -> None:
+    method = ready(FakeTeacher(N), temperature=1.0, reliable_temperature=3.0)
+    assert method.temperature[1].item() == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(("rule", "weight", "temperature"), [("unreliable", 0.0, 1.0), ("reliable", 1.0, 3.0)])
+def test_a_history_of_one_item_counts_as_the_rule_says(rule: str, weight: float, temperature: float) -> None:
+    method = ready(unmeasured=rule, temperature=1.0, reliable_temperature=3.0)
+    assert np.isnan(method.reliability[3])
+    assert method.gate[3].item() == weight
+    assert method.temperature[3].item() == temperature
+
+
+def test_peakedness_cannot_gate_lists() -> None:
+    with pytest.raises(SettingsError, match="set it to 'consistency'"):
+        ready(reliability="peakedness")
+
+
+def test_peakedness_cannot_gate_where_ranks_alone_are_wanted() -> None:
+    with pytest.raises(SettingsError, match="set it to 'consistency'"):
+        ready(FakeTeacher(N, gives_scores=True), reliability="peakedness", values="ranks")
+
+
+def test_peakedness_gates_without_probing() -> None:
+    """Scores make one query enough."""
+    teacher = FakeTeacher(N, gives_scores=True)
+    method = ready(teacher, reliability="peakedness", scales=[1.0])
+    assert len(teacher.asked) == len(ROWS)
+    assert not np.isnan(method.reliability).any()
+
+
+ALL_PARTS = {"label", "answer", "consensus", "contrast"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "left_out"),
+    [
+        ({}, set()),
+        ({"labels": False}, {"label"}),
+        ({"ranking_weight": 0}, {"consensus"}),
+        ({"contrast_weight": 0}, {"contrast"}),
+    ],
+)
+def test_each_part_can_be_left_out(settings: dict[str, Any], left_out: set[str]) -> None:
+    assert set(ready(**settings).loss(sasrec(), batch([0, 1, 2]))) == ALL_PARTS - left_out
+
+
+def uniform(**settings: Any) -> dict[str, Tensor]:
+    return ready(method="kd", **settings).loss(sasrec(), batch([0, 1, 2]))
+
+
+def test_without_probing_and_dynamic_temperature_it_is_uniform_distillation() -> None:
+    """The consensus of one answer is that answer, whatever the gate: the ablations end at the baseline."""
+    parts = ready(scales=[1.0], reliable_temperature=1.0, contrast_weight=0).loss(sasrec(), batch([0, 1, 2]))
+    expected = uniform()
+    assert (parts["answer"] + parts["consensus"]).item() == pytest.approx(expected["answer"].item(), rel=1e-4)
+    assert parts["label"].item() == pytest.approx(expected["label"].item(), rel=1e-5)
+
+
+def test_with_everyone_reliable_it_is_uniform_distillation_at_the_reliable_temperature() -> None:
+    parts = ready(scales=[1.0], unmeasured="reliable", reliable_temperature=3.0).loss(sasrec(), batch([0, 1, 2]))
+    assert parts["answer"].item() == pytest.approx(uniform(temperature=3.0)["answer"].item(), rel=1e-4)
+    assert parts["consensus"].item() == pytest.approx(0.0, abs=1e-6)
+    assert parts["contrast"].item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_listwise_consensus_takes_its_order_from_all_answers_and_its_values_from_the_whole_one() -> None:
+    lists = {4: [1, 2], 3: [2, 8], 2: [2, 1]}  # by length shown: 2 has 1 + 2 + 2 points, 1 has 2 + 1, 8 has 1
+    teacher = FakeTeacher(N, rule=lambda history, k: lists[len(history)] if history[-1] == 6 else [1, 2])
+    method = ready(teacher, labels=False, contrast_weight=0, unmeasured="unreliable", top_k=2, gate="none")
+    model = sasrec()
+    log_probs = (model.encode(batch([1]).batch) @ model.item_embeddings()[1:].T).log_softmax(1)[0]
+    # Item 2 first, with the weight of rank 1: 1/2 against 1/3, of which the sum is 5/6. The gate leaves one half.
+    expected = 0.6 * (math.log(0.6) - log_probs[1]) + 0.4 * (math.log(0.4) - log_probs[0])
+    assert method.loss(model, batch([1]))["consensus"].item() == pytest.approx(expected.item() / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("ranking", ["listwise", "smooth", "margin"])
+def test_users_without_an_answer_add_nothing(ranking: str) -> None:
+    teacher = FakeTeacher(N, rule=lambda history, k: [] if history[-1] == 2 else [1, 2])
+    method, model = ready(teacher, labels=False, ranking=ranking), sasrec()
+    parts = method.loss(model, batch([0]))
+    assert {name: part.item() for name, part in parts.items()} == {"answer": 0.0, "consensus": 0.0, "contrast": 0.0}
+
+
+@pytest.mark.parametrize("ranking", ["listwise", "smooth", "margin"])
+def test_the_same_generator_gives_the_same_loss(ranking: str) -> None:
+    method, model = ready(ranking=ranking), sasrec()
+    first, second = (method.loss(model, batch([0, 1, 2], seed=5)) for _ in range(2))
+    assert {name: part.item() for name, part in first.items()} == {name: part.item() for name, part in second.items()}
+
+
+def test_preparing_again_gives_the_same_targets() -> None:
+    """A run that is resumed prepares anew."""
+    first, second = ready(FakeTeacher(N, fickle)), ready(FakeTeacher(N, fickle))
+    assert torch.equal(first.gate, second.gate)
+    assert torch.equal(first.agreed, second.agreed)
+    assert torch.equal(first.answers.logits, second.answers.logits)
+
+
+def test_identical_histories_of_two_users_leave_the_loss_finite() -> None:
+    doubled = batch([1, 1])
+    parts = ready(labels=False).loss(sasrec(), doubled)
+    assert all(part.isfinite() for part in parts.values())
