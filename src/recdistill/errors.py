@@ -1,5 +1,15 @@
 """The errors that a user can meet. Each says what was asked, what came back and what to do."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from recdistill.teachers.base import Ranking
+
 
 class RecDistillError(Exception):
     """Base of every error that recdistill raises on purpose; the command line prints it in one line."""
@@ -19,6 +29,15 @@ class TeacherError(RecDistillError):
 
 class BudgetExhausted(TeacherError):
     """The query budget is spent; every answer bought so far is in the ledger."""
+
+    def __init__(
+        self, message: str, *, ranking: Ranking | None = None, answered: npt.NDArray[np.bool_] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.ranking = ranking
+        """The lists that were asked for; a row that is not answered lists nothing."""
+        self.answered = answered
+        """``(B,)`` which rows are answered."""
 
 
 class TrainingError(RecDistillError):

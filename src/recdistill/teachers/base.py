@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import islice, pairwise
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
-from recdistill.data.dataset import Items, Sequences
+from recdistill.data.dataset import IdMap, Ints, Items, RawId, Sequences
 from recdistill.errors import TeacherError
 
 Scores = npt.NDArray[np.float32]
+Bools: TypeAlias = npt.NDArray[np.bool_]
+
+_log = logging.getLogger("recdistill.teachers")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,9 +60,46 @@ class Ranking:
         if self.scores is not None:
             if not np.isfinite(self.scores[real]).all():
                 raise TeacherError("a ranking has a score that is not a finite number")
-            if (np.diff(self.scores, axis=1)[real[:, 1:]] > 0).any():
+            if (self.scores[:, 1:] > self.scores[:, :-1])[real[:, 1:]].any():
                 raise TeacherError("a ranking's scores rise along the list; the best item must come first")
         return self
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """One question, in the ids that the teacher speaks."""
+
+    row: int
+    """Which of the histories asked about this is."""
+    history: list[RawId]
+    """Items, oldest first."""
+    user: RawId | None = None
+    """The user, where users were given."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """One list as the teacher gave it: nothing dropped or translated yet."""
+
+    items: list[RawId]
+    scores: list[float] | None = None
+    calls: int = 1
+    """How often the teacher was called until it answered."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Failure:
+    """A question that the teacher did not answer."""
+
+    reason: str
+    calls: int = 1
+    paid: bool = True
+    """Whether it may have been paid for all the same; false only where the teacher surely did not serve it."""
+
+
+Outcome: TypeAlias = tuple[Request, Answer | Failure]
+Take: TypeAlias = Callable[[int], list[Request]]
+"""``take(n)`` hands out at most n requests that are to be asked right now; none when there are no more."""
 
 
 class Teacher(ABC):
@@ -67,11 +112,20 @@ class Teacher(ABC):
     """Whether rankings come with scores."""
     takes: Literal["history", "user"] = "history"
     """What a query consists of."""
+    ids: IdMap | None = None
+    """The items in the raw ids that the teacher speaks; ``None`` where it speaks dense ids."""
+    exclude_history: bool = True
+    """Whether items of the history are left out of its ranking."""
+    batch_size: int = 1024
+    """How many requests are asked at once."""
 
     @property
     @abstractmethod
     def identity(self) -> str:
-        """A name that stays the same over runs and differs between teachers; the ledger files answers under it."""
+        """A name that stays the same over runs and differs between teachers; the ledger files answers under it.
+
+        A teacher that speaks dense ids must have another identity wherever these mean other items.
+        """
 
     @abstractmethod
     def rank(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Ranking:
@@ -85,3 +139,176 @@ class Teacher(ABC):
         Raises:
             TeacherError: when no sensible answer could be had.
         """
+
+    def rank_within_budget(
+        self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None
+    ) -> tuple[Ranking, Bools]:
+        """Return what can be had, and ``(B,)`` which rows that is; a row that is not answered lists nothing."""
+        return self.rank(histories, k, users=users), np.ones(len(histories), np.bool_)
+
+    def requests(self, histories: Sequences, users: npt.NDArray[np.integer] | None = None) -> list[Request]:
+        """Put B histories into the ids that the teacher speaks."""
+        flat, offsets = histories.flat()
+        raw: list[RawId] = flat.tolist() if self.ids is None else self.ids.decode(flat)
+        who = [None] * len(histories) if users is None else np.asarray(users).tolist()
+        bounds = offsets.tolist()
+        return [Request(row, raw[bounds[row] : bounds[row + 1]], user) for row, user in enumerate(who)]
+
+    def answers(self, take: Take, k: int) -> Iterator[list[Outcome]]:
+        """Ask whatever ``take`` hands out, and yield outcomes as soon as they are there, in any order.
+
+        A request is taken only when it is about to be asked, so that whoever keeps the budget knows what was sent.
+
+        Raises:
+            TeacherError: when asking on makes no sense; what was answered until then has been yielded.
+        """
+        while requests := take(self.batch_size):
+            histories = Sequences.from_lists([int(item) for item in request.history] for request in requests)
+            users = None if requests[0].user is None else np.array([request.user for request in requests], np.int64)
+            ranking = self.rank(histories, k, users=users)
+            yield [
+                (
+                    request,
+                    Answer(
+                        ranking.items[row, :length].tolist(),
+                        None if ranking.scores is None else ranking.scores[row, :length].tolist(),
+                    ),
+                )
+                for row, (request, length) in enumerate(zip(requests, ranking.lengths.tolist(), strict=True))
+            ]
+
+    def ranking(self, answers: Mapping[int, Answer], histories: Sequences, k: int) -> Ranking:
+        """Translate answers to dense ids, the row of each history mapped to its answer.
+
+        Items that are not in the id map, that a list names twice, or that are in the history are dropped, counted in
+        ``dropped``, and reported once. A row without an answer lists nothing.
+
+        Raises:
+            TeacherError: when the teacher should give scores and an answer has none.
+        """
+        rows = sorted(answers)
+        given = [answers[row] for row in rows]
+        row = np.repeat(np.array(rows, np.int64), [len(answer.items) for answer in given])
+        dense = self._dense([item for answer in given for item in answer.items])
+        history, offsets = histories.flat()
+        owner = np.repeat(np.arange(len(histories)), np.diff(offsets))
+        width = int(max(dense.max(initial=0), history.max(initial=0))) + 1
+
+        cell = row * width + np.maximum(dense, 0)
+        first = np.zeros(len(cell), np.bool_)
+        first[np.unique(cell, return_index=True)[1]] = True
+        known = dense > 0
+        seen = np.isin(cell, owner * width + history) if self.exclude_history else np.zeros_like(known)
+        self._report(
+            unknown=int((dense < 0).sum()),
+            repeated=int((known & ~first).sum()),
+            seen=int((known & first & seen).sum()),
+        )
+
+        kept = np.flatnonzero(known & first & ~seen)
+        place = np.arange(len(kept)) - np.searchsorted(row[kept], row[kept])
+        kept, place = kept[place < k], place[place < k]
+        items = np.zeros((len(histories), k), np.int32)
+        items[row[kept], place] = dense[kept]
+        if not self.gives_scores:
+            return Ranking(items)
+        if any(answer.scores is None for answer in given):
+            raise TeacherError(
+                f"teacher {self.identity!r} should give scores, but an answer has none; set gives_scores to false."
+            )
+        flat = np.array([score for answer in given for score in answer.scores or ()], np.float32)
+        scores = np.full(items.shape, -np.inf, np.float32)
+        scores[row[kept], place] = flat[kept]
+        return Ranking(items, scores)
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """How many listed items were dropped so far: ``unknown``, ``repeated``, ``seen`` (in the history)."""
+        counter: Counter[str] = self.__dict__.setdefault("_dropped", Counter())
+        return counter
+
+    def _dense(self, raw: list[RawId]) -> Ints:
+        """Return ``(n,)`` dense ids, −1 for unknown ones."""
+        if self.ids is None:
+            return np.array(raw, np.int64)
+        if self.ids.is_text:
+            return self.ids.find(pl.Series("id", [str(item) for item in raw], dtype=pl.String))
+        return self.ids.find(pl.Series("id", [_integer(item) for item in raw], dtype=pl.Int64))
+
+    def _report(self, **dropped: int) -> None:
+        """Count dropped items, and say so the first time."""
+        if sum(dropped.values()) and not self.dropped.total():
+            _log.warning(
+                "teacher %r lists items that were dropped: %d unknown to the data, %d listed twice, %d of the history "
+                "itself; later ones are only counted, in `dropped`",
+                self.identity,
+                *dropped.values(),
+            )
+        self.dropped.update(dropped)
+
+
+class OutsideTeacher(Teacher):
+    """A teacher whose answers come from code that is not ours, one by one: a function, an API."""
+
+    def rank(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Ranking:
+        """Ask about every history and return the top ``k`` of each.
+
+        Raises:
+            TeacherError: when a request failed; says how many did, and why the first.
+        """
+        waiting = iter(self.requests(histories, users))
+        answers: dict[int, Answer] = {}
+        failures: list[Failure] = []
+        for block in self.answers(lambda n: list(islice(waiting, n)), k):
+            for request, outcome in block:
+                if isinstance(outcome, Answer):
+                    answers[request.row] = outcome
+                else:
+                    failures.append(outcome)
+        if failures:
+            raise TeacherError(
+                f"{len(failures):,} of {len(histories):,} requests failed; the first: {failures[0].reason}"
+            )
+        return self.ranking(answers, histories, k)
+
+
+def check_items(items: Sequence[object]) -> list[RawId]:
+    """Return the ids of a list.
+
+    Raises:
+        TeacherError: when one is neither an integer nor a string.
+    """
+    checked: list[RawId] = [item for item in items if isinstance(item, int | str) and not isinstance(item, bool)]
+    if len(checked) < len(items):
+        wrong = next(item for item in items if not isinstance(item, int | str) or isinstance(item, bool))
+        raise TeacherError(f"item ids must be integers or strings, but one is {wrong!r}")
+    return checked
+
+
+def check_scores(scores: Sequence[object], n_items: int) -> list[float]:
+    """Return the scores of a list of ``n_items``.
+
+    Raises:
+        TeacherError: for another number of scores, one that is not a finite number, or scores that rise.
+    """
+    if len(scores) != n_items:
+        raise TeacherError(f"a list of {n_items} items has {len(scores)} scores; there must be one for each item")
+    for score in scores:
+        if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= _LARGEST:
+            raise TeacherError(f"scores must be finite numbers, but one is {score!r}")
+    values = [float(score) for score in scores if isinstance(score, int | float)]
+    if any(later > earlier for earlier, later in pairwise(values)):
+        raise TeacherError("scores rise along a list; the best item must come first")
+    return values
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def _integer(item: RawId) -> int | None:
+    """Return the id as a 64-bit integer, ``None`` if it is none."""
+    try:
+        value = int(item)
+    except ValueError:
+        return None
+    return value if -(2**63) <= value < 2**63 else None
