@@ -1,0 +1,171 @@
+"""Open interaction files and read the few columns that are needed, as they are."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TypeAlias, cast
+
+import polars as pl
+
+from recdistill.errors import DataError
+from recdistill.settings import nearest
+
+Source: TypeAlias = str | Path | pl.DataFrame | pl.LazyFrame
+
+_PARQUET = {".parquet", ".pq"}
+_SEPARATORS = {".csv": ",", ".txt": ",", ".dat": ",", ".tsv": "\t", ".tab": "\t", ".inter": "\t"}
+_FILLED = "\0filled"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The needed columns of one file or frame, not checked yet."""
+
+    name: str
+    frame: pl.DataFrame
+    """The columns asked for, under their own names; those of CSV files are strings."""
+    too_long: list[int] = field(default_factory=list)
+    """Rows (from 1) with more fields than the header, so that their columns may be shifted."""
+    csv: Path | None = None
+    separator: str = ","
+
+    def lines(self, rows: list[int]) -> list[int | None]:
+        """Return the line of the file on which each of ``rows`` (from 1, ascending) begins; None outside CSV."""
+        if self.csv is None:
+            return [None] * len(rows)
+        found: list[int | None] = []
+        for row, (line, _) in enumerate(_records(self.csv, self.separator)):
+            if len(found) == len(rows):
+                break
+            if row == rows[len(found)]:
+                found.append(line)
+        return found + [None] * (len(rows) - len(found))
+
+
+def open_tables(source: Source, columns: dict[str, str], separator: str | None = None) -> Iterator[Table]:
+    """Read ``columns`` (role → name) of a file, of each file of a glob in order of name, or of a frame.
+
+    Raises:
+        DataError: for a file that is missing, empty, not UTF-8 or not to be parsed, and for a missing column.
+    """
+    if isinstance(source, pl.DataFrame | pl.LazyFrame):
+        yield _collect("the frame", source.lazy(), columns)
+        return
+    for path in _paths(source):
+        suffix = Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+        if suffix in _PARQUET:
+            yield _collect(str(path), pl.scan_parquet(path, glob=False), columns)
+        elif (mark := separator or _SEPARATORS.get(suffix)) is not None:
+            yield _read_csv(path, columns, mark)
+        else:
+            raise DataError(
+                f"cannot tell how to read {path}: files end in .csv, .tsv, .csv.gz or .parquet; "
+                "rename it, or say what separates its fields (separator=, --separator)."
+            )
+
+
+def _paths(source: str | Path) -> list[Path]:
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name its files, for example {path}/*.parquet")
+    paths = sorted(Path(name) for name in glob.glob(str(source)))  # noqa: PTH207 - the pattern may be absolute
+    if not paths:
+        raise DataError(f"there is no file {source} (looked in {Path.cwd()})")
+    return paths
+
+
+def _collect(name: str, lazy: pl.LazyFrame, columns: dict[str, str]) -> Table:
+    try:
+        known = lazy.collect_schema().names()
+        for role, column in columns.items():
+            if column not in known:
+                raise DataError(_missing_column(name, role, column, known))
+        frame = lazy.select(list(columns.values())).collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{name} cannot be read: {str(error).splitlines()[0]}") from error
+    return Table(name, frame)
+
+
+def _missing_column(name: str, role: str, column: str, known: list[str]) -> str:
+    if len(known) == 1 and (found := next((mark for mark in "\t;|," if mark in known[0]), None)):
+        return (
+            f"{name} has a single column {known[0]!r}, so there is no {column!r}; its fields seem to be separated by "
+            f"{found!r}: pass separator={found!r} (--separator)."
+        )
+    problem = f"{name} has no column {column!r} for the {role}{nearest(column, known)}."
+    if role == "time":
+        problem += " If rows have no times but are in order, read them with time=None (--no-time)."
+    return problem
+
+
+def _read_csv(path: Path, columns: dict[str, str], separator: str) -> Table:
+    if len(separator) != 1:
+        raise DataError(f"separator {separator!r} must be a single character; convert {path} to CSV first")
+    known: list[str] = []
+    too_long: list[int] = []
+    try:
+        scan = pl.scan_csv(path, separator=separator, infer_schema=False, glob=False)
+        known = scan.collect_schema().names()
+        for role, column in columns.items():
+            if column not in known:
+                _refuse_other_encoding(path, known, separator)
+                raise DataError(_missing_column(str(path), role, column, known))
+            if f"{column}_duplicated_0" in known:
+                raise DataError(f"{path} has two columns named {column!r}; rename one of them")
+        # Looking at all columns makes polars refuse rows with too many fields; it would cut them in silence otherwise.
+        filled = pl.any_horizontal(pl.all().is_not_null()).alias(_FILLED)
+        try:
+            frame = scan.select(*columns.values(), filled).collect()
+        except pl.exceptions.ComputeError:
+            _refuse_other_encoding(path, known, separator)
+            scan = pl.scan_csv(path, separator=separator, infer_schema=False, glob=False, truncate_ragged_lines=True)
+            frame = scan.select(*columns.values(), filled).collect()
+            too_long = [row for row, (_, fields) in enumerate(_records(path, separator)) if any(fields[len(known) :])]
+    except pl.exceptions.NoDataError as error:
+        raise DataError(f"{path} is empty; it needs a header line and then a line for each interaction") from error
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(
+            f"{path} cannot be read: {str(error).splitlines()[0]}. Look for a quote that is never closed, and whether "
+            f"fields are really separated by {separator!r}."
+        ) from error
+    end = frame[_FILLED].arg_true()  # empty lines at the end are no rows
+    frame = frame.drop(_FILLED).head(end[-1] + 1 if len(end) else 0)
+    return Table(str(path), frame, too_long, path, separator)
+
+
+def _refuse_other_encoding(path: Path, names: list[str], separator: str) -> None:
+    """Raise with the place of the first byte that is not UTF-8, if there is one."""
+    with _open_bytes(path) as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                place = line[: error.start].count(separator.encode())
+                column = f", column {names[place]!r}" if place < len(names) else ""
+                raise DataError(
+                    f"{path} is not UTF-8: line {number} (row {number - 1}){column}, byte 0x{line[error.start]:02x}; "
+                    "convert it first, for example: iconv -f latin1 -t utf-8 (or -f utf-16)."
+                ) from error
+
+
+def _open_bytes(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _records(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield each record, the header first, with the line on which it begins; a quoted field may hold line breaks."""
+    with _open_bytes(path) as lines:
+        reader = csv.reader((line.decode(errors="replace") for line in lines), delimiter=separator)
+        begin, is_header = 1, True
+        for fields in reader:
+            if fields or not is_header:  # empty lines before the header are no records
+                yield begin, fields
+                is_header = False
+            begin = reader.line_num + 1
