@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from recdistill.errors import SettingsError, TeacherError
 from recdistill.methods.base import Setting
 from recdistill.probing import consensus, consistency, fill_unmeasured, peakedness, probe, without
 from recdistill.teachers.base import Ranking, Teacher
+from recdistill.teachers.fake import FakeTeacher
+from recdistill.teachers.ledger import Ledger, LedgerTeacher
 
 
 class Oracle(Teacher):
@@ -110,6 +113,20 @@ def test_who_is_asked_on_a_short_budget_does_not_depend_on_the_seed() -> None:
         one = Setting(Sequences.from_lists(rows), np.arange(6), 9, Oracle(successors, budget=3), seed=seed)
         chosen.append(probe(one, k=2).answered.tolist())
     assert chosen[0] == chosen[1]
+
+
+def test_probing_again_asks_only_for_what_a_ledger_does_not_hold(tmp_path: Path) -> None:
+    """A run that is resumed, or repeated with another seed or a larger budget, pays for nothing twice."""
+    rows = [[n, n % 9 + 1] for n in range(1, 7)]
+    teacher = FakeTeacher(9)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        first = probe(setting(rows, LedgerTeacher(teacher, ledger, budget=4)), scales=(0.5, 1.0), k=2)
+        again = probe(setting(rows, LedgerTeacher(teacher, ledger, budget=4)), scales=(0.5, 1.0), k=2)
+        assert len(teacher.asked) == 4
+        assert first.items.tolist() == again.items.tolist()
+        larger = probe(setting(rows, LedgerTeacher(teacher, ledger, budget=9)), scales=(0.5, 1.0), k=2)
+    assert len(teacher.asked) == 9
+    assert larger.answered.sum(axis=1).tolist() == [3, 6]
 
 
 def test_progress_counts_queries_up_to_all_of_them() -> None:
