@@ -1,0 +1,67 @@
+"""Packed rows hold every item once, and dropout drops what it says."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recdistill.models.base import Batch
+from recdistill.models.layers import Dropout, pack_rows
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.booleans(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_rows_hold_each_item_once_beside_its_own_history(lengths: list[int], causal: bool, newest_first: bool) -> None:
+    histories = [[100 * h + i + 1 for i in range(n)] for h, n in enumerate(lengths)]
+    batch = Batch.from_lists(histories)
+    rows = pack_rows(batch, min_len=16, causal=causal, newest_first=newest_first)
+    n_rows, row_len = rows.items.shape
+    assert rows.items.flatten()[rows.slots].tolist() == batch.items.tolist()
+    assert int((rows.items > 0).sum()) == sum(lengths)
+    assert n_rows <= max(1, 2 * sum(lengths) // row_len + 1)  # best fit wastes less than half
+    attends = rows.attends[:, 0]
+    for history, slots in zip(histories, rows.slots.split(lengths), strict=True):
+        places = range(len(history))
+        expected = reversed(places) if newest_first else places
+        assert rows.positions.flatten()[slots].tolist() == list(expected)
+        row, columns = int(slots[0]) // row_len, slots % row_len
+        assert torch.equal(slots // row_len, torch.full_like(slots, row))
+        for index, column in enumerate(columns.tolist()):
+            seen = attends[row, column].nonzero().squeeze(1)
+            assert torch.equal(seen, columns[: index + 1] if causal else columns)
+
+
+def test_short_histories_leave_hardly_any_padding() -> None:
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.randint(3, 9, (256,), generator=draw).tolist()
+    rows = pack_rows(Batch.from_lists([[1] * n for n in lengths]), min_len=64, causal=True)
+    assert (rows.items > 0).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_drops_its_share_and_keeps_the_expectation(rate: float) -> None:
+    dropout = Dropout(rate)
+    dropout.generator = torch.Generator().manual_seed(0)
+    out = dropout(torch.ones(1000, 333))
+    assert (out == 0).float().mean().item() == pytest.approx(rate, abs=0.004)  # 1/512 from rounding, the rest chance
+    assert out.mean().item() == pytest.approx(1, abs=0.005)
+
+
+def test_dropout_sends_gradients_where_values_went() -> None:
+    dropout = Dropout(0.5)
+    x = torch.ones(50, 7, requires_grad=True)
+    out = dropout(x)
+    out.sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    assert torch.equal(x.grad, out.detach())
+
+
+def test_dropout_follows_its_generator_and_rests_in_evaluation() -> None:
+    dropout, x = Dropout(0.5), torch.ones(64, 3)
+    draws = []
+    for seed in (1, 1, 2):
+        dropout.generator = torch.Generator().manual_seed(seed)
+        draws.append(dropout(x))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert dropout.eval()(x) is x

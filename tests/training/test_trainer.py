@@ -1,0 +1,265 @@
+"""The loop learns, stops, resumes to the bit, and says clearly why it cannot go on."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from recdistill.data.dataset import Sequences
+from recdistill.errors import TrainingError
+from recdistill.methods.base import Method, Setting, TrainingBatch, build_method
+from recdistill.methods.supervised import Supervised
+from recdistill.models.base import Model, build_model
+from recdistill.trainer import CHECKPOINT, METRICS, Batches, EpochRow, Fit, TrainerSettings, fit
+
+ROWS = [[(user + step) % 9 + 1 for step in range(2 + user % 5)] for user in range(40)]
+
+
+def _fit(
+    folder: Path | None = None, *, method: Method | None = None, values: list[float] | None = None, **settings: Any
+) -> tuple[Model, Fit]:
+    student = build_model("sasrec", 9, {"dim": 8, "max_len": 5, "dropout": 0.3})
+    setting = Setting(Sequences.from_lists(ROWS), np.arange(len(ROWS)), 9)
+    script = iter(values or [])
+    result = fit(
+        student,
+        method or build_method("supervised"),
+        setting,
+        TrainerSettings(**{"epochs": 3, "batch_size": 16, "learning_rate": 0.01, **settings}),
+        validate=lambda model: next(script, 0.5),
+        folder=folder,
+    )
+    return student, result
+
+
+def _same(first: Model, second: Model) -> bool:
+    return all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    assert _same(_fit(seed=3)[0], _fit(seed=3)[0])
+    assert not _same(_fit(seed=3)[0], _fit(seed=4)[0])
+
+
+def test_the_loss_falls() -> None:
+    rows = _fit(epochs=20, validate_every=20)[1].rows
+    assert rows[-1].parts["label"] < 0.7 * rows[0].parts["label"]
+    assert rows[0].parts["label"] == pytest.approx(math.log(9), rel=0.1)  # an untrained student knows nothing
+
+
+def test_the_best_weights_are_kept_and_patience_ends_training() -> None:
+    student, result = _fit(epochs=50, patience=3, values=[0.1, 0.3, 0.2, 0.3, 0.1, 0.9])
+    assert (result.best_epoch, result.best_value, result.epochs, result.stopped_early) == (2, 0.3, 5, True)
+    assert _same(student, _fit(epochs=2, values=[0.1, 0.3])[0])
+
+
+def test_patience_counts_validations_not_epochs() -> None:
+    _, result = _fit(epochs=50, patience=2, validate_every=3, values=[0.2, 0.1, 0.1, 0.9])
+    assert (result.best_epoch, result.epochs) == (3, 9)
+    assert [row.validation for row in result.rows[:3]] == [None, None, 0.2]
+
+
+def test_warm_up_and_cosine_follow_their_formula() -> None:
+    rows = _fit(epochs=4, learning_rate=1.0, warmup_steps=3, schedule="cosine", clip_norm=0.001)[1].rows
+    n_steps = math.ceil(40 / 16)  # every user has two items
+    at = [epoch * n_steps - 1 for epoch in range(1, 5)]
+    last = 4 * n_steps
+    expected = [(s + 1) / 3 if s < 3 else 0.5 * (1 + math.cos(math.pi * (s - 3) / (last - 3))) for s in at]
+    assert [row.learning_rate for row in rows] == pytest.approx(expected)
+
+
+def test_batches_label_each_item_with_its_successor() -> None:
+    train = Sequences.from_lists([[1, 2, 3], [4], [5, 6, 7, 8, 9]])
+    without = Batches(train, batch_size=9, max_len=3, reads_last=False)
+    assert without.rows.tolist() == [0, 2]
+    batch, labels, rows = without.of(without.rows)
+    assert (batch.items.tolist(), labels.tolist(), rows.tolist()) == ([1, 2, 6, 7, 8], [2, 3, 7, 8, 9], [0, 2])
+    batch, labels, rows = Batches(train, batch_size=9, max_len=3, reads_last=True).of(np.array([2, 1]))
+    assert (batch.items.tolist(), labels.tolist(), rows.tolist()) == ([7, 8, 9, 4], [8, 9, 0, 0], [2, 1])
+
+
+def test_an_epoch_reads_every_user_once_in_a_fresh_order() -> None:
+    batches = Batches(Sequences.from_lists(ROWS), batch_size=16, max_len=5, reads_last=False)
+    first, second = ([row for *_, rows in batches.epoch(0, epoch) for row in rows.tolist()] for epoch in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(40))
+    assert first != second
+
+
+def test_a_run_is_resumed_to_the_same_weights(tmp_path: Path) -> None:
+    undisturbed, whole = _fit(epochs=5, values=[0.1, 0.2, 0.3, 0.2, 0.1])
+    _stop_after(tmp_path, epochs=2)
+    resumed, result = _fit(tmp_path, epochs=5, values=[0.3, 0.2, 0.1])
+    assert _same(resumed, undisturbed)
+    assert [row.epoch for row in result.rows] == [1, 2, 3, 4, 5]
+    assert result.best_epoch == whole.best_epoch == 3
+    lines = (tmp_path / METRICS).read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4, 5]
+
+
+class _Stop(Exception):
+    pass
+
+
+def _stop_after(folder: Path, *, epochs: int) -> None:
+    """Run the first epochs of a run of five, then fall over."""
+
+    class StopProgress:
+        def step(self, epoch: int, step: int, n_steps: int, parts: dict[str, float], speed: float) -> None:
+            if epoch > epochs:
+                raise _Stop
+
+        def epoch(self, row: EpochRow, settings: TrainerSettings) -> None:
+            pass
+
+    student = build_model("sasrec", 9, {"dim": 8, "max_len": 5, "dropout": 0.3})
+    setting = Setting(Sequences.from_lists(ROWS), np.arange(len(ROWS)), 9)
+    settings = TrainerSettings(epochs=5, batch_size=16, learning_rate=0.01)
+    script = iter([0.1, 0.2])
+    with pytest.raises(_Stop):
+        fit(
+            student,
+            Supervised(),
+            setting,
+            settings,
+            validate=lambda model: next(script),
+            folder=folder,
+            progress=StopProgress(),
+        )
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first, result = _fit(tmp_path, epochs=2)
+    again, same = _fit(tmp_path, epochs=2, values=[-1.0])
+    assert _same(first, again)
+    assert [row.seconds for row in same.rows] == [row.seconds for row in result.rows]
+
+
+def test_other_settings_do_not_overwrite_a_run(tmp_path: Path) -> None:
+    _fit(tmp_path, epochs=1)
+    with pytest.raises(TrainingError, match="choose another folder"):
+        _fit(tmp_path, epochs=2)
+
+
+def test_a_broken_checkpoint_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINT).write_bytes(b"not a checkpoint")
+    with pytest.raises(TrainingError, match="delete it"):
+        _fit(tmp_path)
+
+
+class _Spoilt(Supervised):
+    """Turns bad in the second epoch."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value, self.epoch = value, 0
+
+    def start_epoch(self, student: Model, epoch: int, generator: torch.Generator) -> None:
+        self.epoch = epoch
+
+    def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
+        bad = student.item_embeddings()[1].sum() * (self.value if self.epoch == 1 else 0.0)
+        return {**super().loss(student, batch), "extra": bad}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_named_and_the_last_good_state_kept(tmp_path: Path, value: float) -> None:
+    with pytest.raises(TrainingError, match=r"'extra' is .* in epoch 2, step 1; the state after epoch 1 is kept"):
+        _fit(tmp_path, method=_Spoilt(value))
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    assert len(state["rows"]) == 1
+    assert all(value.isfinite().all() for value in state["student"].values())
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"cannot write .*choose another folder") as caught:
+        _fit(tmp_path / "file" / "run")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / (CHECKPOINT + ".partial")).symlink_to("/dev/full")
+    with pytest.raises(TrainingError, match=r"cannot write .*Free the disk") as caught:
+        _fit(tmp_path, epochs=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_nobody_to_learn_from_is_refused() -> None:
+    setting = Setting(Sequences.from_lists([[1], [2]]), np.arange(2), 9)
+    student = build_model("sasrec", 9, {"dim": 8})
+    with pytest.raises(TrainingError, match="nothing to learn"):
+        fit(student, build_method("supervised"), setting, TrainerSettings(), validate=lambda model: 0.0)
+
+
+SCRIPT = """
+import sys, numpy as np, torch
+from pathlib import Path
+from recdistill.data.dataset import Sequences
+from recdistill.methods.base import Setting, build_method
+from recdistill.models.base import build_model
+from recdistill.trainer import TrainerSettings, fit
+torch.set_num_threads(1)
+rows = [[(user * 7 + step) % 50 + 1 for step in range(2 + user % 9)] for user in range(600)]
+student = build_model("sasrec", 50, {"dim": 16, "max_len": 10, "dropout": 0.3})
+setting = Setting(Sequences.from_lists(rows), np.arange(len(rows)), 50)
+print("ready", flush=True)
+fit(student, build_method("supervised"), setting, TrainerSettings(epochs=12, batch_size=32, seed=1),
+    validate=lambda model: float(model.item_embeddings().sum()), folder=Path(sys.argv[1]) / "run")
+torch.save(student.state_dict(), Path(sys.argv[1]) / "weights.pt")
+"""
+
+
+def test_a_killed_process_ends_with_the_same_weights(tmp_path: Path) -> None:
+    """SIGKILL at several instants, the same command each time: bit for bit the weights of an undisturbed run."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    for name in ("undisturbed", "killed"):
+        (tmp_path / name).mkdir()
+
+    def start(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / name)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    with start("undisturbed") as process:
+        assert process.wait() == 0
+    kills = 0
+    for delay in (0.02, 0.3, 0.6):
+        with start("killed") as process:
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
+    with start("killed") as process:
+        assert process.wait() == 0
+    assert kills >= 1
+    first, second = (
+        torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("undisturbed", "killed")
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def _share(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    student, result = _fit(epochs=2, seed=5)
+    torch.save({"student": student.state_dict(), "best": result.best_value}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_keep_the_same_weights(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_share, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert first["best"] == second["best"] == 0.5
+    assert all(torch.equal(first["student"][key], second["student"][key]) for key in first["student"])
