@@ -1,3 +1,106 @@
-"""Distil any recommender, yours or one behind an API, into a small model that you own."""
+"""Distil any recommender, yours or one behind an API, into a small model that you own.
+
+``SASRec``, ``BERT4Rec`` and ``GRU4Rec`` here are descriptions, such as ``SASRec(dim=32)``: the network itself is built
+once the number of items is known.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from recdistill.api import distill as distill
+    from recdistill.api import train as train
+    from recdistill.data.dataset import Dataset as Dataset
+    from recdistill.data.embedded import load_shop as load_shop
+    from recdistill.data.interactions import Interactions as Interactions
+    from recdistill.data.interactions import read_interactions as read_interactions
+    from recdistill.data.splits import Split as Split
+    from recdistill.data.splits import last_basket as last_basket
+    from recdistill.data.splits import leave_one_out as leave_one_out
+    from recdistill.data.splits import random_split as random_split
+    from recdistill.data.splits import time_cut as time_cut
+    from recdistill.errors import RecDistillError as RecDistillError
+    from recdistill.evaluation.full_ranking import evaluate as evaluate
+    from recdistill.evaluation.results import Evaluation as Evaluation
+    from recdistill.methods.bahsd import BAHSD as BAHSD
+    from recdistill.methods.kd import KD as KD
+    from recdistill.methods.supervised import Supervised as Supervised
+    from recdistill.models.bert4rec import BERT4RecConfig as BERT4Rec
+    from recdistill.models.gru4rec import GRU4RecConfig as GRU4Rec
+    from recdistill.models.sasrec import SASRecConfig as SASRec
+    from recdistill.serving.artefact import Student as Student
+    from recdistill.teachers.callable import CallableTeacher as CallableTeacher
+    from recdistill.teachers.http import HttpTeacher as HttpTeacher
+    from recdistill.teachers.local import LocalTeacher as LocalTeacher
+    from recdistill.trainer import TrainerSettings as TrainerSettings
+
+__all__ = [
+    "BAHSD",
+    "KD",
+    "BERT4Rec",
+    "CallableTeacher",
+    "Dataset",
+    "Evaluation",
+    "GRU4Rec",
+    "HttpTeacher",
+    "Interactions",
+    "LocalTeacher",
+    "RecDistillError",
+    "SASRec",
+    "Split",
+    "Student",
+    "Supervised",
+    "TrainerSettings",
+    "distill",
+    "evaluate",
+    "last_basket",
+    "leave_one_out",
+    "load_shop",
+    "random_split",
+    "read_interactions",
+    "time_cut",
+    "train",
+]
+
+# Where each name comes from. It is imported when it is first used, so that `import recdistill` takes no time.
+_HOMES = {
+    "BAHSD": "methods.bahsd:BAHSD",
+    "BERT4Rec": "models.bert4rec:BERT4RecConfig",
+    "CallableTeacher": "teachers.callable:CallableTeacher",
+    "Dataset": "data.dataset:Dataset",
+    "Evaluation": "evaluation.results:Evaluation",
+    "GRU4Rec": "models.gru4rec:GRU4RecConfig",
+    "HttpTeacher": "teachers.http:HttpTeacher",
+    "Interactions": "data.interactions:Interactions",
+    "KD": "methods.kd:KD",
+    "LocalTeacher": "teachers.local:LocalTeacher",
+    "RecDistillError": "errors:RecDistillError",
+    "SASRec": "models.sasrec:SASRecConfig",
+    "Split": "data.splits:Split",
+    "Student": "serving.artefact:Student",
+    "Supervised": "methods.supervised:Supervised",
+    "TrainerSettings": "trainer:TrainerSettings",
+    "distill": "api:distill",
+    "evaluate": "evaluation.full_ranking:evaluate",
+    "last_basket": "data.splits:last_basket",
+    "leave_one_out": "data.splits:leave_one_out",
+    "load_shop": "data.embedded:load_shop",
+    "random_split": "data.splits:random_split",
+    "read_interactions": "data.interactions:read_interactions",
+    "time_cut": "data.splits:time_cut",
+    "train": "api:train",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOMES[name].split(":")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), attribute)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -232,7 +232,7 @@ class _Loop:
             if not math.isfinite(value):
                 raise TrainingError(self._not_finite(f"the loss part {name!r} is {value}", epoch, step))
         self.optimiser.zero_grad(set_to_none=True)
-        torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(list(parts.values())).sum().backward()
         _average_gradients(self.parameters)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm or math.inf))
         if not math.isfinite(norm):

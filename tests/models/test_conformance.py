@@ -30,7 +30,7 @@ def _name(shape: tuple[str, dict[str, Any]]) -> str:
     return "-".join([shape[0], *(f"{k}={v}" for k, v in shape[1].items())])
 
 
-@pytest.fixture(params=SHAPES, ids=map(_name, SHAPES))
+@pytest.fixture(params=SHAPES, ids=[_name(shape) for shape in SHAPES])
 def model(request: pytest.FixtureRequest) -> Model:
     name, settings = request.param
     return build_model(name, N_ITEMS, {"dim": 16, "max_len": 8, "init_std": 0.3, **settings}).eval()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from recdistill.data.dataset import Sequences
 from recdistill.errors import TrainingError
@@ -259,7 +260,7 @@ def _share(rank: int, folder: str) -> None:
 
 
 def test_two_processes_keep_the_same_weights(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_share, (str(tmp_path),), nprocs=2)
+    spawn(_share, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert first["best"] == second["best"] == 0.5
     assert all(torch.equal(first["student"][key], second["student"][key]) for key in first["student"])

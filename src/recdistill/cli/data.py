@@ -28,9 +28,7 @@ def describe(
     item: Annotated[str, typer.Option(help="Column of item ids.")] = "item_id",
     time: Annotated[str, typer.Option(help="Column of times.")] = "timestamp",
     no_time: Annotated[bool, typer.Option("--no-time", help="Rows have no times but are in order.")] = False,
-    separator: Annotated[
-        str | None, typer.Option(help="What separates fields, if the file name does not tell.")
-    ] = None,
+    separator: Annotated[str | None, typer.Option(help="What separates fields, e.g. ; or \\t.")] = None,
     text_ids: Annotated[bool, typer.Option("--text-ids", help="Keep ids as strings even if all are integers.")] = False,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and name them, instead of refusing the file.")
@@ -107,7 +105,7 @@ def _print(console: Console, description: Description) -> None:
     console.print(splits)
     console.print()
     for note in notes:
-        console.print(note, markup=False)
+        console.print(note, markup=False, soft_wrap=True)
     if any(not isinstance(outcome, str) and outcome.seen_targets for outcome in description.splits.values()):
         console.print(
             "Targets seen before cannot be hit while seen items are masked; for such data use mask_seen=False."

@@ -30,7 +30,7 @@ class Table:
     frame: pl.DataFrame
     """The columns asked for, under their own names; those of CSV files are strings."""
     too_long: list[int] = field(default_factory=list)
-    """Rows (from 1) with more fields than the header, so that their columns may be shifted."""
+    """Rows (from 1) with more fields than the header, so that columns may be shifted: all are null in ``frame``."""
     csv: Path | None = None
     separator: str = ","
 
@@ -137,6 +137,9 @@ def _read_csv(path: Path, columns: dict[str, str], separator: str) -> Table:
         ) from error
     end = frame[_FILLED].arg_true()  # empty lines at the end are no rows
     frame = frame.drop(_FILLED).head(end[-1] + 1 if len(end) else 0)
+    if too_long:  # what stands in shifted columns must not decide their type
+        straight = ~pl.int_range(1, pl.len() + 1).is_in(too_long)
+        frame = frame.select(pl.when(straight).then(pl.all()))
     return Table(str(path), frame, too_long, path, separator)
 
 

@@ -52,6 +52,10 @@ class TransformerConfig(Settings):
         return self
 
 
+class SASRecConfig(TransformerConfig):
+    """A SASRec's size and shape."""
+
+
 class Transformer(Model):
     """Embedding, positions and blocks, as SASRec and BERT4Rec share them."""
 
@@ -106,6 +110,8 @@ class Transformer(Model):
 
 class SASRec(Transformer, name="sasrec"):
     """A causal transformer: the state at an item says what comes after it."""
+
+    Config = SASRecConfig
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the state at each history's newest item, ``(B, D)``."""

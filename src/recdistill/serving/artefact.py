@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +12,21 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import polars as pl
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from recdistill import __version__
 from recdistill.data.dataset import Dataset, IdMap, RawId, Sequences
 from recdistill.errors import ArtefactError, DataError, SettingsError
-from recdistill.models.base import Batch, Model, build_model
+from recdistill.evaluation.scoring import top_k
+from recdistill.files import write_whole
+from recdistill.models.base import Model, build_model
 from recdistill.settings import Settings
 
 CARD, WEIGHTS, ITEMS = "model.json", "model.safetensors", "items.parquet"
 FOLDER = "student"
 """Where a run folder keeps its artefact."""
 _FORMAT = 1
-_BLOCK = 1024
-"""Histories scored at once; bounds memory at block × N scores."""
 
 
 class Recommendation(NamedTuple):
@@ -82,7 +79,6 @@ class Student:
                 f"the model knows {self.model.n_items:,} items and the id map {len(self.items):,}; "
                 f"they do not belong together"
             )
-        self.model.eval()
 
     @classmethod
     def of(cls, model: Model, dataset: Dataset, *, protocol: str = "", mask_seen: bool = True) -> Self:
@@ -108,17 +104,21 @@ class Student:
         Raises:
             DataError: for an unknown item, a history without a known item, or a ``k`` below 1.
         """
-        if k < 1:
-            raise DataError(f"k = {k}: ask for at least one item")
         rows = self._encode(histories, skip=unknown == "skip")
-        recommendations: list[list[Recommendation]] = []
-        for start in range(0, len(rows), _BLOCK):
-            scores, items = self._top(rows.take(slice(start, start + _BLOCK)), k)
-            recommendations += [self._name(i, s) for i, s in zip(items, scores, strict=True)]
-        return recommendations
+        ranking = top_k(self.model, rows, k, rows if self.mask_seen else None)
+        assert ranking.scores is not None, "a model scores what it ranks"
+        real = ranking.items > 0
+        listed, scores = ranking.items[real], ranking.scores[real].tolist()
+        raw = self.items.decode(listed)
+        titles = [None] * len(raw) if self.titles is None else self.titles.gather(listed - 1).to_list()
+        ends = np.cumsum(ranking.lengths).tolist()
+        named = [Recommendation(*each) for each in zip(raw, scores, titles, strict=True)]
+        return [named[end - n : end] for end, n in zip(ends, ranking.lengths.tolist(), strict=True)]
 
     def save(self, folder: Path | str) -> Path:
-        """Write the three files; the last one written makes the folder valid, so a crash leaves no half student.
+        """Write the three files, each whole or not at all, the one that vouches for the others last.
+
+        After a crash in between, the folder is refused when it is loaded, never half used.
 
         Raises:
             ArtefactError: when the folder cannot be written.
@@ -129,10 +129,7 @@ class Student:
         table = pl.DataFrame({"item": self.items.raw, "title": titles})
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            sums = {
-                WEIGHTS: _replace(folder / WEIGHTS, save(weights)),
-                ITEMS: _replace(folder / ITEMS, _parquet(table)),
-            }
+            contents = {WEIGHTS: save(weights), ITEMS: _parquet(table)}
             card = Card(
                 format=_FORMAT,
                 recdistill=__version__,
@@ -140,9 +137,11 @@ class Student:
                 config=self.model.config.model_dump(mode="json"),
                 protocol=self.protocol,
                 mask_seen=self.mask_seen,
-                sha256=sums,
+                sha256={name: _sha256(content) for name, content in contents.items()},
             )
-            _replace(folder / CARD, json.dumps(card.model_dump(), indent=2).encode())
+            for name, content in contents.items():
+                write_whole(folder / name, content)
+            write_whole(folder / CARD, json.dumps(card.model_dump(), indent=2).encode())
         except OSError as error:
             raise ArtefactError(f"cannot write the student to {folder}: {error}") from error
         return folder
@@ -200,25 +199,6 @@ class Student:
         offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
         return Sequences.from_offsets(dense[known].astype(np.int32), offsets)
 
-    @torch.inference_mode()
-    def _top(self, rows: Sequences, k: int) -> tuple[list[list[float]], list[list[int]]]:
-        """Return scores and dense items of the best ``k`` for each row."""
-        scores = self.model.scores(Batch.from_sequences(rows, max_len=self.model.max_len))
-        if self.mask_seen:
-            seen, offsets = rows.flat()
-            row = np.repeat(np.arange(len(rows)), np.diff(offsets))
-            scores[torch.from_numpy(row), torch.from_numpy(seen.astype(np.int64))] = -torch.inf
-        top = scores.topk(min(k, self.model.n_items))
-        return top.values.tolist(), top.indices.tolist()
-
-    def _name(self, items: list[int], scores: list[float]) -> list[Recommendation]:
-        """Translate one ranked list to raw ids, leaving out what was masked."""
-        kept = [(item, score) for item, score in zip(items, scores, strict=True) if score > -np.inf]
-        dense = np.array([item for item, _ in kept], np.int64)
-        titles = [None] * len(kept) if self.titles is None else self.titles.gather(dense - 1).to_list()
-        raw = self.items.decode(dense)
-        return [Recommendation(item, score, title) for item, (_, score), title in zip(raw, kept, titles, strict=True)]
-
 
 def find(folder: Path | str) -> Path:
     """Return the folder of the student that ``folder`` is, or that it holds if it is a run's.
@@ -248,21 +228,6 @@ def _parquet(table: pl.DataFrame) -> bytes:
     buffer = io.BytesIO()
     table.write_parquet(buffer)
     return buffer.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> str:
-    """Write a file so that it is there whole or not at all; returns its checksum."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            Path(file.name).unlink()
-            raise
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
-    return _sha256(content)
 
 
 def _sha256(content: bytes) -> str:

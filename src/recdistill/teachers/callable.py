@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
-from recdistill.data.dataset import IdMap, RawId
+import numpy as np
+
+from recdistill.data.dataset import IdMap, Ints, RawId
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.teachers.base import Answer, Outcome, OutsideTeacher, Take, check_items, check_scores
 
@@ -47,7 +49,7 @@ class CallableTeacher(OutsideTeacher):
             )
         self.fn = fn
         self.ids = ids
-        self.n_items = len(ids) if ids is not None else n_items
+        self.n_items = n_items
         self.gives_scores = gives_scores
         self.exclude_history = exclude_history
         self.batch_size = batch_size
@@ -74,6 +76,13 @@ class CallableTeacher(OutsideTeacher):
                     f"histories: {error}"
                 ) from error
             yield list(zip(requests, self._read(returned, len(histories), k), strict=True))
+
+    def _dense(self, raw: list[RawId]) -> Ints:
+        """Return ``(n,)`` dense ids, −1 for unknown ones."""
+        if self.n_items is None:
+            return super()._dense(raw)
+        known = range(self.n_items + 1)
+        return np.array([item if isinstance(item, int) and item in known else -1 for item in raw], np.int64)
 
     def _read(self, returned: Any, n: int, k: int) -> list[Answer]:
         """Check what the function returned."""
