@@ -17,9 +17,14 @@ class BERT4RecConfig(TransformerConfig):
     """A BERT4Rec's size and shape."""
 
 
+class BERT4RecConfig(TransformerConfig):
+    """The size and shape of BERT4Rec."""
+
+
 class BERT4Rec(Transformer, name="bert4rec"):
     """A bidirectional transformer: the state at a masked item says which item stands there."""
 
+    Config = BERT4RecConfig
     Config = BERT4RecConfig
     causal = False
     n_special = 1
