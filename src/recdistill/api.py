@@ -1,0 +1,136 @@
+"""The two calls that do it all from Python: `train` a model, `distill` a student."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+from recdistill.data.dataset import Dataset
+from recdistill.data.files import Source
+from recdistill.data.interactions import Interactions, read_interactions
+from recdistill.data.splits import Split, leave_one_out
+from recdistill.errors import SettingsError
+from recdistill.methods.bahsd import BAHSD
+from recdistill.methods.base import Method
+from recdistill.methods.supervised import Supervised
+from recdistill.models.base import Model
+from recdistill.models.sasrec import SASRecConfig
+from recdistill.registry import import_all
+from recdistill.run import LEDGER, Report, learn, local_teacher
+from recdistill.runfile import Choice
+from recdistill.serving.artefact import Student
+from recdistill.settings import Settings
+from recdistill.teachers.base import Teacher
+from recdistill.teachers.ledger import Ledger, LedgerTeacher
+from recdistill.trainer import TrainerSettings
+
+Data: TypeAlias = Split | Dataset | Interactions | Source
+"""Interactions in any form; what is not split yet is split leave-one-out."""
+
+
+def train(
+    data: Data,
+    model: Settings | None = None,
+    *,
+    method: Method | None = None,
+    training: TrainerSettings | None = None,
+    folder: Path | str | None = None,
+    report: Report | None = None,
+) -> Student:
+    """Train a model on interactions alone.
+
+    Args:
+        data: a split, a data set, or a file or frame of interactions with the default column names.
+        model: what to train, such as ``SASRec(dim=64)``; that with its defaults if left out.
+        method: how; ``Supervised()`` if left out. Only its settings are used, so it can be given again.
+        training: settings of the loop.
+        folder: for the checkpoint; the same call goes on from there.
+        report: who is told how it goes.
+    """
+    return _learn(as_split(data), model, method or Supervised(), training, None, folder, report)
+
+
+def distill(
+    teacher: Teacher | Student,
+    data: Data,
+    *,
+    method: Method | None = None,
+    student: Settings | None = None,
+    training: TrainerSettings | None = None,
+    budget: int | None = None,
+    folder: Path | str | None = None,
+    report: Report | None = None,
+) -> Student:
+    """Train a student from a teacher.
+
+    Args:
+        teacher: a saved model of one's own, or any `Teacher`: ``HttpTeacher`` for an API, ``CallableTeacher`` for a
+            function.
+        data: the user's own interactions: a split, a data set, or a file or frame with the default column names.
+        method: how; ``BAHSD()`` if left out. Only its settings are used, so it can be given again.
+        student: what to train, such as ``SASRec(dim=32)``; that with its defaults if left out.
+        training: settings of the loop.
+        budget: most queries ever spent on this teacher; needs ``folder``, where the answers are kept.
+        folder: for the checkpoint and the ledger of paid answers; the same call goes on from there.
+        report: who is told how it goes.
+
+    Raises:
+        SettingsError: when method and teacher do not fit, or a budget has no ledger to be kept in.
+    """
+    split = as_split(data)
+    asked = local_teacher(teacher, split) if isinstance(teacher, Student) else teacher
+    with _kept(asked, folder, budget) as kept:
+        return _learn(split, student, method or BAHSD(), training, kept, folder, report)
+
+
+def as_split(data: Data) -> Split:
+    """Return the split that ``data`` is, or split it leave-one-out."""
+    if isinstance(data, Split):
+        return data
+    if isinstance(data, Dataset):
+        return leave_one_out(data)
+    return leave_one_out((data if isinstance(data, Interactions) else read_interactions(data)).dataset())
+
+
+def _learn(
+    split: Split,
+    config: Settings | None,
+    method: Method,
+    training: TrainerSettings | None,
+    teacher: Teacher | None,
+    folder: Path | str | None,
+    report: Report | None,
+) -> Student:
+    student, _ = learn(
+        split,
+        _model_choice(config or SASRecConfig()),
+        Choice(method.name, method.config),
+        training or TrainerSettings(),
+        teacher=teacher,
+        folder=None if folder is None else Path(folder),
+        report=report,
+    )
+    return student
+
+
+def _model_choice(config: Settings) -> Choice:
+    """Find the model that a config describes."""
+    import_all("recdistill.models")
+    for name, model in Model.registry.items():
+        if model.Config is type(config):
+            return Choice(name, config)
+    raise SettingsError(f"{config!r} describes no model; give one like recdistill.SASRec(dim=32)")
+
+
+@contextmanager
+def _kept(teacher: Teacher, folder: Path | str | None, budget: int | None) -> Iterator[Teacher]:
+    """Keep a teacher's answers in a ledger where there is a folder for it."""
+    if budget is not None and folder is None:
+        raise SettingsError("a budget is kept in a ledger on disk: give a folder as well")
+    if folder is None or isinstance(teacher, LedgerTeacher):
+        yield teacher
+        return
+    with Ledger(Path(folder) / LEDGER) as ledger:
+        yield LedgerTeacher(teacher, ledger, budget=budget)

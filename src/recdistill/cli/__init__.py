@@ -1,0 +1,52 @@
+"""The command line: one file, one command. Heavy parts are imported when a command runs, not before."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from recdistill import __version__
+from recdistill.cli.compare import compare
+from recdistill.cli.data import app as data_app
+from recdistill.cli.demo import demo
+from recdistill.cli.distill import distill
+from recdistill.cli.evaluate import evaluate
+from recdistill.cli.recommend import recommend
+from recdistill.cli.registry import methods, models
+from recdistill.cli.train import train
+from recdistill.errors import RecDistillError
+
+app = typer.Typer(
+    name="recdistill",
+    help="Distil any recommender, yours or one behind an API, into a small model that you own.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True),
+) -> None:
+    if version:
+        typer.echo(f"recdistill {__version__}")
+        raise typer.Exit
+
+
+app.command()(demo)
+app.add_typer(data_app, name="data")
+for command in (train, distill, evaluate, compare, recommend, methods, models):
+    app.command()(command)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; errors of ours are one line each on stderr and exit code 2."""
+    try:
+        app(args=argv)
+    except RecDistillError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"error: {line}", err=True)
+        sys.exit(2)

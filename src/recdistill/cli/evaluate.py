@@ -1,0 +1,18 @@
+"""``recdistill evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)],
+) -> None:
+    """Evaluate the saved student of a run anew, on the run's own test cases."""
+    from recdistill.cli.tables import print_result
+    from recdistill.run import evaluate_run
+
+    print_result(evaluate_run(run), every_stratum=True)

@@ -1,0 +1,63 @@
+"""``recdistill methods`` and ``recdistill models``: what can be chosen, and every setting with its default."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+Name = Annotated[str | None, typer.Argument(help="Show only this one.", show_default=False)]
+
+
+def methods(name: Name = None) -> None:
+    """List the training and distillation methods with their settings."""
+    from recdistill.methods.base import Method
+    from recdistill.registry import import_all
+
+    import_all("recdistill.methods")
+    show("method", Method.registry, name)
+
+
+def models(name: Name = None) -> None:
+    """List the models with their settings."""
+    from recdistill.models.base import Model
+    from recdistill.registry import import_all
+
+    import_all("recdistill.models")
+    show("model", Model.registry, name)
+
+
+def show(kind: str, registry: Mapping[str, Any], name: str | None) -> None:
+    """Print registered classes, each with the settings of its section in a run file.
+
+    Raises:
+        SettingsError: for an unknown name.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from recdistill.errors import SettingsError
+    from recdistill.settings import nearest
+
+    if name is not None and name not in registry:
+        raise SettingsError(f"unknown {kind} {name!r}{nearest(name, list(registry))}")
+    console = Console()
+    for each in [name] if name else sorted(registry):
+        cls = registry[each]
+        console.print(Text.assemble((each, "bold"), "  ", _first_line(cls.__doc__)))
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True)
+        table.add_column()
+        for setting, field in cls.Config.model_fields.items():
+            default = json.dumps(field.get_default(call_default_factory=True)) if not field.is_required() else "needed"
+            table.add_row(f"  {setting}", Text(default), Text(_first_line(field.description)))
+        console.print(table)
+        console.print()
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().split("\n\n")[0].replace("\n", " ")

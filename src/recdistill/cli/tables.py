@@ -1,0 +1,151 @@
+"""Results as tables on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from recdistill.errors import SettingsError
+from recdistill.evaluation.results import Evaluation
+from recdistill.evaluation.results import compare as compare_pair
+from recdistill.evaluation.significance import bootstrap_interval
+from recdistill.run import Result
+from recdistill.serving.artefact import Recommendation
+
+_NAMES = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR", "recall": "Recall"}
+_STRATA = ("all", "head", "tail")
+
+
+def print_result(result: Result, *, every_stratum: bool = False) -> None:
+    """Print what one run reached, and where its student is."""
+    console = _console()
+    parts = result.strata()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", style="bold")
+    table.add_column("users", justify="right")
+    figures = [("ndcg", 10), ("hr", 10), ("recall", 20), ("mrr", 10)]
+    for metric, k in figures:
+        table.add_column(f"{_NAMES[metric]}@{k}", justify="right")
+    for name in parts if every_stratum else _STRATA:
+        if (part := parts.get(name)) is not None:
+            cells = [f"{part.mean(metric, k):.4f}" for metric, k in figures]
+            table.add_row(name, f"{part.n_users:,}", *cells)
+    console.print(f"\n{result.facts['protocol']}; full ranking over {result.evaluation.n_items:,} items\n")
+    console.print(table)
+    _print_cuts(console, result)
+    console.print(_cost(result))
+    console.print(f"student: {result.folder / 'student'}", soft_wrap=True)
+
+
+def print_comparison(results: Sequence[Result], *, metrics: Sequence[str], k: int) -> None:
+    """Print runs side by side, and the test of each against the first.
+
+    Raises:
+        DataError: when they were not evaluated on the same cases.
+        SettingsError: for an unknown metric.
+    """
+    console = _console()
+    named = dict(zip(names(results), results, strict=True))
+    strata = {name: result.strata() for name, result in named.items()}
+    console.print(f"{results[0].facts['protocol']}; full ranking over {results[0].evaluation.n_items:,} items")
+    _print_cuts(console, results[0])
+    for metric in metrics:
+        console.print()
+        console.print(comparison_table(strata, metric, k))
+        if len(results) > 1:
+            console.print()
+            console.print(difference_table(strata, metric, k))
+    console.print()
+    for name, result in named.items():
+        console.print(f"{name}: {_cost(result)}")
+
+
+def comparison_table(runs: Mapping[str, Mapping[str, Evaluation]], metric: str, k: int) -> Table:
+    """One row a run, one column a stratum: the mean with its 95 % interval over users."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column(f"{_label(metric)}@{k}", style="bold")
+    for stratum in _STRATA:
+        table.add_column(f"{stratum} [95 % interval]", justify="right")
+    for name, parts in runs.items():
+        table.add_row(name, *(_interval(parts.get(stratum), metric, k) for stratum in _STRATA))
+    return table
+
+
+def difference_table(runs: Mapping[str, Mapping[str, Evaluation]], metric: str, k: int) -> Table:
+    """One row a run but the first: its difference from the first, with interval and p of the paired test by user."""
+    first, *others = runs
+    table = Table(box=None, pad_edge=False)
+    table.add_column(f"{_label(metric)}@{k} − {first}", style="bold")
+    for stratum in _STRATA:
+        table.add_column(f"{stratum} [95 % interval] p", justify="right")
+    for name in others:
+        cells = []
+        for stratum in _STRATA:
+            one, other = runs[name].get(stratum), runs[first].get(stratum)
+            if one is None or other is None:
+                cells.append("-")
+                continue
+            found = compare_pair(one, other, metric, k)
+            cells.append(f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}] {found.p_value:.4f}")
+        table.add_row(name, *cells)
+    return table
+
+
+def names(results: Sequence[Result]) -> list[str]:
+    """Name each run by as much of its path as tells it from the others.
+
+    Raises:
+        SettingsError: when a run is given twice.
+    """
+    paths = [result.folder.absolute().parts for result in results]
+    for depth in range(1, max(map(len, paths), default=0) + 1):
+        short = ["/".join(path[-depth:]) for path in paths]
+        if len(set(short)) == len(short):
+            return short
+    raise SettingsError("the same run is given twice")
+
+
+def print_recommendations(recommendations: Sequence[Recommendation]) -> None:
+    """Print one list, best first."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("item", justify="right", style="bold")
+    table.add_column("score", justify="right")
+    table.add_column("title")
+    for item, score, title in recommendations:
+        table.add_row(str(item), f"{score:.3f}", title or "")
+    _console().print(table)
+
+
+def _interval(part: Evaluation | None, metric: str, k: int) -> str:
+    if part is None:
+        return "-"
+    low, high = bootstrap_interval(part.values(metric, k)[:, None], part.users)
+    return f"{part.mean(metric, k):.4f} [{low[0]:.4f}, {high[0]:.4f}]"
+
+
+def _print_cuts(console: Console, result: Result) -> None:
+    for stratum in ("head", "tail"):
+        console.print(f"{stratum}: {result.facts['strata'][stratum]}", style="dim")
+
+
+def _cost(result: Result) -> str:
+    facts = result.facts
+    text = (
+        f"{facts['parameters']:,} parameters; {facts['epochs']} epochs, the best was {facts['best_epoch']}; "
+        f"{facts['training_seconds']:.0f} s of training"
+    )
+    if facts["queries"] is not None:
+        text += f"; {facts['queries']['spent']:,} queries spent"
+    return text
+
+
+def _label(metric: str) -> str:
+    return _NAMES.get(metric, metric)
+
+
+def _console() -> Console:
+    """A console for results: as wide as they need where nobody looks."""
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=200)

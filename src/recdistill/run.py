@@ -1,0 +1,408 @@
+"""Settings in, a run folder out: a trained student, what it reached, and all that is needed to say how.
+
+A run's folder holds ``run.json`` (every setting, versions), ``metrics.jsonl`` (a line an epoch), ``student/`` (the
+artefact), ``ledger.sqlite`` (a teacher's paid answers), ``evaluation.npz`` (the rank of every test target),
+``groups.npz`` (who is head and tail) and ``results.json``, written last: with it, the run is finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+
+from recdistill import __version__
+from recdistill.data.dataset import Dataset
+from recdistill.data.embedded import load_shop
+from recdistill.data.groups import Groups
+from recdistill.data.interactions import read_interactions
+from recdistill.data.splits import Split, last_basket, leave_one_out, random_split, time_cut
+from recdistill.errors import ArtefactError, SettingsError
+from recdistill.evaluation.full_ranking import evaluate
+from recdistill.evaluation.results import Evaluation, strata, table
+from recdistill.files import write_whole
+from recdistill.methods.base import Method, Setting
+from recdistill.models.base import Model, build_model
+from recdistill.runfile import SHOP, Choice, Run, RunTeacher
+from recdistill.serving.artefact import FOLDER as STUDENT
+from recdistill.serving.artefact import Student
+from recdistill.teachers.base import Teacher
+from recdistill.teachers.http import HttpTeacher
+from recdistill.teachers.ledger import Ledger, LedgerTeacher
+from recdistill.teachers.local import LocalTeacher
+from recdistill.trainer import CHECKPOINT, Fit, Progress, Silent, TrainerSettings, fit
+
+RUN, EVALUATION, GROUPS, RESULTS, LEDGER = "run.json", "evaluation.npz", "groups.npz", "results.json", "ledger.sqlite"
+
+
+class Report(Progress, Protocol):
+    """Who is told how a run goes; a terminal, for example."""
+
+    def say(self, text: str) -> None:
+        """Take note of a sentence."""
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """Take note of a preparation, such as probing a teacher."""
+
+
+class Quiet(Silent):
+    """Tells nobody."""
+
+    def say(self, text: str) -> None:
+        """Do nothing."""
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """A finished run, read from its folder."""
+
+    folder: Path
+    run: Run
+    evaluation: Evaluation
+    """Of the student, on the test cases."""
+    groups: Groups
+    facts: dict[str, Any]
+    """What else is known: epochs, seconds, parameters, queries spent, …"""
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a finished run.
+
+        Raises:
+            ArtefactError: when the folder holds no run, or one that is not finished.
+        """
+        if not (folder / RUN).is_file():
+            raise ArtefactError(f"{folder} holds no run: it has no {RUN}; give the folder that a run was written to")
+        if not (folder / RESULTS).is_file():
+            raise ArtefactError(f"the run in {folder} is not finished; start it again with the same settings to go on")
+        return cls(
+            folder=folder,
+            run=Run.read(folder / RUN),
+            evaluation=Evaluation.load(folder / EVALUATION),
+            groups=_load_groups(folder / GROUPS),
+            facts=json.loads((folder / RESULTS).read_text(encoding="utf-8")),
+        )
+
+    def strata(self) -> dict[str, Evaluation]:
+        """Return the evaluation by stratum: all, head, tail, length-1…5, item-head, item-tail."""
+        return _by_stratum(self.evaluation, self.groups)
+
+
+def run_training(run: Run, folder: Path, report: Report | None = None) -> Result:
+    """Train a model on interactions alone.
+
+    Raises:
+        SettingsError: when the run has a teacher.
+    """
+    if run.teacher is not None:
+        raise SettingsError("this run has a [teacher]: use `recdistill distill`, or remove the section")
+    return _run(run, folder, report or Quiet())
+
+
+def run_distillation(run: Run, folder: Path, report: Report | None = None) -> Result:
+    """Train a student from a teacher.
+
+    Raises:
+        SettingsError: when the run has no teacher.
+    """
+    if run.teacher is None:
+        raise SettingsError("this run has no [teacher]: add the section, or use `recdistill train`")
+    return _run(run, folder, report or Quiet())
+
+
+def _run(run: Run, folder: Path, report: Report) -> Result:
+    """Do what is not done yet: a run that was stopped goes on, a finished one is only read."""
+    claim(folder, run)
+    if (folder / RESULTS).is_file():
+        report.say(f"{folder}: finished before; delete the folder to run it again")
+        return Result.load(folder)
+    split = load_split(run)
+    _note(folder, run, split)
+    dataset = split.dataset
+    report.say(
+        f"{folder}: {run.method.name} for {run.student.name}; {dataset.n_users:,} users, {dataset.n_items:,} items, "
+        f"{len(split.train.flat()[0]):,} training interactions; {split.protocol}"
+    )
+    with open_teacher(run, split, folder) as teacher:
+        student, fitted = learn(
+            split, run.student, run.method, run.training, teacher=teacher, folder=folder, report=report
+        )
+        queries = asdict(teacher.stats()) if isinstance(teacher, LedgerTeacher) else None
+    student.save(folder / STUDENT)
+    facts = {
+        "epochs": fitted.epochs,
+        "best_epoch": fitted.best_epoch,
+        "best_validation_ndcg_10": fitted.best_value,
+        "training_seconds": fitted.seconds,
+        "queries": queries,
+    }
+    result = _evaluate(run, folder, split, student, facts)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return result
+
+
+def evaluate_run(folder: Path) -> Result:
+    """Evaluate the saved student of a run anew, on the run's own test cases.
+
+    Raises:
+        ArtefactError: when there is no finished run, or its data have changed.
+    """
+    before = Result.load(folder)
+    split = load_split(before.run)
+    _check_data(folder, split)
+    return _evaluate(before.run, folder, split, Student.load(folder), before.facts)
+
+
+def learn(
+    split: Split,
+    student: Choice,
+    method: Choice,
+    training: TrainerSettings,
+    *,
+    teacher: Teacher | None = None,
+    folder: Path | None = None,
+    report: Report | None = None,
+) -> tuple[Student, Fit]:
+    """Build a model, train it by a method, and join it with its items.
+
+    Args:
+        split: what to learn from and to validate on.
+        student: which model, with its settings.
+        method: which method, with its settings.
+        training: settings of the loop; its seed also draws the initial weights.
+        teacher: whom to ask.
+        folder: for checkpoint and metrics; what was begun there goes on.
+        report: who is told how it goes.
+
+    Raises:
+        SettingsError: when the method needs a teacher, or scores, that are not there; or uses none.
+    """
+    report = report or Quiet()
+    dataset = split.dataset
+    learner = Method.registry[method.name](method.config)
+    check_needs(learner, teacher)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seed)
+        model = build_model(student.name, dataset.n_items, student.config)
+    setting = Setting(
+        train=split.train,
+        users=np.arange(len(split.train)),
+        n_items=dataset.n_items,
+        teacher=teacher,
+        seed=training.seed,
+        folder=folder,
+        progress=report.preparing,
+    )
+
+    def validate(model: Model) -> float:
+        return evaluate(model, split.valid, n_items=dataset.n_items, ks=(10,)).mean("ndcg", 10)
+
+    fitted = fit(model, learner, setting, training, validate=validate, folder=folder, progress=report)
+    return Student.of(model, dataset, protocol=split.protocol, mask_seen=masks_seen(split)), fitted
+
+
+def check_needs(method: Method, teacher: Teacher | None) -> None:
+    """Refuse a method and a teacher that do not fit, before anything is paid for.
+
+    Raises:
+        SettingsError: saying what is missing.
+    """
+    if method.needs and teacher is None:
+        raise SettingsError(f"method {method.name!r} learns from a teacher: add a [teacher], or use 'supervised'")
+    if teacher is not None and not method.needs:
+        raise SettingsError(f"method {method.name!r} asks no teacher: remove [teacher], or use 'bahsd' or 'kd'")
+    if teacher is not None and "scores" in method.needs and not teacher.gives_scores:
+        raise SettingsError(
+            f"method {method.name!r} needs scores, but teacher {teacher.identity!r} gives lists only: "
+            "use 'bahsd' or 'kd'"
+        )
+
+
+def masks_seen(split: Split) -> bool:
+    """Whether items of the history are left out of the split's rankings."""
+    return bool(split.test.masked.lengths.any())
+
+
+def load_dataset(run: Run) -> Dataset:
+    """Read the interactions that a run names."""
+    data = run.data
+    if data.path == SHOP:
+        return load_shop()
+    interactions = read_interactions(
+        data.path,
+        user=data.user,
+        item=data.item,
+        time=data.time or None,
+        separator=data.separator,
+        text_ids=data.text_ids,
+        skip_bad_rows=data.skip_bad_rows,
+    )
+    kept = interactions.deduplicate(data.duplicates).k_core(users=data.min_user, items=data.min_item)
+    return kept.dataset(data.titles, item=data.titles_item, title=data.titles_title)
+
+
+def load_split(run: Run) -> Split:
+    """Read the interactions that a run names, and cut them as it says."""
+    dataset, settings = load_dataset(run), run.split
+    cuts: dict[str, Callable[[], Split]] = {
+        "leave-one-out": lambda: leave_one_out(dataset, mask_seen=settings.mask_seen),
+        "last-basket": lambda: last_basket(dataset, mask_seen=settings.mask_seen),
+        "time-cut": lambda: time_cut(dataset, at=settings.at, valid_at=settings.valid_at, mask_seen=settings.mask_seen),
+        "random": lambda: random_split(
+            dataset, seed=settings.seed, file_order=settings.file_order, mask_seen=settings.mask_seen
+        ),
+    }
+    return cuts[settings.protocol]()
+
+
+@contextmanager
+def open_teacher(run: Run, split: Split, folder: Path) -> Iterator[Teacher | None]:
+    """Give the teacher that a run names, its paid answers at hand."""
+    settings = run.teacher
+    if settings is None:
+        yield None
+    elif isinstance(settings, RunTeacher):
+        yield local_teacher(Student.load(settings.folder), split, gives_scores=settings.gives_scores)
+    else:
+        with Ledger(Path(settings.ledger) if settings.ledger else folder / LEDGER) as ledger:
+            yield LedgerTeacher(HttpTeacher(split.dataset.items, settings), ledger, budget=settings.budget)
+
+
+def local_teacher(student: Student, split: Split, *, gives_scores: bool = True) -> LocalTeacher:
+    """Let a saved student teach on data with the same items.
+
+    Raises:
+        SettingsError: when it was trained on other items.
+    """
+    known, wanted = student.items.raw, split.dataset.items.raw
+    if known.dtype != wanted.dtype or not known.equals(wanted):
+        common = int((split.dataset.items.find(known) > 0).sum())
+        raise SettingsError(
+            f"the teacher was trained on other items than these data hold: {len(known):,} there, {len(wanted):,} here, "
+            f"{common:,} in both; train it on the same data, or serve it and ask it as an API."
+        )
+    return LocalTeacher(student.model, gives_scores=gives_scores, exclude_history=masks_seen(split))
+
+
+def claim(folder: Path, run: Run) -> None:
+    """Make sure that ``folder`` is free or holds this very run.
+
+    Raises:
+        SettingsError: when it holds another run, or something that is no run.
+    """
+    if (folder / RUN).is_file():
+        if differences := Run.read(folder / RUN).differences(run):
+            raise SettingsError(
+                f"{folder} holds a run with other settings (there and here: {'; '.join(differences)}); "
+                "choose another folder with --out, or delete this one"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SettingsError(f"{folder} is there already and holds no run; choose another folder with --out")
+
+
+def _note(folder: Path, run: Run, split: Split) -> None:
+    """Write down what is about to be done, or check that it is what was begun."""
+    if (folder / RUN).is_file():
+        _check_data(folder, split)
+    packages = ("torch", "numpy", "polars")
+    about = {
+        "settings": run.dump(),
+        "data": fingerprint(split.dataset),
+        "versions": {"recdistill": __version__, "python": platform.python_version()}
+        | {package: version(package) for package in packages},
+        "machine": platform.platform(),
+    }
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / RUN, about)
+
+
+def _check_data(folder: Path, split: Split) -> None:
+    before = json.loads((folder / RUN).read_text(encoding="utf-8"))["data"]
+    if before != (now := fingerprint(split.dataset)):
+        raise ArtefactError(
+            f"the data are not those of the run in {folder}: {before} then, {now} now; "
+            "bring the old data back, or choose another folder"
+        )
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Say how many users, items and interactions there are, and a hash of who took what in which order."""
+    items, offsets = dataset.sequences.flat()
+    digest = hashlib.blake2b(items.tobytes() + offsets.tobytes(), digest_size=8).hexdigest()
+    return f"{dataset.n_users:,} users, {dataset.n_items:,} items, {dataset.n_interactions:,} interactions, {digest}"
+
+
+def _evaluate(run: Run, folder: Path, split: Split, student: Student, facts: dict[str, Any]) -> Result:
+    """Evaluate on the test cases and write what a finished run has."""
+    n_items = split.dataset.n_items
+    found = evaluate(
+        student.model, split.test, n_items=n_items, ks=run.evaluation.ks, protocol=split.protocol, keep_lists=True
+    )
+    groups = Groups.from_train(split.train, n_items)
+    k = max(run.evaluation.ks)
+    facts = {
+        **facts,
+        "protocol": split.protocol,
+        "strata": groups.labels(),
+        "parameters": student.n_parameters,
+        "student_bytes": sum(file.stat().st_size for file in (folder / STUDENT).iterdir()),
+        f"coverage@{k}": found.coverage(k),
+        f"gini@{k}": found.gini(k),
+        "table": table(_by_stratum(found, groups), intervals=True),
+    }
+    with _writing(folder):
+        found.save(folder / EVALUATION)
+        _save_groups(folder / GROUPS, groups)
+        _write_json(folder / RESULTS, facts)
+    return Result(folder, run, found, groups, facts)
+
+
+def _by_stratum(evaluation: Evaluation, groups: Groups) -> dict[str, Evaluation]:
+    return strata(evaluation, head_users=groups.head_users, length_bands=groups.bands, head_items=groups.head_items)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ArtefactError(
+            f"cannot write to {folder}: {error}. Free the disk, or choose another folder; what was finished is kept."
+        ) from error
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    write_whole(path, json.dumps(values, indent=2).encode())
+
+
+def _save_groups(path: Path, groups: Groups) -> None:
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = asdict(groups)
+    np.savez_compressed(buffer, **arrays)
+    write_whole(path, buffer.getvalue())
+
+
+def _load_groups(path: Path) -> Groups:
+    with np.load(path, allow_pickle=False) as file:
+        return Groups(
+            head_users=file["head_users"],
+            bands=file["bands"],
+            head_items=file["head_items"],
+            user_cut=int(file["user_cut"]),
+            band_cuts=tuple(file["band_cuts"].tolist()),
+            item_cut=int(file["item_cut"]),
+        )

@@ -1,0 +1,294 @@
+"""What a run is told: the sections of its TOML file, overrides from the command line, and every default filled in."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
+
+from recdistill.errors import SettingsError
+from recdistill.methods.base import Method
+from recdistill.models.base import Model
+from recdistill.registry import import_all
+from recdistill.settings import Settings, nearest
+from recdistill.teachers.http import HttpConfig
+from recdistill.trainer import TrainerSettings
+
+Values: TypeAlias = dict[str, Any]
+
+SHOP = "shop"
+"""Stands for the data of a real shop that ship with the package, instead of a file."""
+_BARE = re.compile(r"[^\s\"'\[\]{},=#]+")
+"""Text that may stand without quotes after ``--set name=``."""
+
+
+def _absolute(path: str) -> str:
+    return path if path == SHOP else str(Path(path).absolute())
+
+
+Location: TypeAlias = Annotated[str, AfterValidator(_absolute)]
+"""A file, folder or glob; made absolute, so that a finished run can be read from anywhere."""
+
+
+class DataSettings(Settings):
+    """``[data]``: where the interactions are, and what is kept of them."""
+
+    path: Location
+    """CSV, TSV or Parquet file, or a glob of them; ``shop`` for the data that ship with the package."""
+    user: str = "user_id"
+    """Column of user ids."""
+    item: str = "item_id"
+    """Column of item ids."""
+    time: str = "timestamp"
+    """Column of times; empty where the rows are in order and have none."""
+    separator: str | None = None
+    """What separates fields; by default a tab in ``.tsv`` files, else a comma."""
+    text_ids: bool = False
+    """Keep ids as text even if all are integers."""
+    skip_bad_rows: bool = False
+    """Leave out rows that cannot be read instead of refusing the file."""
+    duplicates: Literal["all", "first", "last", "collapse"] = "all"
+    """What is kept when a user takes an item again."""
+    min_user: PositiveInt = 1
+    """Interactions that every user needs to be kept."""
+    min_item: PositiveInt = 1
+    """Interactions that every item needs to be kept."""
+    titles: Location | None = None
+    """File with a title for each item."""
+    titles_item: str = "item_id"
+    """Its column of item ids."""
+    titles_title: str = "title"
+    """Its column of titles."""
+
+
+class SplitSettings(Settings):
+    """``[split]``: what is learned from, and what is asked."""
+
+    protocol: Literal["leave-one-out", "last-basket", "time-cut", "random"] = "leave-one-out"
+    """How the data are cut."""
+    mask_seen: bool = True
+    """Whether items of the history are left out of every ranking."""
+    at: float | str | None = None
+    """For ``time-cut``: the instant, as a number like the data's times or as ISO text; by default after nine tenths."""
+    valid_at: float | str | None = None
+    """For ``time-cut``: the earlier instant from which on validation targets are taken."""
+    seed: NonNegativeInt = 0
+    """For ``random``: of the draws."""
+    file_order: bool = False
+    """For ``random``: draw nothing, and cut each sequence in its order."""
+
+
+class EvaluationSettings(Settings):
+    """``[evaluation]``: what is reported."""
+
+    ks: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
+    """Lengths of the lists that metrics look at."""
+
+
+class ApiTeacher(HttpConfig):
+    """``[teacher]`` with ``kind = "http"``: a recommender behind an API."""
+
+    kind: Literal["http"] = "http"
+    budget: PositiveInt | None = None
+    """Most queries ever spent on this teacher, over all runs that share the ledger; no limit where not given."""
+    ledger: Location | None = None
+    """File of paid answers; in the run's folder where not given. Runs that share it share the answers."""
+
+
+class RunTeacher(Settings):
+    """``[teacher]`` with ``kind = "run"``: a model of our own, from a run's folder or a saved student's."""
+
+    kind: Literal["run"] = "run"
+    folder: Location
+    """Where it lies."""
+    gives_scores: bool = True
+    """Whether it shows its scores; without them it poses as a black box."""
+
+
+TeacherSettings: TypeAlias = ApiTeacher | RunTeacher
+_TEACHERS: dict[str, type[TeacherSettings]] = {"http": ApiTeacher, "run": RunTeacher}
+_MAY_CHANGE = {"url", "headers", "concurrency", "rate", "timeout", "attempts", "first_wait", "longest_wait"} | {
+    "give_up_after",
+    "budget",
+}
+"""How an API is reached and what it may cost: a run that is taken up again may do this in another way."""
+
+
+class Sections(Settings):
+    """The sections that a run file may have."""
+
+    data: Values
+    """Where the interactions are."""
+    split: Values = Field(default_factory=dict)
+    """What is learned from, and what is asked."""
+    model: Values | None = None
+    """What is trained; ``student`` is another name for it."""
+    student: Values | None = None
+    """What is trained; ``model`` is another name for it."""
+    method: Values = Field(default_factory=dict)
+    """How it is trained."""
+    teacher: Values | None = None
+    """Whom it is distilled from, if anybody."""
+    training: Values = Field(default_factory=dict)
+    """How long and how fast."""
+    evaluation: Values = Field(default_factory=dict)
+    """What is reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A registered model or method with all its settings."""
+
+    name: str
+    config: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything that decides what a run does, with every default filled in."""
+
+    data: DataSettings
+    split: SplitSettings
+    student: Choice
+    method: Choice
+    teacher: TeacherSettings | None
+    training: TrainerSettings
+    evaluation: EvaluationSettings
+
+    @classmethod
+    def read(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a TOML file, or the ``run.json`` of an earlier run, and apply ``section.key=value`` overrides.
+
+        Raises:
+            SettingsError: for a file that cannot be read, or anything in it that makes no sense.
+        """
+        return cls.parse(override(_read(path), overrides), where=str(path))
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, where: str = "run") -> Self:
+        """Check sections given as plain values, and fill in every default.
+
+        Raises:
+            SettingsError: for an unknown section or setting (the nearest right one is named), or a wrong value.
+        """
+        sections = Sections.parse(values, where=where)
+        if sections.model is not None and sections.student is not None:
+            raise SettingsError(f"{where}: [model] and [student] are two names for one section; keep one of them")
+        student = _choose(
+            Model, sections.model or sections.student or {}, default="sasrec", where=f"{where}: [student]"
+        )
+        default = "supervised" if sections.teacher is None else "bahsd"
+        return cls(
+            data=DataSettings.parse(sections.data, where=f"{where}: [data]"),
+            split=SplitSettings.parse(sections.split, where=f"{where}: [split]"),
+            student=student,
+            method=_choose(Method, sections.method, default=default, where=f"{where}: [method]"),
+            teacher=None if sections.teacher is None else _teacher(sections.teacher, f"{where}: [teacher]"),
+            training=TrainerSettings.parse(sections.training, where=f"{where}: [training]"),
+            evaluation=EvaluationSettings.parse(sections.evaluation, where=f"{where}: [evaluation]"),
+        )
+
+    def dump(self) -> Values:
+        """Return the sections as plain values; `parse` makes the same run of them."""
+        values: Values = {
+            "data": self.data.model_dump(mode="json"),
+            "split": self.split.model_dump(mode="json"),
+            "student": {"name": self.student.name, **self.student.config.model_dump(mode="json")},
+            "method": {"name": self.method.name, **self.method.config.model_dump(mode="json")},
+            "training": self.training.model_dump(mode="json"),
+            "evaluation": self.evaluation.model_dump(mode="json"),
+        }
+        if self.teacher is not None:
+            values["teacher"] = self.teacher.model_dump(mode="json")
+        return values
+
+    def differences(self, other: Run) -> list[str]:
+        """Say in what another run differs, such as ``training.epochs: 10 and 20``.
+
+        How an API is reached and what it may cost is no difference: the answers are the same.
+        """
+        mine, others = _flat(self.dump()), _flat(other.dump())
+        names = [name for name in {**mine, **others} if not (name[0] == "teacher" and name[1] in _MAY_CHANGE)]
+        return [
+            f"{'.'.join(name)}: {_show(mine.get(name))} and {_show(others.get(name))}"
+            for name in names
+            if mine.get(name) != others.get(name)
+        ]
+
+
+def override(values: Values, assignments: Sequence[str]) -> Values:
+    """Return ``values`` with each ``section.key=value`` applied; a value is TOML, or a word that needs no quotes.
+
+    >>> override({"training": {"epochs": 10}}, ["training.epochs=20", "student.name=gru4rec"])
+    {'training': {'epochs': 20}, 'student': {'name': 'gru4rec'}}
+
+    Raises:
+        SettingsError: for something else than ``section.key=value``, or a value that is not TOML.
+    """
+    result = {section: dict(inner) if isinstance(inner, dict) else inner for section, inner in values.items()}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not (equals and dot and section and key):
+            raise SettingsError(f"--set {assignment}: write section.key=value, for example training.epochs=20")
+        inner = result.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise SettingsError(f"--set {assignment}: {section!r} is no section but the value {inner!r}")
+        inner[key] = _value(text.strip(), assignment)
+    return result
+
+
+def _value(text: str, assignment: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        if _BARE.fullmatch(text):
+            return text
+        raise SettingsError(
+            f"--set {assignment}: {text!r} is no TOML value ({error}); numbers and true or false stand as they are, "
+            "lists as [1, 2], and text with spaces in double quotes."
+        ) from error
+
+
+def _read(path: Path) -> Values:
+    try:
+        text = path.read_text(encoding="utf-8")
+        values: Values = json.loads(text)["settings"] if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise SettingsError(f"cannot read the run file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} is no run file: it is not UTF-8 text") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise SettingsError(f"{path} is no run file: {error}") from error
+    return values
+
+
+def _choose(base: type[Model] | type[Method], values: Values, *, default: str, where: str) -> Choice:
+    """Pick a registered class by ``name`` and check its settings."""
+    import_all("recdistill.models" if base is Model else "recdistill.methods")
+    settings = dict(values)
+    name = settings.pop("name", default)
+    if name not in base.registry:
+        raise SettingsError(f"{where}: unknown name {name!r}{nearest(str(name), list(base.registry))}")
+    return Choice(name, base.registry[name].Config.parse(settings, where=f"{where} {name}"))
+
+
+def _teacher(values: Values, where: str) -> TeacherSettings:
+    kind = values.get("kind")
+    if kind not in _TEACHERS:
+        raise SettingsError(f'{where}: kind is {kind!r}; write kind = "http" for an API, or kind = "run" for a folder')
+    return _TEACHERS[kind].parse(values, where=where)
+
+
+def _flat(values: Values) -> dict[tuple[str, str], Any]:
+    return {(section, key): value for section, inner in values.items() for key, value in inner.items()}
+
+
+def _show(value: Any) -> str:
+    return "nothing" if value is None else json.dumps(value)
