@@ -10,11 +10,7 @@ import torch
 from torch import Tensor
 
 from recdistill.models.base import Batch
-from recdistill.models.sasrec import Transformer, TransformerConfig
-
-
-class BERT4RecConfig(TransformerConfig):
-    """A BERT4Rec's size and shape."""
+from recdistill.models.transformer import Transformer, TransformerConfig
 
 
 class BERT4RecConfig(TransformerConfig):
@@ -24,7 +20,6 @@ class BERT4RecConfig(TransformerConfig):
 class BERT4Rec(Transformer, name="bert4rec"):
     """A bidirectional transformer: the state at a masked item says which item stands there."""
 
-    Config = BERT4RecConfig
     Config = BERT4RecConfig
     causal = False
     n_special = 1
