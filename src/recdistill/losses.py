@@ -83,7 +83,7 @@ def list_cross_entropy(
     elif temperature != 1.0:
         states = states / temperature
     dtype = compute_dtype(states, precision)
-    loss: Tensor = _ListCrossEntropy.apply(states, embeddings, items, probs, weights, dtype)
+    loss: Tensor = _ListCrossEntropy.apply(states, embeddings, items, probs, weights, dtype)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -200,7 +200,7 @@ def sampled_softmax_loss(
     Model", 2008; Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", 2019.
     """
     dtype = compute_dtype(states, precision)
-    loss: Tensor = _SampledSoftmax.apply(states, embeddings, labels, negatives, log_weights, dtype)
+    loss: Tensor = _SampledSoftmax.apply(states, embeddings, labels, negatives, log_weights, dtype)  # type: ignore[no-untyped-call]
     return loss
 
 

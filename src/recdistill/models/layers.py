@@ -107,7 +107,7 @@ class Dropout(nn.Module):
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64)
         words.random_(-(2**63), None, generator=self.generator)
         noise = words.view(torch.uint8)[: x.numel()].view(x.shape)
-        dropped: Tensor = _Drop.apply(x, noise, self.threshold)
+        dropped: Tensor = _Drop.apply(x, noise, self.threshold)  # type: ignore[no-untyped-call]
         return dropped
 
 
