@@ -1,0 +1,253 @@
+"""Make the Markdown tables in the documentation from the result files: ``python -m benchmarks.tables``.
+
+A table stands between two comments, ``<!-- table: training_speed -->`` and ``<!-- /table -->``; what is between them is
+replaced. The name is that of a function in `TABLES`, or of any file of times in ``results/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import polars as pl
+from benchmarks.results import FOLDER
+
+from recdistill.errors import DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def fill(text: str, results: Path) -> str:
+    """Return ``text`` with every table made anew from the files in ``results``."""
+    return BLOCK.sub(lambda block: f"{block[1]}{make(block['name'], results)}\n{block[3]}", text)
+
+
+def make(name: str, results: Path) -> str:
+    """Return one table in Markdown.
+
+    Raises:
+        DataError: when no table has this name.
+    """
+    source, build = TABLES.get(name, (name, speed))
+    path = results / f"{source}.csv"
+    if not path.is_file():
+        if name not in TABLES:
+            raise DataError(f"no table is called {name!r}, and there is no {path}; tables: {', '.join(TABLES)}")
+        return "*Not measured yet.*"
+    return build(pl.read_csv(path, infer_schema=False))
+
+
+def training_speed(rows: pl.DataFrame) -> str:
+    """Seconds per epoch of every system, with the allocator as it comes and tuned."""
+    rows = _split_setting(rows).filter(pl.col("phase").is_null(), pl.col("system") != "arithmetic-floor")
+    cells = rows.group_by("dataset", "loss", "system", maintain_order=True).agg(
+        *(
+            column
+            for allocator in ("stock", "tuned")
+            for column in (
+                _spread("seconds", pl.col("allocator") == allocator).alias(f"{allocator}_seconds"),
+                _median("ratio", pl.col("allocator") == allocator).alias(f"{allocator}_ratio"),
+            )
+        ),
+        _median("peak_mb", pl.col("allocator") == "stock").alias("peak_mb"),
+        pl.col("version").last(),
+        pl.col("noisy").sum(),
+    )
+    return markdown(
+        ["data", "loss", "system", "s / epoch", "× ours", "peak MB", "tuned: s / epoch", "× ours", "noisy"],
+        [
+            [
+                row["dataset"],
+                row["loss"],
+                f"{row['system']} {row['version']}",
+                row["stock_seconds"],
+                _number(row["stock_ratio"]),
+                _number(row["peak_mb"]),
+                row["tuned_seconds"],
+                _number(row["tuned_ratio"]),
+                str(row["noisy"] or ""),
+            ]
+            for row in cells.iter_rows(named=True)
+        ],
+    )
+
+
+def training_profile(rows: pl.DataFrame) -> str:
+    """Where the seconds of our epoch go, and the share of the arithmetic floor."""
+    rows = _split_setting(rows).filter(pl.col("allocator") == "stock")
+    ours = rows.filter(pl.col("system") == "recdistill")
+    floor = rows.filter(pl.col("system") == "arithmetic-floor")
+    phases = ours["phase"].drop_nulls().unique(maintain_order=True).to_list()
+    lines = []
+    for (dataset, loss), group in ours.group_by("dataset", "loss", maintain_order=True):
+        spent = [_middle(group.filter(pl.col("phase") == phase), "seconds") for phase in phases]
+        bound = floor.filter(pl.col("dataset") == dataset, pl.col("loss") == loss)
+        share = _middle(bound, "ratio")
+        lines.append(
+            [
+                str(dataset),
+                str(loss),
+                _number(_middle(group.filter(pl.col("phase").is_null()), "seconds")),
+                *map(_number, spent),
+                _number(_middle(bound, "seconds")),
+                "" if share is None else f"{share:.0%}",
+            ]
+        )
+    return markdown(["data", "loss", "s / epoch", *phases, "floor, s", "share of the floor"], lines)
+
+
+def speed(rows: pl.DataFrame) -> str:
+    """Any file of times: the median over repeats of every setting."""
+    cells = rows.group_by("dataset", "setting", "system", maintain_order=True).agg(
+        _spread("seconds").alias("seconds"),
+        _median("ratio").alias("ratio"),
+        _median("peak_mb").alias("peak_mb"),
+        pl.col("version").last(),
+    )
+    return markdown(
+        ["data", "setting", "system", "seconds", "× ours", "peak MB"],
+        [
+            [
+                row["dataset"],
+                row["setting"],
+                f"{row['system']} {row['version']}",
+                row["seconds"],
+                _number(row["ratio"]),
+                _number(row["peak_mb"]),
+            ]
+            for row in cells.iter_rows(named=True)
+        ],
+    )
+
+
+def quality(rows: pl.DataFrame) -> str:
+    """HR@10 and NDCG@10 of every method: all, head and tail users; mean ± deviation over seeds."""
+    run = ["dataset", "split", "teacher", "student", "regime", "access", "method", "variant"]
+    figures = [(metric, stratum) for metric in ("hr", "ndcg") for stratum in ("all", "head", "tail")]
+    cells = (
+        rows.filter(pl.col("k") == "10")
+        .group_by(run, maintain_order=True)
+        .agg(
+            *(
+                _mean("value", (pl.col("metric") == metric) & (pl.col("stratum") == stratum)).alias(
+                    f"{metric}_{stratum}"
+                )
+                for metric, stratum in figures
+            ),
+            pl.col("seed").n_unique(),
+        )
+    )
+    names = {"hr": "HR@10", "ndcg": "NDCG@10"}
+    return markdown(
+        ["data", "split", "teacher → student", "setting", "method", "seeds"]
+        + [names[metric] if stratum == "all" else f"{names[metric]} {stratum}" for metric, stratum in figures],
+        [
+            [
+                row["dataset"],
+                row["split"],
+                " → ".join(filter(None, (row["teacher"], row["student"]))),
+                ", ".join(filter(None, (row["regime"], row["access"]))),
+                " ".join(filter(None, (row["method"], row["variant"]))),
+                str(row["seed"]),
+                *(row[f"{metric}_{stratum}"] for metric, stratum in figures),
+            ]
+            for row in cells.iter_rows(named=True)
+        ],
+    )
+
+
+TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
+    "training_speed": ("training_speed", training_speed),
+    "training_profile": ("training_speed", training_profile),
+    "quality": ("quality", quality),
+}
+"""The result file that each table is made from, and how; any other name is a file of times, shown by `speed`."""
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str | None]]) -> str:
+    """Return a table in Markdown; an empty cell for ``None``."""
+    lines = [header, ["---"] * len(header), *([cell or "" for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _split_setting(rows: pl.DataFrame) -> pl.DataFrame:
+    """Add the parts of ``loss/allocator[/phase-x][/noisy]`` as columns."""
+    setting = pl.col("setting")
+    return rows.with_columns(
+        setting.str.extract(r"^([^/]+)").alias("loss"),
+        setting.str.extract(r"^[^/]+/([^/]+)").alias("allocator"),
+        setting.str.extract(r"/phase-([^/]+)").alias("phase"),
+        setting.str.ends_with("/noisy").alias("noisy"),
+    )
+
+
+def _chosen(column: str, where: pl.Expr | None) -> pl.Expr:
+    values = pl.col(column) if where is None else pl.col(column).filter(where)
+    return values.cast(pl.Float64)
+
+
+def _median(column: str, where: pl.Expr | None = None) -> pl.Expr:
+    return _chosen(column, where).median()
+
+
+def _middle(rows: pl.DataFrame, column: str) -> float | None:
+    middle = rows.select(_median(column)).item()
+    return None if middle is None else float(middle)
+
+
+def _spread(column: str, where: pl.Expr | None = None) -> pl.Expr:
+    """The median and, of several repeats, the range."""
+    return _chosen(column, where).map_batches(_describe, return_dtype=pl.String, returns_scalar=True)
+
+
+def _describe(values: pl.Series) -> str:
+    known = sorted(values.drop_nulls().to_list())
+    if not known:
+        return ""
+    middle = _number(pl.Series(known).median())
+    return middle if len(known) == 1 else f"{middle} ({_number(known[0])}–{_number(known[-1])})"
+
+
+def _mean(column: str, where: pl.Expr) -> pl.Expr:
+    """The mean and, of several seeds, the standard deviation, as ``.0519 ± .0007``."""
+    values = _chosen(column, where)
+    mean = values.mean().round(4).cast(pl.String)
+    return pl.when(values.len() > 1).then(pl.format("{} ± {}", mean, values.std().round(4))).otherwise(mean)
+
+
+def _number(value: object) -> str:
+    """Three significant digits, or all digits of a whole part that has more."""
+    if not isinstance(value, (int, float)):
+        return ""
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:#.3g}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when a table is out of date")
+    check = parser.parse_args().check
+    stale = False
+    for path in DOCUMENTS:
+        text = path.read_text()
+        try:
+            filled = fill(text, FOLDER)
+        except DataError as error:
+            raise SystemExit(f"error: {path}: {error}") from error
+        if filled != text:
+            stale = True
+            if not check:
+                path.write_text(filled)
+            print(f"{path.relative_to(ROOT)}: {'out of date' if check else 'tables made anew'}", file=sys.stderr)
+    if check and stale:
+        raise SystemExit("run `python -m benchmarks.tables`")
+
+
+if __name__ == "__main__":
+    main()
