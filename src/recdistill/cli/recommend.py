@@ -27,8 +27,8 @@ def recommend(
     ] = False,
 ) -> None:
     """Print what a saved student recommends: id, score and title, best first."""
-    from recdistill.cli.tables import print_recommendations
     from recdistill.serving.artefact import Student
+    from recdistill.tables import print_recommendations
 
     if (history is None) == (user is None):
         raise SettingsError("give either --history with item ids, or --user with a user of the run's data")

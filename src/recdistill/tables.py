@@ -20,7 +20,7 @@ _STRATA = ("all", "head", "tail")
 
 def print_result(result: Result, *, every_stratum: bool = False) -> None:
     """Print what one run reached, and where its student is."""
-    console = _console()
+    console = result_console()
     parts = result.strata()
     table = Table(box=None, pad_edge=False)
     table.add_column("", style="bold")
@@ -46,7 +46,7 @@ def print_comparison(results: Sequence[Result], *, metrics: Sequence[str], k: in
         DataError: when they were not evaluated on the same cases.
         SettingsError: for an unknown metric.
     """
-    console = _console()
+    console = result_console()
     named = dict(zip(names(results), results, strict=True))
     strata = {name: result.strata() for name, result in named.items()}
     console.print(f"{results[0].facts['protocol']}; full ranking over {results[0].evaluation.n_items:,} items")
@@ -74,22 +74,19 @@ def comparison_table(runs: Mapping[str, Mapping[str, Evaluation]], metric: str, 
 
 
 def difference_table(runs: Mapping[str, Mapping[str, Evaluation]], metric: str, k: int) -> Table:
-    """One row a run but the first: its difference from the first, with interval and p of the paired test by user."""
+    """Each run but the first against the first, by stratum: difference, its 95 % interval, p of the paired test."""
     first, *others = runs
     table = Table(box=None, pad_edge=False)
-    table.add_column(f"{_label(metric)}@{k} − {first}", style="bold")
-    for stratum in _STRATA:
-        table.add_column(f"{stratum} [95 % interval] p", justify="right")
+    table.add_column(f"{_label(metric)}@{k}, against {first}", style="bold")
+    table.add_column("users")
+    for heading in ("difference", "95 % interval", "p, paired by user"):
+        table.add_column(heading, justify="right")
     for name in others:
-        cells = []
         for stratum in _STRATA:
-            one, other = runs[name].get(stratum), runs[first].get(stratum)
-            if one is None or other is None:
-                cells.append("-")
-                continue
-            found = compare_pair(one, other, metric, k)
-            cells.append(f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}] {found.p_value:.4f}")
-        table.add_row(name, *cells)
+            if stratum in runs[name] and stratum in runs[first]:
+                found = compare_pair(runs[name][stratum], runs[first][stratum], metric, k)
+                interval = f"[{found.low:+.4f}, {found.high:+.4f}]"
+                table.add_row(name, stratum, f"{found.difference:+.4f}", interval, f"{found.p_value:.4f}")
     return table
 
 
@@ -99,7 +96,7 @@ def names(results: Sequence[Result]) -> list[str]:
     Raises:
         SettingsError: when a run is given twice.
     """
-    paths = [result.folder.absolute().parts for result in results]
+    paths = [result.folder.resolve().parts for result in results]
     for depth in range(1, max(map(len, paths), default=0) + 1):
         short = ["/".join(path[-depth:]) for path in paths]
         if len(set(short)) == len(short):
@@ -115,7 +112,7 @@ def print_recommendations(recommendations: Sequence[Recommendation]) -> None:
     table.add_column("title")
     for item, score, title in recommendations:
         table.add_row(str(item), f"{score:.3f}", title or "")
-    _console().print(table)
+    result_console().print(table)
 
 
 def _interval(part: Evaluation | None, metric: str, k: int) -> str:
@@ -145,7 +142,7 @@ def _label(metric: str) -> str:
     return _NAMES.get(metric, metric)
 
 
-def _console() -> Console:
-    """A console for results: as wide as they need where nobody looks."""
+def result_console() -> Console:
+    """Return a console for results: as wide as they need where nobody looks."""
     console = Console(highlight=False, markup=False)
     return console if console.is_terminal else Console(highlight=False, markup=False, width=200)
