@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -72,4 +73,4 @@ class FakeTeacher(Teacher):
     def _next_in_circle(self, history: Items, k: int) -> list[int]:
         seen = set(history.tolist())
         circle = ((int(history[-1]) + step - 1) % self.n_items + 1 for step in range(1, self.n_items))
-        return [item for item in circle if item not in seen][:k]
+        return list(islice((item for item in circle if item not in seen), k))

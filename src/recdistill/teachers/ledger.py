@@ -320,6 +320,8 @@ class Ledger:
         with self._lock:
             try:
                 yield self._db
+            except sqlite3.ProgrammingError as error:
+                raise TeacherError(f"ledger {self.path} cannot be used: {error} Open it again.") from error
             except sqlite3.OperationalError as error:
                 raise TeacherError(
                     f"ledger {self.path} cannot be used: {error}. Check that its folder can be written, that the disk "
@@ -330,8 +332,6 @@ class Ledger:
                     f"{self.path} is not a ledger, or is damaged: {error}. Keep a copy; 'sqlite3 {self.path} .recover' "
                     "saves what can be read. Then give another file, or one from a backup."
                 ) from error
-            except sqlite3.Error as error:
-                raise TeacherError(f"ledger {self.path} cannot be used: {error}.") from error
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
@@ -453,7 +453,7 @@ class LedgerTeacher(Teacher):
             finally:
                 errand.lose()
             if errand.exhausted:
-                errand.waiting.clear()
+                errand.drop()
             errand.wait_for_others()
         answers = {
             request.row: errand.answers[question.digest]
@@ -537,6 +537,14 @@ class _Errand:
         if self.asked:
             self.ledger.lose(self.page, [question.digest for question in self.asked.values()])
             self.asked.clear()
+
+    def drop(self) -> None:
+        """Ask no more; of what is left, keep what others have asked or are asking."""
+        digests = [question.digest for _, question in self.waiting]
+        busy = self.ledger.in_flight(self.page, digests)
+        self.answers |= self.ledger.find(self.page, digests)
+        self.busy += [pair for pair in self.waiting if pair[1].digest in busy - self.answers.keys()]
+        self.waiting.clear()
 
     def wait_for_others(self) -> None:
         """Wait until others are done with what we want as well; what they did not get, we ask."""

@@ -1,0 +1,552 @@
+import logging
+import os
+import signal
+import sqlite3
+import string
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recdistill.data.dataset import IdMap, Sequences
+from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
+from recdistill.teachers.base import Answer, Failure, Outcome, Take
+from recdistill.teachers.callable import CallableTeacher
+from recdistill.teachers.fake import FakeTeacher
+from recdistill.teachers.http import HttpTeacher
+from recdistill.teachers.ledger import Ledger, LedgerTeacher
+
+from .conftest import Api
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[Ledger]:
+    with Ledger(path) as ledger:
+        yield ledger
+
+
+def histories(n: int, first: int = 1) -> Sequences:
+    return Sequences.from_lists([[item] for item in range(first, first + n)])
+
+
+def one_by_one(n_items: int = 50, **settings: Any) -> FakeTeacher:
+    return FakeTeacher(n_items, batch_size=1, **settings)
+
+
+# answers
+
+
+def test_what_is_known_is_not_asked_again(path: Path) -> None:
+    with Ledger(path) as ledger:
+        first = LedgerTeacher(FakeTeacher(9), ledger).rank(histories(3), 2)
+    teacher = FakeTeacher(9)
+    with Ledger(path) as ledger:
+        again = LedgerTeacher(teacher, ledger).rank(histories(4), 2)
+    assert teacher.asked == [[4]]
+    assert again.items[:3].tolist() == first.items.tolist() == [[2, 3], [3, 4], [4, 5]]
+
+
+def test_the_same_request_twice_in_one_batch_is_asked_once(ledger: Ledger) -> None:
+    teacher = FakeTeacher(9)
+    ranking = LedgerTeacher(teacher, ledger).rank(Sequences.from_lists([[1], [2], [1], [1, 2]]), 1)
+    assert teacher.asked == [[1], [2], [1, 2]]
+    assert ranking.items.tolist() == [[2], [3], [2], [3]]
+
+
+def test_the_order_of_a_history_matters(ledger: Ledger) -> None:
+    teacher = FakeTeacher(9)
+    LedgerTeacher(teacher, ledger).rank(Sequences.from_lists([[1, 2], [2, 1]]), 1)
+    assert len(teacher.asked) == 2
+
+
+def test_an_answer_is_on_disk_before_the_next_request_is_sent(path: Path, ledger: Ledger) -> None:
+    on_disk = []
+    reader = sqlite3.connect(path)
+
+    def rule(history: Any, k: int) -> list[int]:
+        on_disk.append(reader.execute("SELECT count(*) FROM answers").fetchone()[0])
+        return [9]
+
+    LedgerTeacher(FakeTeacher(9, rule, batch_size=1), ledger).rank(histories(4), 1)
+    reader.close()
+    assert on_disk == [0, 1, 2, 3]
+
+
+def test_k_round_and_identity_keep_answers_apart(ledger: Ledger) -> None:
+    teacher, other = FakeTeacher(9), FakeTeacher(9, identity="other")
+    LedgerTeacher(teacher, ledger).rank(histories(1), 1)
+    LedgerTeacher(teacher, ledger).rank(histories(1), 2)
+    LedgerTeacher(teacher, ledger, round=1).rank(histories(1), 1)
+    LedgerTeacher(other, ledger).rank(histories(1), 1)
+    assert (len(teacher.asked), len(other.asked)) == (3, 1)
+
+
+def test_scores_come_back_as_they_were(ledger: Ledger) -> None:
+    teacher = LedgerTeacher(FakeTeacher(9, gives_scores=True), ledger)
+    for _ in range(2):
+        scores = teacher.rank(Sequences.from_lists([[1]]), 3).scores
+        assert scores is not None
+        np.testing.assert_array_equal(scores, np.array([[1, 1 / 2, 1 / 3]], np.float32))
+
+
+def test_an_empty_list_is_an_answer(ledger: Ledger) -> None:
+    teacher = FakeTeacher(9, lambda history, k: [])
+    for _ in range(2):
+        assert LedgerTeacher(teacher, ledger).rank(histories(1), 2).items.tolist() == [[0, 0]]
+    assert len(teacher.asked) == 1
+
+
+def test_answers_outlive_a_change_of_the_id_map(ledger: Ledger) -> None:
+    """They are kept in raw ids, and unknown ones with them: a larger id map finds what an earlier one dropped."""
+    calls = []
+
+    def fn(asked: list[list[int | str]], k: int) -> list[list[str]]:
+        calls.extend(asked)
+        return [["new", "b"]] * len(asked)
+
+    small, large = IdMap(["a", "b"], first=1), IdMap(["new", "b", "x", "a"], first=1)
+    before = LedgerTeacher(CallableTeacher(fn, identity="f", ids=small), ledger).rank(Sequences.from_lists([[1]]), 2)
+    after = LedgerTeacher(CallableTeacher(fn, identity="f", ids=large), ledger).rank(Sequences.from_lists([[4]]), 2)
+    assert before.items.tolist() == [[2, 0]]
+    assert after.items.tolist() == [[1, 2]]
+    assert calls == [["a"]]
+
+
+def test_a_teacher_that_takes_users_is_asked_once_a_user(ledger: Ledger) -> None:
+    teacher = FakeTeacher(9)
+    teacher.takes = "user"
+    LedgerTeacher(teacher, ledger).rank(Sequences.from_lists([[1], [2], [3]]), 1, users=np.array([7, 7, 8]))
+    assert teacher.asked == [[1], [3]]
+
+
+def test_a_teacher_that_takes_users_needs_them(ledger: Ledger) -> None:
+    teacher = FakeTeacher(9)
+    teacher.takes = "user"
+    with pytest.raises(TeacherError, match="pass the user of each history"):
+        LedgerTeacher(teacher, ledger).rank(histories(1), 1)
+
+
+def test_many_requests_are_looked_up(ledger: Ledger) -> None:
+    """More than one statement and more than one batch."""
+    teacher = FakeTeacher(5000)
+    keeper = LedgerTeacher(teacher, ledger)
+    first = keeper.rank(histories(3000), 1)
+    again = keeper.rank(histories(3000), 1)
+    assert len(teacher.asked) == 3000
+    assert again.items.tolist() == first.items.tolist() == [[item + 1] for item in range(1, 3001)]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.lists(st.integers(1, 5), max_size=12), min_size=1, max_size=4),
+    st.integers(1, 4),
+    st.integers(0, 6),
+)
+def test_nothing_is_asked_twice_and_nothing_beyond_the_budget(
+    calls: list[list[int]], batch_size: int, budget: int
+) -> None:
+    """Whatever is asked, in whatever portions: the budget buys the first different requests, once each."""
+    with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "ledger.sqlite") as ledger:
+        teacher = FakeTeacher(9, batch_size=batch_size)
+        keeper = LedgerTeacher(teacher, ledger, budget=budget)
+        bought: list[int] = []
+        for items in calls:
+            ranking, answered = keeper.rank_within_budget(Sequences.from_lists([[item] for item in items]), 1)
+            for item in dict.fromkeys(items):
+                if item not in bought and len(bought) < budget:
+                    bought.append(item)
+            assert answered.tolist() == [item in bought for item in items]
+            assert ranking.items[:, 0].tolist() == [item + 1 if item in bought else 0 for item in items]
+        assert teacher.asked == [[item] for item in bought]
+        assert keeper.stats().spent == len(bought)
+
+
+# budget
+
+
+def test_a_budget_is_spent_to_the_query_and_not_beyond(ledger: Ledger) -> None:
+    teacher = FakeTeacher(50, batch_size=4)
+    keeper = LedgerTeacher(teacher, ledger, budget=6)
+    with pytest.raises(BudgetExhausted, match="budget of 6 queries for teacher 'fake' is spent, and 4 of 10") as caught:
+        keeper.rank(histories(10), 1)
+    assert len(teacher.asked) == 6
+    assert caught.value.ranking is not None
+    assert caught.value.answered is not None
+    assert caught.value.answered.tolist() == [True] * 6 + [False] * 4
+    assert caught.value.ranking.items[:, 0].tolist() == [2, 3, 4, 5, 6, 7, 0, 0, 0, 0]
+    assert keeper.stats().left == 0
+
+
+def test_a_larger_budget_asks_only_for_the_rest(ledger: Ledger) -> None:
+    teacher = FakeTeacher(50)
+    LedgerTeacher(teacher, ledger, budget=6).rank_within_budget(histories(10), 1)
+    LedgerTeacher(teacher, ledger, budget=10).rank(histories(10), 1)
+    assert teacher.asked == [[item] for item in range(1, 11)]
+
+
+def test_known_requests_are_answered_without_a_budget(ledger: Ledger) -> None:
+    LedgerTeacher(FakeTeacher(50), ledger).rank(histories(3), 1)
+    ranking, answered = LedgerTeacher(FakeTeacher(50), ledger, budget=0).rank_within_budget(histories(4), 1)
+    assert answered.tolist() == [True, True, True, False]
+    assert ranking.items[:, 0].tolist() == [2, 3, 4, 0]
+
+
+def test_what_another_run_bought_while_this_one_ran_out_is_used(path: Path, ledger: Ledger) -> None:
+    """The other asks in another order, so this one has not come to that row when the budget ends."""
+
+    def rule(history: Any, k: int) -> list[int]:
+        if history[0] == 1:
+            with Ledger(path) as other:
+                LedgerTeacher(FakeTeacher(50), other, budget=2).rank(histories(1, first=9), 1)
+        return [50]
+
+    _, answered = LedgerTeacher(FakeTeacher(50, rule, batch_size=1), ledger, budget=2).rank_within_budget(
+        histories(9), 1
+    )
+    assert answered.tolist() == [True] + [False] * 7 + [True]
+
+
+def test_each_teacher_has_its_own_budget(ledger: Ledger) -> None:
+    LedgerTeacher(FakeTeacher(50), ledger, budget=2).rank(histories(2), 1)
+    LedgerTeacher(FakeTeacher(50, identity="other"), ledger, budget=2).rank(histories(2), 1)
+
+
+def test_a_negative_budget_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(SettingsError, match="budget of -1"):
+        LedgerTeacher(FakeTeacher(5), ledger, budget=-1)
+
+
+def test_threads_share_one_budget_and_ask_nothing_twice(ledger: Ledger) -> None:
+    teacher = one_by_one(100)
+    keeper = LedgerTeacher(teacher, ledger, budget=30)
+    results: list[list[bool]] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(keeper.rank_within_budget(histories(40), 1)[1].tolist()))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(teacher.asked) == 30
+    assert len({item for (item,) in teacher.asked}) == 30
+    assert [sum(answered) for answered in results] == [30] * 4
+
+
+# failures
+
+
+class Choosy(FakeTeacher):
+    """Refuses some items, one request after the other, and says whether that was paid for."""
+
+    def __init__(self, refused: set[int], *, paid: bool) -> None:
+        super().__init__(50)
+        self.refused = refused
+        self.paid = paid
+
+    def answers(self, take: Take, k: int) -> Iterator[list[Outcome]]:
+        while requests := take(1):
+            (item,) = requests[0].history
+            self.asked.append([int(item)])
+            refused = Failure("refused", calls=3, paid=self.paid)
+            yield [(requests[0], refused if item in self.refused else Answer([int(item) + 1]))]
+
+
+def test_one_failure_does_not_cost_the_other_answers(ledger: Ledger) -> None:
+    teacher = Choosy({2}, paid=False)
+    keeper = LedgerTeacher(teacher, ledger)
+    with pytest.raises(TeacherError, match=r"left 1 of 4 requests unanswered; 1 failed, the first: refused\. all ans"):
+        keeper.rank(histories(4), 1)
+    teacher.refused = set()
+    assert keeper.rank(histories(4), 1).items[:, 0].tolist() == [2, 3, 4, 5]
+    assert teacher.asked == [[1], [2], [3], [4], [2]]
+
+
+def test_within_a_budget_a_failure_is_reported_and_left_unanswered(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="recdistill.teachers"):
+        _, answered = LedgerTeacher(Choosy({2}, paid=False), ledger).rank_within_budget(histories(3), 1)
+    assert answered.tolist() == [True, False, True]
+    assert "failed on 1 of 3 requests" in caplog.text
+
+
+@pytest.mark.parametrize(("paid", "spent", "asked"), [(False, 3, [1, 2, 3, 4]), (True, 3, [1, 2, 3])])
+def test_only_what_was_surely_not_served_is_given_back(
+    ledger: Ledger, paid: bool, spent: int, asked: list[int]
+) -> None:
+    teacher = Choosy({2}, paid=paid)
+    keeper = LedgerTeacher(teacher, ledger, budget=3)
+    keeper.rank_within_budget(histories(6), 1)
+    assert teacher.asked == [[item] for item in asked]
+    assert keeper.stats().spent == spent
+
+
+def test_what_a_teacher_raised_on_counts_as_spent_and_is_asked_again(ledger: Ledger) -> None:
+    teacher = one_by_one()
+    teacher.fails_on = {5}
+    keeper = LedgerTeacher(teacher, ledger, budget=20)
+    with pytest.raises(TeacherError, match="told to fail on query 5"):
+        keeper.rank(histories(10), 1)
+    assert (keeper.stats().answers, keeper.stats().failures, keeper.stats().spent) == (4, 1, 5)
+    assert keeper.rank(histories(10), 1).items[:, 0].tolist() == list(range(2, 12))
+    assert [item for (item,) in teacher.asked] == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10]
+
+
+def test_an_interruption_keeps_every_finished_answer(ledger: Ledger) -> None:
+    """After 900 of 1000 answers."""
+
+    class Interrupted(FakeTeacher):
+        def answers(self, take: Take, k: int) -> Iterator[list[Outcome]]:
+            for block in super().answers(take, k):
+                if len(self.asked) > 900:
+                    raise KeyboardInterrupt
+                yield block
+
+    with pytest.raises(KeyboardInterrupt):
+        LedgerTeacher(Interrupted(2000, batch_size=1), ledger).rank(histories(1000), 1)
+    rest = FakeTeacher(2000)
+    keeper = LedgerTeacher(rest, ledger)
+    assert (keeper.stats().answers, keeper.stats().lost, keeper.stats().spent) == (900, 1, 901)
+    keeper.rank(histories(1000), 1)
+    assert len(rest.asked) == 100
+
+
+def test_stats_say_what_was_spent(ledger: Ledger) -> None:
+    keeper = LedgerTeacher(Choosy({2}, paid=True), ledger, budget=10)
+    keeper.rank_within_budget(histories(3), 1)
+    stats = keeper.stats()
+    assert (stats.answers, stats.failures, stats.spent, stats.left, stats.calls) == (2, 1, 3, 7, 1 + 3 + 1)
+
+
+def test_an_unknown_teacher_has_spent_nothing(ledger: Ledger) -> None:
+    assert ledger.stats("nobody").spent == 0
+
+
+def test_a_failure_is_a_row_with_its_reason(path: Path, ledger: Ledger) -> None:
+    LedgerTeacher(Choosy({2}, paid=True), ledger).rank_within_budget(histories(3), 1)
+    reader = sqlite3.connect(path)
+    rows = reader.execute("SELECT reason, calls, paid FROM failures JOIN attempts ON attempt = id").fetchall()
+    reader.close()
+    assert rows == [("refused", 3, 1)]
+
+
+def test_a_teacher_that_forgets_requests_is_refused(ledger: Ledger) -> None:
+    class Forgetful(FakeTeacher):
+        def answers(self, take: Take, k: int) -> Iterator[list[Outcome]]:
+            take(3)
+            yield []
+
+    with pytest.raises(TeacherError, match="left 3 requests without an outcome"):
+        LedgerTeacher(Forgetful(9), ledger).rank(histories(3), 1)
+
+
+# files
+
+
+def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
+    path.write_bytes(b"user,item\n" * 1000)
+    with pytest.raises(TeacherError, match="is not a ledger, or is damaged"):
+        Ledger(path)
+
+
+def test_a_database_of_another_program_is_refused_and_left_alone(path: Path) -> None:
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE orders (id)")
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(TeacherError, match="is a database of another program"):
+        Ledger(path)
+    assert path.read_bytes() == before
+
+
+def test_a_ledger_of_a_later_format_is_refused(path: Path) -> None:
+    Ledger(path).close()
+    later = sqlite3.connect(path)
+    later.execute("PRAGMA user_version = 9")
+    later.close()
+    with pytest.raises(TeacherError, match="is in format 9, this version of recdistill reads 1"):
+        Ledger(path)
+
+
+def test_a_damaged_ledger_is_named(path: Path) -> None:
+    with Ledger(path) as ledger:
+        LedgerTeacher(FakeTeacher(3000), ledger).rank(histories(2000), 10)
+    content = bytearray(path.read_bytes())
+    content[8192:-4096] = b"\xff" * (len(content) - 8192 - 4096)
+    path.write_bytes(content)
+    with pytest.raises(TeacherError, match=r"is damaged.*Keep a copy"), Ledger(path) as ledger:
+        LedgerTeacher(FakeTeacher(3000), ledger).rank(histories(2000), 10)
+
+
+def test_a_folder_is_no_ledger(tmp_path: Path) -> None:
+    with pytest.raises(TeacherError, match="cannot be opened"):
+        Ledger(tmp_path)
+
+
+def test_an_empty_file_becomes_a_ledger(path: Path) -> None:
+    path.touch()
+    with Ledger(path) as ledger:
+        assert LedgerTeacher(FakeTeacher(9), ledger).rank(histories(1), 1).items.tolist() == [[2]]
+
+
+def test_a_closed_ledger_says_so(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.close()
+    with pytest.raises(TeacherError, match=r"cannot be used: .*closed"):
+        ledger.stats("fake")
+
+
+def test_a_forked_process_opens_its_own(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with pytest.raises(TeacherError, match="opened by another process"):
+        ledger.stats("fake")
+
+
+# other processes
+
+LETTERS = IdMap(list(string.ascii_lowercase), first=1)
+LABELLER = """
+import string, sys
+import numpy as np
+from recdistill.data.dataset import IdMap, Sequences
+from recdistill.teachers.http import HttpTeacher
+from recdistill.teachers.ledger import Ledger, LedgerTeacher
+
+url, path, n, concurrency, budget = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+ids = IdMap(list(string.ascii_lowercase), first=1)
+rows = Sequences.from_lists([[row // 26 + 1, row % 26 + 1] for row in range(n)])
+with Ledger(path) as ledger:
+    teacher = HttpTeacher(ids, url=url, identity="api", concurrency=concurrency)
+    keeper = LedgerTeacher(teacher, ledger, budget=budget)
+    print(int(keeper.rank_within_budget(rows, 1)[1].sum()))
+"""
+
+
+def label(api: Api, path: Path, n: int, concurrency: int, budget: int) -> subprocess.Popen[str]:
+    """Start a process that labels the first n two-letter histories."""
+    arguments = [api.url, str(path), str(n), str(concurrency), str(budget)]
+    return subprocess.Popen([sys.executable, "-c", LABELLER, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def asked(api: Api) -> Counter[str]:
+    return Counter("".join(body["history"]) for body in api.asked)
+
+
+def slowly(body: dict[str, Any]) -> dict[str, Any]:
+    time.sleep(0.01)
+    return Api.next_letters(body)
+
+
+def test_a_killed_process_is_resumed_and_nothing_it_kept_is_asked_again(api: Api, path: Path) -> None:
+    killed = threading.Event()
+
+    def kill_at_60(body: dict[str, Any]) -> dict[str, Any]:
+        if len(api.asked) >= 60 and not killed.is_set():
+            killed.set()
+            first.send_signal(signal.SIGKILL)
+        return slowly(body)
+
+    api.answer = kill_at_60
+    with label(api, path, 100, 4, 1000) as first:
+        assert first.wait(60) == -signal.SIGKILL
+    with Ledger(path) as ledger:
+        kept = ledger.stats("api").answers
+    assert 50 <= kept < 100
+    with label(api, path, 100, 4, 1000) as second:
+        out, _ = second.communicate(timeout=60)
+    assert out == "100\n"
+    with Ledger(path) as ledger:
+        stats = ledger.stats("api")
+    assert stats.answers == 100
+    assert stats.lost <= 4  # no more than were in flight
+    assert stats.spent == 100 + stats.lost
+    assert len(asked(api)) == 100
+    assert asked(api).total() <= stats.spent
+
+
+def test_processes_share_one_budget_and_ask_nothing_twice(api: Api, path: Path) -> None:
+    api.answer = slowly
+    with label(api, path, 100, 4, 60) as first, label(api, path, 100, 4, 60) as second:
+        outs = [process.communicate(timeout=60)[0] for process in (first, second)]
+    assert outs == ["60\n", "60\n"]
+    assert asked(api).total() == len(asked(api)) == 60
+
+
+def test_what_another_process_is_just_asking_is_waited_for(api: Api, path: Path) -> None:
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def held(body: dict[str, Any]) -> dict[str, Any]:
+        arrived.set()
+        go_on.wait(30)
+        return Api.next_letters(body)
+
+    api.answer = held
+    with label(api, path, 1, 1, 10) as other, Ledger(path) as ledger:
+        assert arrived.wait(60)
+        teacher = HttpTeacher(LETTERS, url=api.url, identity="api")
+        threading.Timer(0.3, go_on.set).start()
+        ranking = LedgerTeacher(teacher, ledger).rank(Sequences.from_lists([[1, 1]]), 1)
+        assert other.wait(60) == 0
+    assert ranking.items.tolist() == [[2]]
+    assert asked(api).total() == 1
+
+
+def test_what_a_dead_process_was_asking_is_asked_again(api: Api, path: Path) -> None:
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def held(body: dict[str, Any]) -> dict[str, Any]:
+        arrived.set()
+        go_on.wait(30)
+        return Api.next_letters(body)
+
+    api.answer = held
+    with label(api, path, 1, 1, 10) as other:
+        assert arrived.wait(60)
+        other.kill()
+        other.wait()
+    go_on.set()
+    with Ledger(path) as ledger:
+        keeper = LedgerTeacher(HttpTeacher(LETTERS, url=api.url, identity="api"), ledger)
+        assert keeper.rank(Sequences.from_lists([[1, 1]]), 1).items.tolist() == [[2]]
+        assert (keeper.stats().lost, keeper.stats().spent) == (1, 2)
+
+
+def test_ctrl_c_keeps_what_was_in_flight(api: Api, path: Path) -> None:
+    def interrupt_at_20(body: dict[str, Any]) -> dict[str, Any]:
+        if len(api.asked) == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+        return Api.next_letters(body)
+
+    api.answer = interrupt_at_20
+    rows = Sequences.from_lists([[row // 26 + 1, row % 26 + 1] for row in range(100)])
+    with Ledger(path) as ledger:
+        keeper = LedgerTeacher(HttpTeacher(LETTERS, url=api.url, concurrency=4), ledger)
+        with pytest.raises(KeyboardInterrupt):
+            keeper.rank(rows, 1)
+        assert keeper.stats().lost == 0
+        assert 20 <= keeper.stats().answers == len(api.asked) < 100
+        keeper.rank(rows, 1)
+    assert asked(api).total() == 100
+
+
+def test_many_processes_may_make_the_file_at_once(path: Path) -> None:
+    code = "import sys; from recdistill.teachers.ledger import Ledger; Ledger(sys.argv[1]).close()"
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(path)]) for _ in range(4)]
+    assert [process.wait(60) for process in processes] == [0] * 4
