@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -165,6 +166,7 @@ TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
     "training_speed": ("training_speed", training_speed),
     "training_profile": ("training_speed", training_profile),
     "quality": ("quality", quality),
+    "data_size": ("data_size", speed),
 }
 """The result file that each table is made from, and how; any other name is a file of times, shown by `speed`."""
 
@@ -201,23 +203,25 @@ def _middle(rows: pl.DataFrame, column: str) -> float | None:
 
 
 def _spread(column: str, where: pl.Expr | None = None) -> pl.Expr:
-    """The median and, of several repeats, the range."""
-    return _chosen(column, where).map_batches(_describe, return_dtype=pl.String, returns_scalar=True)
+    """The median and, of several repeats, the range, as ``95.0 (94.0–98.0)``."""
 
+    def describe(values: pl.Series) -> str:
+        middle = _number(values.median())
+        return middle if len(values) < 2 else f"{middle} ({_number(values.min())}–{_number(values.max())})"
 
-def _describe(values: pl.Series) -> str:
-    known = sorted(values.drop_nulls().to_list())
-    if not known:
-        return ""
-    middle = _number(pl.Series(known).median())
-    return middle if len(known) == 1 else f"{middle} ({_number(known[0])}–{_number(known[-1])})"
+    return _chosen(column, where).map_batches(describe, return_dtype=pl.String, returns_scalar=True)
 
 
 def _mean(column: str, where: pl.Expr) -> pl.Expr:
-    """The mean and, of several seeds, the standard deviation, as ``.0519 ± .0007``."""
-    values = _chosen(column, where)
-    mean = values.mean().round(4).cast(pl.String)
-    return pl.when(values.len() > 1).then(pl.format("{} ± {}", mean, values.std().round(4))).otherwise(mean)
+    """The mean and, of several seeds, the standard deviation, as ``0.0519 ± 0.0007``."""
+
+    def describe(values: pl.Series) -> str:
+        known = values.to_list()
+        if len(known) < 2:
+            return "".join(f"{value:.4f}" for value in known)
+        return f"{statistics.mean(known):.4f} ± {statistics.stdev(known):.4f}"
+
+    return _chosen(column, where).map_batches(describe, return_dtype=pl.String, returns_scalar=True)
 
 
 def _number(value: object) -> str:

@@ -5,6 +5,7 @@ The model, the batches and the optimiser are RecBole's; the loop is the body of 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 import warnings
@@ -66,15 +67,15 @@ def main() -> None:
         raise SystemExit("RecBole's SASRec has no sampled softmax")
     warnings.filterwarnings("ignore")
     sys.argv = sys.argv[:1]  # RecBole reads the command line as settings of its own
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_interactions(Histories.read(arguments.sequences), folder)
-        config = Config(model="SASRec", dataset=NAME, config_dict=settings(arguments, folder))
+    histories = Histories.read(arguments.sequences)
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):  # it logs into the current folder
+        write_interactions(histories, Path(name))
+        config = Config(model="SASRec", dataset=NAME, config_dict=settings(arguments, Path(name)))
         init_seed(config["seed"], config["reproducibility"])
         torch.set_num_threads(arguments.threads)
         batches, _, _ = data_preparation(config, create_dataset(config))
-    model = get_model(config["model"])(config, batches._dataset)
-    optimiser = get_trainer(config["MODEL_TYPE"], config["model"])(config, model).optimizer
+        model = get_model(config["model"])(config, batches._dataset)
+        optimiser = get_trainer(config["MODEL_TYPE"], config["model"])(config, model).optimizer
     model.train()
     clock = StepClock(arguments.seconds)
     done = clock.tick()

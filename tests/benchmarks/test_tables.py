@@ -1,0 +1,99 @@
+from pathlib import Path
+
+import pytest
+from benchmarks.results import FOLDER, QUALITY, SPEED, ResultTable
+from benchmarks.tables import DOCUMENTS, fill, make, markdown
+
+from benchmarks import tables
+from recdistill.errors import DataError
+
+
+def speed_row(system: str, setting: str, repeat: int, seconds: float, **more: object) -> dict[str, object]:
+    return {
+        "system": system,
+        "version": "1.0",
+        "dataset": "ml-1m",
+        "setting": setting,
+        "repeat": repeat,
+        "seconds": seconds,
+        **more,
+    }
+
+
+def cells(table: str) -> list[list[str]]:
+    """The rows of a Markdown table below its header."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_only_what_stands_between_the_markers_is_replaced(tmp_path: Path) -> None:
+    text = "a\n<!-- table: quality -->\nold\n<!-- /table -->\nb\n<!-- table: quality -->\n<!-- /table -->\nc\n"
+    made = "<!-- table: quality -->\n*Not measured yet.*\n<!-- /table -->\n"
+    assert fill(text, tmp_path) == f"a\n{made}b\n{made}c\n"
+
+
+def test_filling_twice_changes_nothing(tmp_path: Path) -> None:
+    ResultTable(tmp_path / "training_speed.csv", SPEED).append(speed_row("recdistill", "full-softmax/stock", 1, 9.0))
+    once = fill("<!-- table: training_speed -->\n<!-- /table -->\n", tmp_path)
+    assert fill(once, tmp_path) == once
+
+
+def test_an_unknown_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no table is called 'trainig_speed'"):
+        make("trainig_speed", tmp_path)
+
+
+def test_training_speed_shows_both_allocators_in_a_row(tmp_path: Path) -> None:
+    table = ResultTable(tmp_path / "training_speed.csv", SPEED)
+    for repeat, seconds in enumerate((98.0, 94.0, 95.0), 1):
+        table.append(speed_row("rectools", "full-softmax/stock", repeat, seconds, peak_mb=2200, ratio=seconds / 9))
+    table.append(speed_row("rectools", "full-softmax/tuned/noisy", 1, 58.0, ratio=6.4))
+    table.append(speed_row("recdistill", "full-softmax/stock/phase-loss", 1, 5.0, ratio=0.5))
+    table.append(speed_row("arithmetic-floor", "full-softmax/stock", 1, 4.0, ratio=0.4))
+    assert cells(make("training_speed", tmp_path)) == [
+        ["ml-1m", "full-softmax", "rectools 1.0", "95.0 (94.0–98.0)", "10.6", "2,200", "58.0", "6.40", "1"]
+    ]
+
+
+def test_the_profile_shows_phases_and_the_share_of_the_floor(tmp_path: Path) -> None:
+    table = ResultTable(tmp_path / "training_speed.csv", SPEED)
+    table.append(
+        speed_row("recdistill", "full-softmax/stock", 1, 8.0),
+        speed_row("recdistill", "full-softmax/stock/phase-forward", 1, 2.0),
+        speed_row("recdistill", "full-softmax/stock/phase-loss", 1, 6.0),
+        speed_row("recdistill-compiled", "full-softmax/stock", 1, 5.0),
+        speed_row("arithmetic-floor", "full-softmax/stock", 1, 4.0, ratio=0.5),
+    )
+    made = make("training_profile", tmp_path)
+    assert "| forward | loss | floor, s | share of the floor |" in made
+    assert cells(made) == [["ml-1m", "full-softmax", "8.00", "2.00", "6.00", "4.00", "50%"]]
+
+
+def test_any_file_of_times_has_a_table(tmp_path: Path) -> None:
+    table = ResultTable(tmp_path / "data_size.csv", SPEED)
+    for repeat, seconds in enumerate((1.2, 1.4), 1):
+        table.append(speed_row("recdistill", "csv", repeat, seconds, peak_mb=400 + repeat))
+    assert cells(make("data_size", tmp_path)) == [["ml-1m", "csv", "recdistill 1.0", "1.30 (1.20–1.40)", "", "402"]]
+
+
+def test_quality_is_the_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
+    table = ResultTable(tmp_path / "quality.csv", QUALITY)
+    run = {"dataset": "ml-1m", "split": "leave-one-out", "student": "sasrec", "method": "labels", "k": 10}
+    for seed, value in enumerate((0.1, 0.3)):
+        table.append({**run, "seed": seed, "metric": "ndcg", "stratum": "all", "value": value})
+    table.append({**run, "seed": 0, "metric": "hr", "stratum": "tail", "value": 0.25})
+    table.append({**run, "seed": 0, "metric": "ndcg", "stratum": "all", "k": 5, "value": 0.9})
+    deviation = (((0.1 - 0.2) ** 2 + (0.3 - 0.2) ** 2) / 1) ** 0.5  # 0.1414…
+    assert cells(make("quality", tmp_path)) == [
+        ["ml-1m", "leave-one-out", "sasrec", "", "labels", "2", "", "", "0.2500", f"0.2000 ± {deviation:.4f}", "", ""]
+    ]
+
+
+def test_markdown_has_as_many_cells_as_headings() -> None:
+    assert markdown(["a", "b"], [["1", None]]) == "| a | b |\n| --- | --- |\n| 1 |  |"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(tables.ROOT)))
+def test_committed_tables_are_those_of_the_result_files(document: Path) -> None:
+    """A figure in the documentation that was typed, or is older than its file, misleads."""
+    text = document.read_text()
+    assert fill(text, FOLDER) == text, "run `python -m benchmarks.tables`"
