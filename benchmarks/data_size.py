@@ -1,33 +1,35 @@
 """How long does it take, and how much memory, from a CSV file to a ``Dataset``?
 
 The rows are made up: 25 million of them in random order, with users, skewed items and times, in a temporary folder.
-Each measurement is a process of its own. Run ``python -m benchmarks.data_size``; figures go to
-``benchmarks/results/data_size.csv``.
+Each measurement is a process of its own, repeated while other programs disturb it; one that stays disturbed is marked
+``/noisy``. Run ``python -m benchmarks.data_size``; figures go to ``benchmarks/results/data_size.csv``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+from benchmarks.peers.machine import CpuTimes, Load, is_noisy, peak_mb
 from benchmarks.results import FOLDER, SPEED, ResultTable
 
 from recdistill import __version__
 from recdistill.data.interactions import read_interactions
 
 N_USERS, N_ITEMS = 200_000, 50_000
-BOUNDS = {1_000_000: (2.0, float("inf")), 25_000_000: (float("inf"), 6 * 1024.0)}
-"""By number of rows: the seconds and MiB that must not be passed."""
+BOUNDS = {1_000_000: (2.0, float("inf")), 25_000_000: (float("inf"), 6 * 1024**3 / 1e6)}
+"""By number of rows: the seconds and MB that must not be passed."""
 SETTING = "csv-to-dataset"
+TRIES = 3
+"""Attempts at a quiet measurement before a noisy one is written down as such."""
 
 
 def write_rows(path: Path, n_rows: int) -> None:
@@ -44,12 +46,30 @@ def write_rows(path: Path, n_rows: int) -> None:
 
 
 def measure(path: Path) -> None:
-    """Read the file in this process, and print seconds, peak memory in MiB and the number of interactions."""
-    begin = time.perf_counter()
+    """Read the file in this process; print seconds, peak memory, number of interactions, and whether it was noisy."""
+    begin = CpuTimes.now()
     dataset = read_interactions(path).dataset()
-    seconds = time.perf_counter() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "peak_mb": peak, "interactions": dataset.n_interactions}))
+    end = CpuTimes.now()
+    load = Load.between(begin, end)
+    found = {
+        "seconds": end.wall - begin.wall,
+        "peak_mb": peak_mb(),
+        "interactions": dataset.n_interactions,
+        "noisy": is_noisy(load.foreign, load.stolen),
+    }
+    print(json.dumps(found))
+
+
+def measure_apart(path: Path, n_rows: int) -> dict[str, Any]:
+    """Read the file in processes of their own until one is quiet; return the fastest of those tried."""
+    found: list[dict[str, Any]] = []
+    while not found or (found[-1]["noisy"] and len(found) < TRIES):
+        command = [sys.executable, "-m", "benchmarks.data_size", "--measure", str(path)]
+        child = subprocess.run(command, check=True, capture_output=True, text=True)
+        found.append(json.loads(child.stdout))
+        if found[-1]["interactions"] != n_rows:
+            raise SystemExit(f"{n_rows:,} rows were written but {found[-1]['interactions']:,} read")
+    return found[-1] if not found[-1]["noisy"] else min(found, key=lambda one: float(one["seconds"]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -64,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     table = ResultTable(options.out, SPEED)
     for n_rows in options.rows:
-        key = {"system": "recdistill", "version": __version__, "dataset": f"made-up-{n_rows}", "setting": SETTING}
+        key = {"system": "recdistill", "version": __version__, "dataset": f"made-up-{n_rows}"}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "interactions.csv"
             for repeat in range(options.repeats):
@@ -72,17 +92,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     continue
                 if not path.exists():
                     write_rows(path, n_rows)
-                command = [sys.executable, "-m", "benchmarks.data_size", "--measure", str(path)]
-                child = subprocess.run(command, check=True, capture_output=True, text=True)
-                found = json.loads(child.stdout)
-                if found["interactions"] != n_rows:
-                    raise SystemExit(f"{n_rows:,} rows were written but {found['interactions']:,} read")
-                table.append({**key, "repeat": repeat, "seconds": found["seconds"], "peak_mb": found["peak_mb"]})
-        seconds = [float(row["seconds"]) for row in table.find(**key)]
+                found = measure_apart(path, n_rows)
+                setting = f"{SETTING}/noisy" if found["noisy"] else SETTING
+                figures = {"seconds": found["seconds"], "peak_mb": found["peak_mb"]}
+                table.append({**key, "setting": setting, "repeat": repeat, **figures})
+        seconds = min(float(row["seconds"]) for row in table.find(**key))
         peak = max(float(row["peak_mb"]) for row in table.find(**key))
         max_seconds, max_peak = BOUNDS.get(n_rows, (float("inf"), float("inf")))
-        verdict = "within" if min(seconds) <= max_seconds and peak <= max_peak else "BEYOND"
-        print(f"{n_rows:>12,} rows: fastest {min(seconds):.2f} s, peak {peak:,.0f} MiB; {verdict} the bounds")
+        verdict = "within" if seconds <= max_seconds and peak <= max_peak else "BEYOND"
+        print(f"{n_rows:>12,} rows: fastest {seconds:.2f} s, peak {peak:,.0f} MB; {verdict} the bounds")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ def test_attribution_names_licence_and_author() -> None:
 
 def test_works_from_a_built_wheel(tmp_path: Path) -> None:
     """Data files are easily left out of a wheel, and nobody notices in a checkout."""
-    build = "import os, sys; os.chdir(sys.argv[1]); from hatchling.build import build_wheel; print(build_wheel(sys.argv[2]))"
-    done = subprocess.run([sys.executable, "-c", build, ROOT, tmp_path], check=True, capture_output=True, text=True)
+    build = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", build, tmp_path], cwd=ROOT, check=True, capture_output=True, text=True)
     unpacked = tmp_path / "unpacked"
     with zipfile.ZipFile(tmp_path / done.stdout.split()[-1]) as wheel:
         wheel.extractall(unpacked)
