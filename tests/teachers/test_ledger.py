@@ -527,6 +527,20 @@ def test_what_a_dead_process_was_asking_is_asked_again(api: Api, path: Path) -> 
         assert (keeper.stats().lost, keeper.stats().spent) == (1, 2)
 
 
+def test_a_query_in_flight_for_too_long_is_taken_for_lost(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hung process must not hold up the others for ever."""
+    monkeypatch.setattr("recdistill.teachers.ledger._STALE", -1.0)
+    with Ledger(path) as ours, Ledger(path) as hung:
+        nested = LedgerTeacher(FakeTeacher(9), ours)
+
+        def rule(history: Any, k: int) -> list[int]:
+            nested.rank(histories(1), 1)
+            return [9]
+
+        LedgerTeacher(FakeTeacher(9, rule), hung).rank(histories(1), 1)
+        assert (nested.stats().lost, nested.stats().spent, nested.stats().answers) == (1, 2, 1)
+
+
 def test_ctrl_c_keeps_what_was_in_flight(api: Api, path: Path) -> None:
     def interrupt_at_20(body: dict[str, Any]) -> dict[str, Any]:
         if len(api.asked) == 20:
