@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recdistill.models.base import Batch
-from recdistill.models.layers import Dropout, pack_rows
+from recdistill.models.layers import Attention, Dropout, pack_rows
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.booleans(), st.booleans())
@@ -65,3 +66,19 @@ def test_dropout_follows_its_generator_and_rests_in_evaluation() -> None:
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     assert dropout.eval()(x) is x
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_in_blocks_matches_torch(causal: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    lengths = [70, 3, 20, 41, 1, 7]
+    rows = pack_rows(Batch.from_lists([[1] * n for n in lengths]), min_len=90, causal=causal)
+    n_rows, row_len = rows.items.shape
+    qkv = torch.randn(n_rows, row_len, 3, 2, 4, generator=draw, requires_grad=True)
+    ours = Attention.apply(qkv, rows.attends, causal, torch.float32)  # type: ignore[no-untyped-call]
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    theirs = F.scaled_dot_product_attention(query, key, value, attn_mask=rows.attends).transpose(1, 2)
+    torch.testing.assert_close(ours, theirs)
+    weight = torch.randn(ours.shape, generator=draw)
+    for a, b in zip(*(torch.autograd.grad((out * weight).sum(), qkv) for out in (ours, theirs)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

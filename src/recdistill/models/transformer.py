@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from recdistill.losses import Precision
 from recdistill.models.base import Batch, Model
 from recdistill.models.layers import Block, Dropout, init_weights, pack_rows
 from recdistill.settings import Settings
@@ -37,6 +38,8 @@ class TransformerConfig(Settings):
     """Learned position vectors, counted from the oldest or from the newest item, or none."""
     tied_embeddings: bool = True
     """Whether items are scored by the vectors that they are read with."""
+    precision: Precision = "auto"
+    """Of the attention in training; ``auto`` is bf16 where the processor multiplies it natively."""
     init_std: float = Field(default=0.02, gt=0)
     """Standard deviation of the initial weights."""
 
@@ -67,7 +70,15 @@ class Transformer(Model):
         self.position = None if config.positions == "none" else nn.Embedding(config.max_len, config.dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
-            Block(config.dim, n_heads=config.n_heads, inner_dim=inner_dim, dropout=config.dropout, norm=config.norm)
+            Block(
+                config.dim,
+                n_heads=config.n_heads,
+                inner_dim=inner_dim,
+                dropout=config.dropout,
+                norm=config.norm,
+                causal=self.causal,
+                precision=config.precision,
+            )
             for _ in range(config.n_blocks)
         )
         self.norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
