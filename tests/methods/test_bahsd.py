@@ -291,11 +291,23 @@ def test_the_listwise_consensus_takes_its_order_from_all_answers_and_its_values_
     assert method.loss(model, batch([1]))["consensus"].item() == pytest.approx(expected.item() / 2, rel=1e-4)
 
 
+@pytest.mark.parametrize(("listed", "penalties"), [(N, 1), (0, 2)])
+def test_only_items_that_no_answer_lists_are_pushed_below_the_consensus(listed: int, penalties: int) -> None:
+    """Where all scores are equal each penalty is the margin: for order, and, outside the lists, for the lead."""
+    teacher = FakeTeacher(N, rule=lambda history, k: list(range(1, N + 1)))
+    teacher.exclude_history = False
+    method, model = ready(teacher, ranking="margin", margin=0.3, gate="none", labels=False, top_k=N), sasrec()
+    method.listed[:, listed:] = 0
+    torch.nn.init.zeros_(model.item_embeddings())
+    # The gate leaves one half of the margin for each penalty.
+    assert method.loss(model, batch([0, 1]))["consensus"].item() == pytest.approx(penalties * 0.3 / 2)
+
+
 @pytest.mark.parametrize("ranking", ["listwise", "smooth", "margin"])
 def test_users_without_an_answer_add_nothing(ranking: str) -> None:
-    teacher = FakeTeacher(N, rule=lambda history, k: [] if history[-1] == 2 else [1, 2])
+    teacher = FakeTeacher(N, rule=lambda history, k: [] if history[-1] in (2, 8) else [1, 2])
     method, model = ready(teacher, labels=False, ranking=ranking), sasrec()
-    parts = method.loss(model, batch([0]))
+    parts = method.loss(model, batch([0, 3]))
     assert {name: part.item() for name, part in parts.items()} == {"answer": 0.0, "consensus": 0.0, "contrast": 0.0}
 
 

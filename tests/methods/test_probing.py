@@ -91,6 +91,14 @@ def test_empty_histories_are_not_asked_about() -> None:
     assert answers.full.items.tolist() == [[0, 0], [3, 4]]
 
 
+def test_a_history_without_an_answer_is_not_probed_further() -> None:
+    """An empty list to the whole history leaves nothing to distil, whatever a part of it would bring."""
+    teacher = Oracle(lambda history: [] if history == [1, 2] else successors(history))
+    answers = probe(setting([[1, 2], [3, 4]], teacher), scales=(0.5, 1.0), k=2)
+    assert [2] not in teacher.asked
+    assert answers.answered.T.tolist() == [[False, False], [True, True]]
+
+
 def test_a_budget_buys_whole_answers_first_and_leaves_the_rest_empty() -> None:
     rows = [[n, n % 9 + 1] for n in range(1, 7)]
     teacher = Oracle(successors, budget=8)
