@@ -33,7 +33,7 @@ from recdistill.evaluation.results import Evaluation, strata, table
 from recdistill.files import write_whole
 from recdistill.methods.base import Method, Setting
 from recdistill.models.base import Model, build_model
-from recdistill.runfile import SHOP, Choice, Run, RunTeacher
+from recdistill.runfile import SHOP, ApiTeacher, Choice, Run, RunTeacher
 from recdistill.serving.artefact import FOLDER as STUDENT
 from recdistill.serving.artefact import Student
 from recdistill.teachers.base import Teacher
@@ -84,17 +84,8 @@ class Result:
         Raises:
             ArtefactError: when the folder holds no run, or one that is not finished.
         """
-        if not (folder / RUN).is_file():
-            raise ArtefactError(f"{folder} holds no run: it has no {RUN}; give the folder that a run was written to")
-        if not (folder / RESULTS).is_file():
-            raise ArtefactError(f"the run in {folder} is not finished; start it again with the same settings to go on")
-        return cls(
-            folder=folder,
-            run=Run.read(folder / RUN),
-            evaluation=Evaluation.load(folder / EVALUATION),
-            groups=_load_groups(folder / GROUPS),
-            facts=json.loads((folder / RESULTS).read_text(encoding="utf-8")),
-        )
+        run, facts = _read_finished(folder)
+        return cls(folder, run, Evaluation.load(folder / EVALUATION), _load_groups(folder / GROUPS), facts)
 
     def strata(self) -> dict[str, Evaluation]:
         """Return the evaluation by stratum: all, head, tail, length-1…5, item-head, item-tail."""
@@ -127,7 +118,7 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
     """Do what is not done yet: a run that was stopped goes on, a finished one is only read."""
     claim(folder, run)
     if (folder / RESULTS).is_file():
-        report.say(f"{folder}: finished before; delete the folder to run it again")
+        report.say(f"{folder}: finished before; to run it anew, choose another folder{_keep_answers(run, folder)}")
         return Result.load(folder)
     split = load_split(run)
     _note(folder, run, split)
@@ -160,10 +151,10 @@ def evaluate_run(folder: Path) -> Result:
     Raises:
         ArtefactError: when there is no finished run, or its data have changed.
     """
-    before = Result.load(folder)
-    split = load_split(before.run)
+    run, facts = _read_finished(folder)
+    split = load_split(run)
     _check_data(folder, split)
-    return _evaluate(before.run, folder, split, Student.load(folder), before.facts)
+    return _evaluate(run, folder, split, Student.load(folder), facts)
 
 
 def learn(
@@ -307,10 +298,17 @@ def claim(folder: Path, run: Run) -> None:
         if differences := Run.read(folder / RUN).differences(run):
             raise SettingsError(
                 f"{folder} holds a run with other settings (there and here: {'; '.join(differences)}); "
-                "choose another folder with --out, or delete this one"
+                f"choose another folder with --out{_keep_answers(run, folder)}"
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f"{folder} is there already and holds no run; choose another folder with --out")
+
+
+def _keep_answers(run: Run, folder: Path) -> str:
+    """Say how another run gets at the answers that this one has paid for."""
+    if not isinstance(run.teacher, ApiTeacher):
+        return ""
+    return f", and --set teacher.ledger={run.teacher.ledger or folder / LEDGER} to use the answers already paid for"
 
 
 def _note(folder: Path, run: Run, split: Split) -> None:
@@ -344,6 +342,16 @@ def fingerprint(dataset: Dataset) -> str:
     items, offsets = dataset.sequences.flat()
     digest = hashlib.blake2b(items.tobytes() + offsets.tobytes(), digest_size=8).hexdigest()
     return f"{dataset.n_users:,} users, {dataset.n_items:,} items, {dataset.n_interactions:,} interactions, {digest}"
+
+
+def _read_finished(folder: Path) -> tuple[Run, dict[str, Any]]:
+    """Return the settings and the facts of a finished run."""
+    if not (folder / RUN).is_file():
+        raise ArtefactError(f"{folder} holds no run: it has no {RUN}; give the folder that a run was written to")
+    if not (folder / RESULTS).is_file():
+        raise ArtefactError(f"the run in {folder} is not finished; start it again with the same settings to go on")
+    facts: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    return Run.read(folder / RUN), facts
 
 
 def _evaluate(run: Run, folder: Path, split: Split, student: Student, facts: dict[str, Any]) -> Result:

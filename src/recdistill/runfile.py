@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import tomllib
@@ -231,15 +232,17 @@ def override(values: Values, assignments: Sequence[str]) -> Values:
     Raises:
         SettingsError: for something else than ``section.key=value``, or a value that is not TOML.
     """
-    result = {section: dict(inner) if isinstance(inner, dict) else inner for section, inner in values.items()}
+    result = copy.deepcopy(values)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        section, dot, key = name.strip().partition(".")
-        if not (equals and dot and section and key):
+        *path, key = name.strip().split(".")
+        if not (equals and path and key and all(path)):
             raise SettingsError(f"--set {assignment}: write section.key=value, for example training.epochs=20")
-        inner = result.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise SettingsError(f"--set {assignment}: {section!r} is no section but the value {inner!r}")
+        inner = result
+        for part in path:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise SettingsError(f"--set {assignment}: {part!r} is no section but the value {inner!r}")
         inner[key] = _value(text.strip(), assignment)
     return result
 
@@ -286,8 +289,11 @@ def _teacher(values: Values, where: str) -> TeacherSettings:
     return _TEACHERS[kind].parse(values, where=where)
 
 
-def _flat(values: Values) -> dict[tuple[str, str], Any]:
-    return {(section, key): value for section, inner in values.items() for key, value in inner.items()}
+def _flat(values: Values, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    flat: dict[tuple[str, ...], Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, (*prefix, key)) if isinstance(value, dict) else {(*prefix, key): value}
+    return flat
 
 
 def _show(value: Any) -> str:

@@ -20,20 +20,23 @@ from recdistill.errors import RecDistillError
 
 app = typer.Typer(
     name="recdistill",
-    help="Distil any recommender, yours or one behind an API, into a small model that you own.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
-@app.callback()
-def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True),
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"recdistill {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True, callback=_print_version),
+) -> None:
+    """Distil any recommender, yours or one behind an API, into a small model that you own."""
 
 
 app.command()(demo)

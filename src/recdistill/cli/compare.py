@@ -13,7 +13,7 @@ def compare(
         list[Path], typer.Argument(help="Folders of finished runs; the others are tested against the first.")
     ],
     metric: Annotated[list[str] | None, typer.Option(help="hr, ndcg, mrr or recall; may be repeated.")] = None,
-    k: Annotated[int, typer.Option(help="Length of the lists that are looked at.", min=1)] = 10,
+    k: Annotated[int, typer.Option("-k", help="Length of the lists that are looked at.", min=1)] = 10,
 ) -> None:
     """Show runs side by side: all, head and tail users, 95 % intervals, and paired tests against the first run."""
     from recdistill.run import Result

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from recdistill.settings import Settings
 
 Name = Annotated[str | None, typer.Argument(help="Show only this one.", show_default=False)]
 
@@ -52,11 +55,23 @@ def show(kind: str, registry: Mapping[str, Any], name: str | None) -> None:
         table.add_column(no_wrap=True)
         table.add_column(no_wrap=True)
         table.add_column()
-        for setting, field in cls.Config.model_fields.items():
-            default = json.dumps(field.get_default(call_default_factory=True)) if not field.is_required() else "needed"
-            table.add_row(f"  {setting}", Text(default), Text(_first_line(field.description)))
+        for setting, default, what in _settings(cls.Config):
+            table.add_row(f"  {setting}", Text(default), Text(what))
         console.print(table)
         console.print()
+
+
+def _settings(config: type[Settings], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield each setting's name as in a run file, its default and what it is; those of inner settings as well."""
+    from recdistill.settings import Settings
+
+    for name, field in config.model_fields.items():
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        if isinstance(default, Settings):
+            yield from _settings(type(default), f"{prefix}{name}.")
+        else:
+            shown = "needed" if field.is_required() else json.dumps(default)
+            yield f"{prefix}{name}", shown, _first_line(field.description)
 
 
 def _first_line(text: str | None) -> str:

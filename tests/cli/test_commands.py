@@ -1,0 +1,200 @@
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recdistill import __version__
+from recdistill.cli import main
+from recdistill.run import Result, run_training
+from recdistill.runfile import Run
+
+
+@pytest.fixture(scope="module")
+def runs(little_run: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two finished runs, ``one`` and ``two``, that differ in their seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed, name in enumerate(("one", "two")):
+        training = little_run["training"] | {"seed": seed}
+        run_training(Run.parse(little_run | {"training": training}), folder / name)
+    return folder
+
+
+@pytest.fixture
+def run_file(little_run: dict[str, Any], tmp_path: Path) -> Path:
+    lines = [
+        f"[{section}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in inner.items())
+        for section, inner in little_run.items()
+    ]
+    path = tmp_path / "little.toml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Run the command line; returns its exit code, stdout and stderr."""
+    code = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    for command in ["demo", "data", "train", "distill", "evaluate", "compare", "recommend", "methods", "models"]:
+        assert re.search(rf"\b{command}\b", out), command
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "--version") == (0, f"recdistill {__version__}\n", "")
+
+
+def test_train_writes_a_run_and_prints_what_it_reached(
+    capsys: pytest.CaptureFixture[str], run_file: Path, tmp_path: Path
+) -> None:
+    code, out, err = call(capsys, "train", run_file, "--out", tmp_path / "run", "--set", "training.epochs=1")
+    assert code == 0
+    assert Result.load(tmp_path / "run").run.training.epochs == 1
+    assert "leave-one-out (last item test, last but one validation), seen items masked" in out
+    assert re.search(r"all +60 +\d\.\d{4}", out)
+    assert "epoch 1/1" in err
+
+
+def test_a_run_goes_to_a_folder_with_the_name_of_its_file(
+    capsys: pytest.CaptureFixture[str], run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(capsys, "train", run_file, "--set", "training.epochs=1")[0] == 0
+    assert (tmp_path / "runs" / "little" / "run.json").is_file()
+
+
+def test_distill_asks_a_finished_run(
+    capsys: pytest.CaptureFixture[str], run_file: Path, runs: Path, tmp_path: Path
+) -> None:
+    teacher = ["--set", "teacher.kind=run", "--set", f"teacher.folder={runs / 'one'}", "--set", "method.top_k=4"]
+    code, out, _ = call(capsys, "distill", run_file, "--out", tmp_path / "run", *teacher)
+    assert code == 0
+    assert "student:" in out
+    assert Result.load(tmp_path / "run").run.method.name == "bahsd"
+
+
+def test_an_error_of_ours_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], run_file: Path, tmp_path: Path
+) -> None:
+    code, out, err = call(capsys, "train", run_file, "--out", tmp_path / "run", "--set", "training.epoch=1")
+    assert (code, out) == (2, "")
+    assert err == f"error: {run_file}: [training]: unknown setting 'epoch'; did you mean 'epochs'?\n"
+
+
+def test_a_missing_run_file_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = call(capsys, "train", tmp_path / "no.toml")
+    assert code == 2
+    assert err == f"error: cannot read the run file {tmp_path / 'no.toml'}: No such file or directory\n"
+
+
+def test_evaluate_shows_every_stratum(capsys: pytest.CaptureFixture[str], runs: Path) -> None:
+    code, out, _ = call(capsys, "evaluate", runs / "one")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines() if re.match(r"(all|head|tail|length|item)[-\d ]", line)] == [
+        "all",
+        "head",
+        "tail",
+        "length-1",
+        "length-2",
+        "length-3",
+        "length-4",
+        "length-5",
+        "item-tail",
+    ]
+
+
+def test_compare_shows_runs_side_by_side_with_intervals_and_p(capsys: pytest.CaptureFixture[str], runs: Path) -> None:
+    code, out, err = call(capsys, "compare", runs / "one", runs / "two", "--metric", "mrr", "-k", 5)
+    assert (code, err) == (0, "")
+    interval = r"\d\.\d{4} \[\d\.\d{4}, \d\.\d{4}\]"
+    assert re.search(rf"one +{interval} +{interval} +{interval}", out)
+    assert re.search(r"MRR@5, against one", out)
+    assert re.search(r"two +tail +[+-]\d\.\d{4} +\[[+-]\d\.\d{4}, [+-]\d\.\d{4}\] +\d\.\d{4}", out)
+
+
+def test_compare_refuses_runs_on_other_cases(
+    capsys: pytest.CaptureFixture[str], runs: Path, little_run: dict[str, Any], tmp_path: Path
+) -> None:
+    run_training(Run.parse(little_run | {"split": {"protocol": "last-basket"}}), tmp_path / "basket")
+    code, _, err = call(capsys, "compare", runs / "one", tmp_path / "basket")
+    assert code == 2
+    assert "cannot be compared" in err
+
+
+def test_compare_refuses_the_same_run_twice(capsys: pytest.CaptureFixture[str], runs: Path) -> None:
+    code, _, err = call(capsys, "compare", runs / "one", runs / "two" / ".." / "one")
+    assert (code, err) == (2, "error: the same run is given twice\n")
+
+
+def test_compare_refuses_an_unknown_metric(capsys: pytest.CaptureFixture[str], runs: Path) -> None:
+    code, _, err = call(capsys, "compare", runs / "one", runs / "two", "--metric", "ndgc")
+    assert code == 2
+    assert "unknown metric 'ndgc'; did you mean 'ndcg'?" in err
+
+
+def test_recommend_takes_raw_ids_and_gives_titles(capsys: pytest.CaptureFixture[str], runs: Path) -> None:
+    code, out, _ = call(capsys, "recommend", runs / "one", "--history", "p3, p4,p5", "-k", 2)
+    assert code == 0
+    assert re.search(r"p6 +-?\d+\.\d{3} +Product 6", out)
+    assert len(out.splitlines()) == 3
+
+
+def test_recommend_for_a_user_of_the_data(capsys: pytest.CaptureFixture[str], runs: Path) -> None:
+    """c0 bought p0…p5, so the answer is that to this history."""
+    by_user = call(capsys, "recommend", runs / "one", "--user", "c0")
+    by_history = call(capsys, "recommend", runs / "one", "--history", "p0,p1,p2,p3,p4,p5")
+    assert by_user == by_history
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "give either --history with item ids, or --user"),
+        (["--history", "p1", "--user", "c1"], "give either --history with item ids, or --user"),
+        (["--history", "p1,p99"], r"does not know: \['p99'\].*--skip-unknown"),
+        (["--history", "p99", "--skip-unknown"], "has no item that the student knows"),
+        (["--user", "c99"], r"1 of 1 user ids are unknown, for example \['c99'\]"),
+    ],
+)
+def test_recommend_refuses_what_it_cannot_answer(
+    capsys: pytest.CaptureFixture[str], runs: Path, options: list[str], said: str
+) -> None:
+    code, _, err = call(capsys, "recommend", runs / "one", *options)
+    assert code == 2
+    assert re.search(said, err)
+
+
+def test_recommend_from_a_saved_student_needs_a_history(capsys: pytest.CaptureFixture[str], runs: Path) -> None:
+    """The folder of a student alone knows no users."""
+    assert call(capsys, "recommend", runs / "one" / "student", "--history", "p1")[0] == 0
+    code, _, err = call(capsys, "recommend", runs / "one" / "student", "--user", "c1")
+    assert code == 2
+    assert "use --history" in err
+
+
+def test_methods_are_listed_with_their_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "methods")
+    assert code == 0
+    assert re.search(r"^kd  Learn the teacher's list", out, re.MULTILINE)
+    assert re.search(r"^ +top_k +100 +Length of the lists asked for\.", out, re.MULTILINE)
+
+
+def test_one_model_is_listed_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "models", "gru4rec")
+    assert code == 0
+    assert out.startswith("gru4rec  A recurrent net")
+    assert "sasrec" not in out
+
+
+def test_an_unknown_name_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "methods", "bashd")[::2] == (2, "error: unknown method 'bashd'; did you mean 'bahsd'?\n")

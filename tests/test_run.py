@@ -1,0 +1,242 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recdistill.data.embedded import load_shop
+from recdistill.data.splits import leave_one_out
+from recdistill.errors import ArtefactError, RecDistillError, SettingsError
+from recdistill.methods.base import build_method
+from recdistill.run import (
+    EVALUATION,
+    GROUPS,
+    LEDGER,
+    RESULTS,
+    RUN,
+    Quiet,
+    Result,
+    check_needs,
+    evaluate_run,
+    fingerprint,
+    load_split,
+    local_teacher,
+    run_distillation,
+    run_training,
+)
+from recdistill.runfile import Run
+from recdistill.serving.artefact import Student
+from recdistill.serving.blackbox import BlackBox, student_answers
+from recdistill.teachers.fake import FakeTeacher
+from recdistill.trainer import METRICS, EpochRow, TrainerSettings
+
+Sections = dict[str, Any]
+
+
+class Listener(Quiet):
+    """Remembers what it is told; stops the run after an epoch if asked to."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.said: list[str] = []
+        self.epochs: list[int] = []
+        self.stop_after = stop_after
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def epoch(self, row: EpochRow, settings: TrainerSettings) -> None:
+        self.epochs.append(row.epoch)
+        if row.epoch == self.stop_after:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def finished(little_run: Sections, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return run_training(Run.parse(little_run), tmp_path_factory.mktemp("runs") / "teacher")
+
+
+@pytest.fixture
+def api(finished: Result) -> Iterator[BlackBox]:
+    with BlackBox(student_answers(Student.load(finished.folder))) as box:
+        yield box
+
+
+def ask(box: BlackBox, **settings: Any) -> Sections:
+    return {"teacher": {"kind": "http", "url": box.url, "identity": "little shop"} | settings, "method": {"top_k": 4}}
+
+
+def test_a_run_folder_holds_all_there_is_to_know(finished: Result) -> None:
+    names = {path.name for path in finished.folder.iterdir()}
+    assert names == {RUN, METRICS, "student", EVALUATION, GROUPS, RESULTS}
+    about = json.loads((finished.folder / RUN).read_text())
+    assert about["settings"]["training"]["seed"] == 0
+    assert about["data"].startswith("60 users, 12 items, 480 interactions, ")
+    assert set(about["versions"]) == {"recdistill", "python", "torch", "numpy", "polars"}
+    assert len((finished.folder / METRICS).read_text().splitlines()) == finished.facts["epochs"] == 3
+
+
+def test_a_finished_run_is_read_back_as_it_was(finished: Result) -> None:
+    loaded = Result.load(finished.folder)
+    assert loaded.run == finished.run
+    assert loaded.facts == json.loads(json.dumps(finished.facts))
+    assert loaded.groups.labels() == finished.groups.labels()
+    assert np.array_equal(loaded.evaluation.ranks, finished.evaluation.ranks)
+    assert set(loaded.strata()) >= {"all", "head", "tail", "item-tail"}
+
+
+def test_the_student_learned_the_circle(finished: Result) -> None:
+    """After p3, p4, p5 comes p6, in the ids and with the title of the data."""
+    top = Student.load(finished.folder).recommend([["p3", "p4", "p5"]], k=1)[0][0]
+    assert (top.item, top.title) == ("p6", "Product 6")
+
+
+def test_a_finished_run_is_not_run_again(finished: Result) -> None:
+    listener = Listener()
+    again = run_training(finished.run, finished.folder, listener)
+    assert listener.epochs == []
+    assert "finished before" in listener.said[0]
+    assert again.facts == json.loads(json.dumps(finished.facts))
+
+
+def test_a_run_that_was_stopped_goes_on_and_ends_the_same(finished: Result, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_training(finished.run, tmp_path / "run", Listener(stop_after=1))
+    with pytest.raises(ArtefactError, match="is not finished; start it again"):
+        Result.load(tmp_path / "run")
+    listener = Listener()
+    resumed = run_training(finished.run, tmp_path / "run", listener)
+    assert listener.epochs == [2, 3]
+    assert np.array_equal(resumed.evaluation.ranks, finished.evaluation.ranks)
+
+
+def test_the_run_json_of_a_run_can_be_run_again(finished: Result, tmp_path: Path) -> None:
+    again = run_training(Run.read(finished.folder / RUN), tmp_path / "again")
+    assert np.array_equal(again.evaluation.ranks, finished.evaluation.ranks)
+
+
+def test_other_settings_in_the_same_folder_are_refused(finished: Result, little_run: Sections) -> None:
+    other = Run.parse(little_run | {"training": little_run["training"] | {"epochs": 4}})
+    with pytest.raises(SettingsError, match=r"other settings \(there and here: training.epochs: 3 and 4\)"):
+        run_training(other, finished.folder)
+
+
+def test_a_folder_with_something_else_in_it_is_refused(little_run: Sections, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(SettingsError, match="is there already and holds no run"):
+        run_training(Run.parse(little_run), tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(little_run: Sections, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RecDistillError, match="file"):
+        run_training(Run.parse(little_run), tmp_path / "file" / "run")
+
+
+def test_changed_data_are_noticed(little_run: Sections, tmp_path: Path) -> None:
+    clicks = tmp_path / "clicks.csv"
+    original = Path(little_run["data"]["path"]).read_text()
+    clicks.write_text(original)
+    run = Run.parse(little_run | {"data": {"path": str(clicks)}})
+    with pytest.raises(KeyboardInterrupt):
+        run_training(run, tmp_path / "run", Listener(stop_after=1))
+    clicks.write_text(original + "c0,p11,9999\n")
+    with pytest.raises(ArtefactError, match=r"480 interactions, .* then, .* 481 interactions, .* now"):
+        run_training(run, tmp_path / "run")
+
+
+def test_evaluating_anew_finds_the_same(finished: Result) -> None:
+    """From the saved weights and the data alone."""
+    (finished.folder / EVALUATION).rename(finished.folder / "old.npz")
+    try:
+        with pytest.raises(ArtefactError, match="evaluate the run again"):
+            Result.load(finished.folder)
+        again = evaluate_run(finished.folder)
+    finally:
+        (finished.folder / "old.npz").rename(finished.folder / EVALUATION)
+    assert np.array_equal(again.evaluation.ranks, finished.evaluation.ranks)
+    assert again.facts == json.loads(json.dumps(finished.facts))
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"holds no run: it has no run\.json"):
+        Result.load(tmp_path)
+
+
+@pytest.mark.parametrize("protocol", ["leave-one-out", "last-basket", "time-cut", "random"])
+def test_every_protocol_can_be_asked_for(little_run: Sections, protocol: str) -> None:
+    split = load_split(Run.parse(little_run | {"split": {"protocol": protocol, "mask_seen": False}}))
+    assert split.protocol.startswith(protocol.replace("-basket", " basket").replace("-cut", " cut"))
+    assert split.protocol.endswith("seen items not masked")
+
+
+def test_a_model_of_ones_own_can_teach(finished: Result, little_run: Sections, tmp_path: Path) -> None:
+    sections = little_run | {"teacher": {"kind": "run", "folder": str(finished.folder)}, "method": {"top_k": 4}}
+    result = run_distillation(Run.parse(sections | {"training": {"epochs": 20}}), tmp_path / "student")
+    assert result.facts["queries"] is None
+    assert Student.load(tmp_path / "student").recommend([["p1", "p2"]], k=1)[0][0].item == "p3"
+
+
+def test_an_api_is_asked_within_the_budget_and_paid_once(api: BlackBox, little_run: Sections, tmp_path: Path) -> None:
+    """40 queries may be spent; a second run that shares the ledger gets its answers from there."""
+    ledger = str(tmp_path / LEDGER)
+    run = Run.parse(little_run | ask(api, budget=40, ledger=ledger))
+    first = run_distillation(run, tmp_path / "first")
+    assert (first.facts["queries"]["spent"], api.served) == (40, 40)
+    run_distillation(run, tmp_path / "second")
+    assert api.served == 40
+
+
+def test_the_ledger_lies_in_the_run_folder_by_default(api: BlackBox, little_run: Sections, tmp_path: Path) -> None:
+    run_distillation(Run.parse(little_run | ask(api, budget=5)), tmp_path / "run")
+    assert (tmp_path / "run" / LEDGER).is_file()
+
+
+def test_a_stopped_distillation_pays_nothing_twice(api: BlackBox, little_run: Sections, tmp_path: Path) -> None:
+    run = Run.parse(little_run | ask(api))
+    with pytest.raises(KeyboardInterrupt):
+        run_distillation(run, tmp_path / "run", Listener(stop_after=1))
+    paid = api.served
+    run_distillation(run, tmp_path / "run")
+    assert api.served == paid
+
+
+def test_train_and_distill_are_not_mixed_up(little_run: Sections, finished: Result, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"no \[teacher\]: add the section, or use `recdistill train`"):
+        run_distillation(Run.parse(little_run), tmp_path)
+    taught = Run.parse(little_run | {"teacher": {"kind": "run", "folder": str(finished.folder)}})
+    with pytest.raises(SettingsError, match=r"has a \[teacher\]: use `recdistill distill`"):
+        run_training(taught, tmp_path)
+
+
+def test_method_and_teacher_must_fit() -> None:
+    lists_only = FakeTeacher(3)
+    check_needs(build_method("supervised"), None)
+    check_needs(build_method("kd"), lists_only)
+    with pytest.raises(SettingsError, match="'kd' learns from a teacher"):
+        check_needs(build_method("kd"), None)
+    with pytest.raises(SettingsError, match="'supervised' asks no teacher"):
+        check_needs(build_method("supervised"), lists_only)
+
+
+def test_a_method_that_needs_scores_refuses_a_teacher_without_them() -> None:
+    method = build_method("kd")
+    method.needs = frozenset({"rankings", "scores"})
+    with pytest.raises(SettingsError, match="needs scores, but teacher 'fake' gives lists only"):
+        check_needs(method, FakeTeacher(3))
+    check_needs(method, FakeTeacher(3, gives_scores=True))
+
+
+def test_a_teacher_of_other_items_is_refused(finished: Result) -> None:
+    with pytest.raises(SettingsError, match="12 there, 4,199 here, 0 in both"):
+        local_teacher(Student.load(finished.folder), leave_one_out(load_shop()))
+
+
+def test_the_fingerprint_sees_order(little_run: Sections) -> None:
+    """Two data sets of the same size are told apart."""
+    dataset = load_split(Run.parse(little_run)).dataset
+    before = fingerprint(dataset)
+    items = dataset.sequences.items
+    items[[0, 1]] = items[[1, 0]]
+    assert fingerprint(dataset) != before

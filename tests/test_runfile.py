@@ -1,0 +1,145 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recdistill.errors import SettingsError
+from recdistill.runfile import ApiTeacher, Run, RunTeacher, override
+
+API = {"kind": "http", "url": "https://shop.example/recommend"}
+
+
+def parse(**sections: Any) -> Run:
+    return Run.parse({"data": {"path": "clicks.csv"}} | sections)
+
+
+def test_every_default_is_filled_in() -> None:
+    run = parse()
+    assert (run.student.name, run.method.name, run.split.protocol) == ("sasrec", "supervised", "leave-one-out")
+    assert run.dump()["student"]["dim"] == 64
+    assert run.teacher is None
+
+
+def test_a_teacher_makes_bahsd_the_default_method() -> None:
+    assert parse(teacher=API).method.name == "bahsd"
+
+
+def test_student_and_model_are_two_names_for_one_section() -> None:
+    assert parse(model={"dim": 8}).student.config == parse(student={"dim": 8}).student.config
+    with pytest.raises(SettingsError, match="two names for one section"):
+        parse(model={"dim": 8}, student={"dim": 8})
+
+
+def test_the_kind_of_teacher_decides_its_settings() -> None:
+    assert isinstance(parse(teacher=API | {"budget": 10}).teacher, ApiTeacher)
+    assert isinstance(parse(teacher={"kind": "run", "folder": "runs/big"}).teacher, RunTeacher)
+
+
+def test_what_was_dumped_is_the_same_run() -> None:
+    run = parse(student={"name": "gru4rec"}, teacher=API | {"budget": 5}, evaluation={"ks": [1, 7]})
+    assert Run.parse(json.loads(json.dumps(run.dump()))) == run
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"trainig": {}}, r"unknown setting 'trainig'; did you mean 'training'"),
+        ({"training": {"epoch": 3}}, r"\[training\]: unknown setting 'epoch'; did you mean 'epochs'"),
+        ({"data": {"path": "a", "users": "u"}}, r"\[data\]: unknown setting 'users'; did you mean 'user'"),
+        ({"data": {}}, r"\[data\]: path: Field required"),
+        ({"student": {"name": "sasrek"}}, r"\[student\]: unknown name 'sasrek'; did you mean 'sasrec'"),
+        ({"student": {"dims": 3}}, r"\[student\] sasrec: unknown setting 'dims'; did you mean 'dim'"),
+        ({"method": {"name": "badsh"}}, r"\[method\]: unknown name 'badsh'; did you mean 'bahsd'"),
+        ({"method": {"name": "kd", "topk": 3}}, r"\[method\] kd: unknown setting 'topk'; did you mean 'top_k'"),
+        ({"teacher": {"url": "x"}}, r'\[teacher\]: kind is None; write kind = "http"'),
+        ({"teacher": API | {"buget": 3}}, r"\[teacher\]: unknown setting 'buget'; did you mean 'budget'"),
+        ({"split": {"protocol": "loo"}}, r"\[split\]: protocol: Input should be 'leave-one-out'"),
+        ({"evaluation": {"ks": []}}, r"\[evaluation\]: ks: Tuple should have at least 1 item"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_right_name(sections: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        parse(**sections)
+
+
+def test_a_toml_file_is_read_with_overrides(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('[data]\npath = "clicks.csv"\n[training]\nepochs = 5\n')
+    run = Run.read(tmp_path / "run.toml", ["training.epochs=7", "student.dim=8", "method.loss=bce"])
+    assert (run.training.epochs, run.dump()["student"]["dim"], run.dump()["method"]["loss"]) == (7, 8, "bce")
+
+
+def test_paths_are_absolute_so_that_a_run_can_be_read_from_anywhere() -> None:
+    assert parse().data.path == str(Path.cwd() / "clicks.csv")
+    assert parse(data={"path": "shop"}).data.path == "shop"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("missing.toml", None, "cannot read the run file .*missing.toml: No such file"),
+        ("bad.toml", b"[data\n", "is no run file: Expected ']'"),
+        ("latin.toml", b'[data]\npath = "caf\xe9"\n', "is not UTF-8 text"),
+        ("bad.json", b"[1]", "is no run file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_clear_error(
+    tmp_path: Path, name: str, content: bytes | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(SettingsError, match=said):
+        Run.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("1e-3", 0.001),
+        ("true", True),
+        ("[1, 2]", [1, 2]),
+        ('"two words"', "two words"),
+        ("gru4rec", "gru4rec"),
+        ("http://127.0.0.1:80/x", "http://127.0.0.1:80/x"),
+    ],
+)
+def test_override_values_are_toml_or_a_bare_word(text: str, value: object) -> None:
+    assert override({}, [f"a.b={text}"]) == {"a": {"b": value}}
+
+
+@pytest.mark.parametrize("assignment", ["epochs=3", "training.epochs", ".x=3", "training.=3", "training"])
+def test_an_override_needs_section_key_and_value(assignment: str) -> None:
+    with pytest.raises(SettingsError, match=r"write section\.key=value"):
+        override({}, [assignment])
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "two words", '"open', ""])
+def test_an_override_with_a_broken_value_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="is no TOML value"):
+        override({}, [f"a.b={text}"])
+
+
+def test_an_override_leaves_the_original_alone() -> None:
+    values = {"training": {"epochs": 1}}
+    override(values, ["training.epochs=2"])
+    assert values == {"training": {"epochs": 1}}
+
+
+def test_differences_name_what_differs() -> None:
+    assert parse().differences(parse()) == []
+    assert parse().differences(parse(training={"epochs": 7})) == ["training.epochs: 100 and 7"]
+
+
+def test_another_method_differs_in_its_settings_too() -> None:
+    differences = parse(teacher=API).differences(parse(teacher=API, method={"name": "kd"}))
+    assert 'method.name: "bahsd" and "kd"' in differences
+    assert "method.depth: 20 and nothing" in differences
+
+
+def test_how_an_api_is_reached_and_what_it_may_cost_is_no_difference() -> None:
+    """A run that stopped because the budget was spent, or the API moved, goes on with the answers it has."""
+    moved = {"url": "https://new.example/recommend", "budget": 99, "rate": 2.0}
+    assert (
+        parse(teacher=API | {"identity": "shop"}).differences(parse(teacher=API | {"identity": "shop"} | moved)) == []
+    )
