@@ -22,8 +22,6 @@ class SASRec(Transformer, name="sasrec"):
 
     Config = SASRecConfig
 
-    Config = SASRecConfig
-
     def encode(self, batch: Batch) -> Tensor:
         """Return the state at each history's newest item, ``(B, D)``."""
         batch = batch.newest(self.config.max_len)
