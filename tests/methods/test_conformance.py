@@ -116,8 +116,8 @@ def test_the_same_seeds_give_the_same_weights(name: str) -> None:
         assert torch.equal(value, weights[1][key]), key
 
 
-SHORT_LISTS = {name: {"top_k": 2} for name in NAMES if "top_k" in Method.registry[name].Config.model_fields}
-"""Long lists are flat targets, which take longer to learn."""
+SHORT_LISTS = {name: {"top_k": 1} for name in NAMES if "top_k" in Method.registry[name].Config.model_fields}
+"""The first item of a longer list leads by so little that learning it takes minutes, not seconds."""
 LEARNERS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in NAMES] + [
     (name, {"labels": False}) for name in PURE
 ]
@@ -128,7 +128,7 @@ LEARNERS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in NAMES] + [
 def test_it_learns_what_comes_next_on_a_circle(name: str, settings: dict[str, Any], gives_scores: bool) -> None:
     learner = student()
     assert hit_rate(learner) < 0.5
-    trainer = TrainerSettings(epochs=30, batch_size=9, learning_rate=0.01, validate_every=5)
+    trainer = TrainerSettings(epochs=15, batch_size=9, learning_rate=0.01, validate_every=5)
     fit(
         learner,
         build_method(name, settings | SHORT_LISTS.get(name, {})),
