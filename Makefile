@@ -30,9 +30,11 @@ clean:
 
 # The stamps say that what the two files ask for is installed; a change in either installs again.
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing into .venv, which takes a minute or two ..."
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e .
 	@touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing into .venv with what the checks need, which takes some minutes ..."
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
 	@touch $@ .venv/installed

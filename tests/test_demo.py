@@ -31,7 +31,8 @@ def plan(shop: Path) -> Plan:
         data={"path": str(shop / "clicks.csv"), "titles": str(shop / "products.csv")},
         teacher={"dim": 16, "n_blocks": 1, "max_len": 8},
         student={"dim": 8, "n_blocks": 1, "max_len": 8},
-        training={"epochs": 2, "batch_size": 16, "learning_rate": 0.01},
+        teacher_training={"epochs": 2, "batch_size": 16, "learning_rate": 0.01},
+        student_training={"epochs": 2, "batch_size": 16, "learning_rate": 0.01},
         budget=30,
     )
 

@@ -37,15 +37,24 @@ _TIMED = 2_000
 class Plan:
     """The settings of the demo's runs; its own test makes them smaller.
 
-    Teacher and student are trained alike but for their size, and every student alike but for its method.
+    Every student is trained alike but for its method: the same model, epochs, schedule and early stopping.
     """
 
     protocols: tuple[str, ...] = ("leave-one-out", "last-basket")
     data: Values = field(default_factory=lambda: {"path": "shop"})
     teacher: Values = field(default_factory=lambda: {"name": "sasrec", "dim": 64, "n_blocks": 2, "max_len": 50})
     student: Values = field(default_factory=lambda: {"name": "sasrec", "dim": 16, "n_blocks": 1, "max_len": 50})
-    training: Values = field(
+    teacher_training: Values = field(
         default_factory=lambda: {"epochs": 16, "patience": 3, "batch_size": 64, "learning_rate": 3e-3}
+    )
+    student_training: Values = field(
+        default_factory=lambda: {
+            "epochs": 10,
+            "patience": 3,
+            "batch_size": 64,
+            "learning_rate": 1e-2,
+            "schedule": "cosine",
+        }
     )
     budget: int = 12_000
     """Queries that may be spent on the teacher in each round."""
@@ -74,12 +83,14 @@ def run_demo(folder: Path, report: Report, plan: Plan | None = None) -> None:
 
 def _round(folder: Path, protocol: str, plan: Plan, report: Report) -> dict[str, Result]:
     """Train the teacher, serve it, and train the three students."""
-    common = {"data": plan.data, "split": {"protocol": protocol}, "training": plan.training}
+    common = {"data": plan.data, "split": {"protocol": protocol}}
     report.say(f"{protocol}: the shop's own model, the teacher")
-    teacher = run_training(Run.parse(common | {"model": plan.teacher}), folder / TEACHER, report)
+    teacher = run_training(
+        Run.parse(common | {"model": plan.teacher, "training": plan.teacher_training}), folder / TEACHER, report
+    )
 
     results = {TEACHER: teacher}
-    student = common | {"student": plan.student}
+    student = common | {"student": plan.student, "training": plan.student_training}
     with serve(teacher.folder, report) as url:
         api = {
             "kind": "http",

@@ -55,6 +55,18 @@ def test_time_left_counts_only_what_this_process_has_seen(clock: list[float]) ->
     assert text.getvalue().endswith("at most 0:20 left\n")
 
 
+def test_time_left_forgets_a_run_that_stopped_early(clock: list[float]) -> None:
+    """The first run ended with epoch 1 of 9; the second one's epoch took 10 s, so its other one takes 10."""
+    told, text = reporter()
+    told.step(1, 1, 10, {}, 0.0)
+    told.epoch(row(1), TrainerSettings(epochs=9))
+    clock[0] = 500.0
+    told.step(1, 1, 10, {}, 0.0)
+    clock[0] = 510.0
+    told.epoch(row(1), TrainerSettings(epochs=2))
+    assert text.getvalue().endswith("at most 0:10 left\n")
+
+
 def test_a_long_epoch_is_not_silent_when_piped(clock: list[float]) -> None:
     told, text = reporter()
     for step, now in ((1, 1.0), (2, 11.0), (3, 12.0), (4, 22.0)):

@@ -34,7 +34,8 @@ class Reporter:
         self._task: TaskID | None = None
         self._what = ""
         self._spoke = time.monotonic()
-        self._epochs_began: tuple[int, float] | None = None
+        self._first_epoch = self._last_epoch = 0
+        self._first_began = 0.0
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -58,8 +59,9 @@ class Reporter:
 
     def step(self, epoch: int, step: int, n_steps: int, parts: dict[str, float], sequences_per_second: float) -> None:
         """Take note of a training step."""
-        if self._epochs_began is None:
-            self._epochs_began = (epoch, time.monotonic())
+        if step == 1 and (epoch == 1 or epoch != self._last_epoch + 1):  # another run has begun
+            self._first_epoch, self._first_began = epoch, time.monotonic()
+        self._last_epoch = epoch
         self._show(f"epoch {epoch}", step, n_steps, f"{_parts(parts)}  {sequences_per_second:,.0f} sequences/s")
 
     def epoch(self, row: EpochRow, settings: TrainerSettings) -> None:
@@ -72,11 +74,9 @@ class Reporter:
 
     def _left(self, epoch: int, epochs: int) -> str:
         """Say how long the other epochs take, from those seen; early stopping may end it sooner."""
-        if self._epochs_began is None or epoch == epochs:
-            self._epochs_began = None
+        if epoch == epochs:
             return ""
-        first, began = self._epochs_began
-        seconds = (time.monotonic() - began) / (epoch - first + 1) * (epochs - epoch)
+        seconds = (time.monotonic() - self._first_began) / (epoch - self._first_epoch + 1) * (epochs - epoch)
         return f"  at most {seconds // 60:.0f}:{seconds % 60:02.0f} left"
 
     def _show(self, what: str, done: int, total: int, note: str) -> None:
