@@ -93,7 +93,8 @@ class Transformer(Model):
     def item_embeddings(self) -> Tensor:
         """Return ``(N+1, D)`` item vectors."""
         table = self.embedding if self.output is None else self.output
-        return table.weight[: self.n_items + 1]
+        weight: Tensor = table.weight
+        return weight if len(weight) == self.n_items + 1 else weight[: self.n_items + 1]
 
     def encode_positions(self, batch: Batch) -> Tensor:
         """Return the state at each item, ``(T, D)``."""
