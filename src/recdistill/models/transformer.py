@@ -34,8 +34,11 @@ class TransformerConfig(Settings):
     """Share of values dropped in training, after the embedding and inside each block."""
     norm: Literal["pre", "post"] = "pre"
     """Where the layer norms stand: before each part of a block, or after its residual connection."""
-    positions: Literal["oldest_first", "newest_first", "none"] = "newest_first"
-    """Learned position vectors, counted from the oldest or from the newest item, or none."""
+    positions: Literal["oldest_first", "newest_first", "none"] = "oldest_first"
+    """Learned position vectors, counted from the oldest or from the newest item, or none.
+
+    From the oldest, a state never depends on what comes later; on validation data it is also the better choice.
+    """
     tied_embeddings: bool = True
     """Whether items are scored by the vectors that they are read with."""
     precision: Precision = "auto"
