@@ -14,7 +14,8 @@ from recdistill.losses import list_cross_entropy, sampled_softmax_loss, softmax_
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, the last one short, in every test."""
-    monkeypatch.setattr(losses, "_CHUNK_ELEMENTS", 7 * 30)
+    monkeypatch.setattr(losses, "_ROUND", 4)
+    monkeypatch.setattr(losses, "_CHUNK_ELEMENTS", 12 * 30)
 
 
 def _problem(n_rows: int = 31, n_items: int = 30, dim: int = 5) -> tuple[Tensor, Tensor, Tensor]:

@@ -171,15 +171,16 @@ def test_the_answer_to_the_whole_history_is_the_target_at_its_end() -> None:
     assert method.loss(model, batch([1]))["answer"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_the_answer_is_the_same_whether_labels_are_learned_or_not() -> None:
+def test_an_answer_counts_as_many_labels_as_its_weight_says() -> None:
+    """Three labels, two users: 4/3 of the answers' sum when assisted, half of it when there are answers alone."""
     model = sasrec()
-    assisted, pure = ready().loss(model, batch([0, 2])), ready(labels=False).loss(model, batch([0, 2]))
-    assert assisted["answer"].item() == pytest.approx(pure["answer"].item(), rel=1e-4)
+    assisted, pure = ready(weight=4.0).loss(model, batch([0, 1])), ready(labels=False).loss(model, batch([0, 1]))
+    assert assisted["answer"].item() / (4 / 3) == pytest.approx(pure["answer"].item() / (1 / 2), rel=1e-4)
 
 
 def test_the_weight_scales_the_answers_only() -> None:
     model = sasrec()
-    plain, double = ready().loss(model, batch([0, 1])), ready(weight=2.0).loss(model, batch([0, 1]))
+    plain, double = ready().loss(model, batch([0, 1])), ready(weight=10.0).loss(model, batch([0, 1]))
     assert double["answer"].item() == pytest.approx(2 * plain["answer"].item(), rel=1e-5)
     assert double["label"].item() == pytest.approx(plain["label"].item())
 

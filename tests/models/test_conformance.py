@@ -116,7 +116,7 @@ def test_padding_rows_stay_zero_in_training(model: Model) -> None:
 @pytest.mark.parametrize("name", ["sasrec", "bert4rec", "gru4rec"])
 def test_learns_a_cycle(name: str) -> None:
     """Users walk 1, 2, …, 12, 1, … from anywhere: the next item is certain."""
-    walks = [[(start + step) % N_ITEMS + 1 for step in range(6)] for start in range(N_ITEMS)] * 8
+    walks = [[(start + step) % N_ITEMS + 1 for step in range(4 + n % 4)] for n in range(8) for start in range(N_ITEMS)]
     model = build_model(name, N_ITEMS, {"dim": 16, "max_len": 8, "dropout": 0.0, "init_std": 0.1})
     _train(model, walks, epochs=60)
     asked = [[(start + step) % N_ITEMS + 1 for step in range(4)] for start in range(N_ITEMS)]
@@ -137,6 +137,12 @@ def test_learns_a_checkerboard(name: str) -> None:
 def _train(model: Model, rows: list[list[int]], epochs: int) -> None:
     setting = Setting(Sequences.from_lists(rows), np.arange(len(rows)), N_ITEMS)
     settings = TrainerSettings(epochs=epochs, batch_size=16, learning_rate=0.005, validate_every=epochs)
-    fit(model, build_method("supervised", {"precision": "fp32"}), setting, settings, validate=lambda student: 0.0)
+    fit(
+        model,
+        build_method("supervised", {"precision": "fp32", "last_share": 0.5}),
+        setting,
+        settings,
+        validate=lambda student: 0.0,
+    )
     for parameter in model.parameters():
         parameter.requires_grad_(False)

@@ -20,7 +20,7 @@ from torch import Tensor
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Method, Setting, TrainingBatch
-from recdistill.methods.kd import Answers, KDConfig, label_and_queries, list_kl
+from recdistill.methods.kd import Answers, KDConfig, answer_weight, label_and_queries, list_kl
 from recdistill.methods.labels import LabelLoss
 from recdistill.models.base import Batch, Model
 from recdistill.probing import Floats, Unmeasured, consensus, consistency, fill_unmeasured, peakedness, probe
@@ -66,12 +66,12 @@ class BAHSDConfig(KDConfig):
 class BAHSD(Method, name="bahsd"):
     r"""Weigh a teacher's single answer against the consensus of its answers by measured reliability.
 
-    .. math:: L = L_{label} + \frac{\lambda}{B} \sum_u w_u L_{KL}(u)
+    .. math:: L = L_{label} + \frac{\lambda}{T} \sum_u w_u L_{KL}(u)
               + (1 - w_u) \bigl(\lambda_2 L_R(u) + \lambda_3 L_{NCE}(u)\bigr)
 
     w is the gate. The single answer is that to the whole training history, compared at a temperature that rises with
     reliability; the consensus is the order that the answers at all scales give together. Users without an answer learn
-    from labels alone; they count in B, so that an answer weighs the same in every batch.
+    from labels alone. λ and T are those of `KD`: an answer counts as much as λ labels.
 
     Each part has a switch: ``scales = [1.0]`` leaves out the probing, ``gate = "none"`` the gate,
     ``reliable_temperature = temperature`` the dynamic temperature, a weight of 0 the ranking consistency or InfoNCE.
@@ -118,7 +118,7 @@ class BAHSD(Method, name="bahsd"):
         parts, queries = label_and_queries(student, batch, self.label_loss)
         items, logits = self.answers.of(batch.rows)
         gate, temperature = self._of(batch.rows, self.gate), self._of(batch.rows, self.temperature)
-        share = (items[:, 0] > 0) * (config.weight / len(items))
+        share = (items[:, 0] > 0) * answer_weight(batch, config)
         unsure = share * (1 - gate)
 
         parts["answer"] = list_kl(

@@ -28,8 +28,8 @@ class KDConfig(Settings):
     """Whether the users' real next items are learned too (assisted); without them (pure) only the answers are."""
     label_loss: LabelLossConfig = LabelLossConfig()
     """How they are learned; its ``precision`` holds for the answers as well."""
-    weight: NonNegativeFloat = 1.0
-    """Of the answers, against 1 for the labels."""
+    weight: NonNegativeFloat = 5.0
+    """How many labels one answer counts as. In pure distillation there is nothing to weigh it against."""
     top_k: PositiveInt = 100
     """Length of the lists asked for."""
     values: Values = "auto"
@@ -46,12 +46,13 @@ class KDConfig(Settings):
 class KD(Method, name="kd"):
     r"""Learn the teacher's list for each user as a soft target over the whole catalogue.
 
-    .. math:: L = L_{label} + \frac{\lambda}{B} \sum_u \tau^2
+    .. math:: L = L_{label} + \frac{\lambda}{T} \sum_u \tau^2
               \mathrm{KL}(\mathrm{softmax}(g_u / \tau) \,\|\, \mathrm{softmax}(f_u / \tau))
 
     One answer a user: g to the whole training history, whose own next item is held out. The student's f is taken after
-    the last training item, where there is no label. Users without an answer count in B, so that an answer weighs the
-    same in every batch.
+    the last training item, where there is no label. T is the number of labels in the batch, over which the label loss
+    is a mean too: one answer counts as much as λ labels, however long histories are. In pure distillation λ/T is 1/B;
+    users without an answer count in B, so that an answer weighs the same in every batch.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, Section 2, for the tau^2.
     Differs: the target is a list, with probability 0 for what it leaves out.
@@ -78,11 +79,18 @@ class KD(Method, name="kd"):
             student.item_embeddings(),
             items,
             logits,
-            weights=torch.full_like(queries[:, 0], config.weight / len(queries)),
+            weights=torch.full_like(queries[:, 0], answer_weight(batch, config)),
             temperature=config.temperature,
             precision=config.label_loss.precision,
         )
         return parts
+
+
+def answer_weight(batch: TrainingBatch, config: KDConfig) -> float:
+    """Return what one answer adds to the loss: as much as ``weight`` labels do, or its share of the batch alone."""
+    if not config.labels:
+        return 1 / len(batch.rows)
+    return config.weight / max(int((batch.labels > 0).sum()), 1)
 
 
 def label_and_queries(
