@@ -163,7 +163,7 @@ def test_assisted_learns_labels_and_answers_pure_learns_answers_alone() -> None:
 
 
 def test_the_answer_to_the_whole_history_is_the_target_at_its_end() -> None:
-    model, method = sasrec(), ready(labels=False, top_k=2)
+    model, method = sasrec(), ready(labels=False, top_k=2, rank_decay=1.0)
     states, embeddings = model.encode(batch([1]).batch), model.item_embeddings()
     # After 3, 4, 5 the circle goes on with 6 and 1, ranks 1 and 2: weights 1/2 and 1/3.
     log_probs = (states @ embeddings[1:].T).log_softmax(1)[0]
@@ -180,7 +180,7 @@ def test_an_answer_counts_as_many_labels_as_its_weight_says() -> None:
 
 def test_the_weight_scales_the_answers_only() -> None:
     model = sasrec()
-    plain, double = ready().loss(model, batch([0, 1])), ready(weight=10.0).loss(model, batch([0, 1]))
+    plain, double = ready().loss(model, batch([0, 1])), ready(weight=20.0).loss(model, batch([0, 1]))
     assert double["answer"].item() == pytest.approx(2 * plain["answer"].item(), rel=1e-5)
     assert double["label"].item() == pytest.approx(plain["label"].item())
 

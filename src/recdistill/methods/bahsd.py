@@ -47,8 +47,12 @@ class BAHSDConfig(KDConfig):
     """How reliability becomes a weight: smoothly, 0 or 1 at the median, or 1/2 for everyone."""
     gate_width: PositiveFloat = 0.5
     """Softness of the soft gate, in standard deviations of the reliability."""
-    reliable_temperature: PositiveFloat = 2.0
-    """Temperature of a wholly consistent and wholly peaked answer; equal to ``temperature`` it is not dynamic."""
+    reliable_temperature: PositiveFloat = 0.5
+    """Temperature of a wholly consistent and wholly peaked answer; equal to ``temperature`` it is not dynamic.
+
+    The paper's outline is to soften reliable answers, which a value above ``temperature`` does. With lists alone that
+    flattens what is flat already, and validation data prefer the contrary: sharpen what can be relied on.
+    """
     ranking: Literal["listwise", "smooth", "margin"] = "listwise"
     """How the consensus is taught: as a soft target over the catalogue, or by pairs, with a smooth or a hinge loss."""
     quorum: float = Field(default=0.0, ge=0, lt=1)
@@ -69,7 +73,7 @@ class BAHSD(Method, name="bahsd"):
     .. math:: L = L_{label} + \frac{\lambda}{T} \sum_u w_u L_{KL}(u)
               + (1 - w_u) \bigl(\lambda_2 L_R(u) + \lambda_3 L_{NCE}(u)\bigr)
 
-    w is the gate. The single answer is that to the whole training history, compared at a temperature that rises with
+    w is the gate. The single answer is that to the whole training history, compared at a temperature that follows its
     reliability; the consensus is the order that the answers at all scales give together. Users without an answer learn
     from labels alone. λ and T are those of `KD`: an answer counts as much as λ labels.
 

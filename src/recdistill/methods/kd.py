@@ -28,7 +28,7 @@ class KDConfig(Settings):
     """Whether the users' real next items are learned too (assisted); without them (pure) only the answers are."""
     label_loss: LabelLossConfig = LabelLossConfig()
     """How they are learned; its ``precision`` holds for the answers as well."""
-    weight: NonNegativeFloat = 5.0
+    weight: NonNegativeFloat = 10.0
     """How many labels one answer counts as. In pure distillation there is nothing to weigh it against."""
     top_k: PositiveInt = 100
     """Length of the lists asked for."""
@@ -37,7 +37,7 @@ class KDConfig(Settings):
 
     Scores are read as logits. Where they are something else, probabilities or cosines, ranks are the better choice.
     """
-    rank_decay: NonNegativeFloat = 1.0
+    rank_decay: NonNegativeFloat = 2.0
     """a in the target ``p_r ∝ (1 + r)^-a`` that ranks stand for; 0 takes a list for a set, higher trusts its head."""
     temperature: PositiveFloat = 1.0
     """At which target and student are compared; higher is softer."""
