@@ -141,11 +141,12 @@ def quality(rows: pl.DataFrame) -> str:
                 for metric, stratum in figures
             ),
             pl.col("seed").n_unique(),
+            pl.col("minutes").cast(pl.Float64).mean(),
         )
     )
     names = {"hr": "HR@10", "ndcg": "NDCG@10"}
     return markdown(
-        ["data", "split", "teacher → student", "setting", "method", "seeds"]
+        ["data", "split", "teacher → student", "setting", "method", "seeds", "minutes"]
         + [names[metric] if stratum == "all" else f"{names[metric]} {stratum}" for metric, stratum in figures],
         [
             [
@@ -155,6 +156,7 @@ def quality(rows: pl.DataFrame) -> str:
                 ", ".join(filter(None, (row["regime"], row["access"]))),
                 " ".join(filter(None, (row["method"], row["variant"]))),
                 str(row["seed"]),
+                _number(row["minutes"]),
                 *(row[f"{metric}_{stratum}"] for metric, stratum in figures),
             ]
             for row in cells.iter_rows(named=True)
