@@ -168,6 +168,7 @@ TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
     "training_speed": ("training_speed", training_speed),
     "training_profile": ("training_speed", training_profile),
     "quality": ("quality", quality),
+    "evaluation_speed": ("evaluation_speed", speed),
     "data_size": ("data_size", speed),
 }
 """The result file that each table is made from, and how; any other name is a file of times, shown by `speed`."""

@@ -54,7 +54,7 @@ class TrainerSettings(Settings):
     seed: NonNegativeInt = 0
     """Of the order of users and of every draw in model and method."""
     compile: bool = False
-    """Let ``torch.compile`` fuse the model's own operations; needs a C++ compiler, and seconds to start."""
+    """Let ``torch.compile`` fuse a transformer's blocks; needs a C++ compiler, and seconds to start."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +52,13 @@ def _same(first: Model, second: Model) -> bool:
 def test_the_same_seed_gives_the_same_weights() -> None:
     assert _same(_fit(seed=3)[0], _fit(seed=3)[0])
     assert not _same(_fit(seed=3)[0], _fit(seed=4)[0])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_blocks_learn_the_same() -> None:
+    plain, compiled = _fit(epochs=1)[1], _fit(epochs=1, compile=True)[1]
+    assert compiled.rows[0].parts == pytest.approx(plain.rows[0].parts, rel=1e-5)
 
 
 def test_the_loss_falls() -> None:

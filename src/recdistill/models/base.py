@@ -150,8 +150,7 @@ class Model(nn.Module, ABC):
         """Return ``(N+1, D)`` item vectors; row 0 is padding and is never scored."""
 
     def compile_body(self) -> None:
-        """Let ``torch.compile`` fuse what lies between the item table and the states; the weights stay the same."""
-        self.encode_positions = torch.compile(self.encode_positions, dynamic=True)  # type: ignore[method-assign]
+        """Let ``torch.compile`` fuse what can be fused; the weights stay the same. By default that is nothing."""
 
     def _check(self, batch: Batch, *, n_special: int = 0) -> None:
         """Refuse what an embedding table would answer with an index error, or silently with a wrong row."""
