@@ -84,8 +84,10 @@ def test_quality_is_the_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
     table.append({**run, "seed": 0, "metric": "ndcg", "stratum": "all", "k": 5, "value": 0.9})
     deviation = (((0.1 - 0.2) ** 2 + (0.3 - 0.2) ** 2) / 1) ** 0.5  # 0.1414…
     assert cells(make("quality", tmp_path)) == [
-        ["ml-1m", "leave-one-out", "sasrec", "", "labels", "2", "4.50"]
-        + ["", "", "0.2500", f"0.2000 ± {deviation:.4f}", "", ""]
+        [
+            *("ml-1m", "leave-one-out", "sasrec", "", "labels", "2", "4.50"),
+            *("", "", "0.2500", f"0.2000 ± {deviation:.4f}", "", ""),
+        ]
     ]
 
 
