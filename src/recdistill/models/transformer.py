@@ -37,7 +37,7 @@ class TransformerConfig(Settings):
     positions: Literal["oldest_first", "newest_first", "none"] = "oldest_first"
     """Learned position vectors, counted from the oldest or from the newest item, or none.
 
-    From the oldest, a state never depends on what comes later; on validation data it is also the better choice.
+    From the oldest, a state never depends on what comes later. On validation data the two are level.
     """
     tied_embeddings: bool = True
     """Whether items are scored by the vectors that they are read with."""
