@@ -378,8 +378,8 @@ class _Store:
 def tune_allocator() -> None:
     """Let glibc keep freed memory, and serve large blocks from it.
 
-    The stock settings return every large temporary to the kernel, which hands it back page by page, zeroed: a third of
-    a training step. Elsewhere than on Linux with glibc this does nothing.
+    The stock settings return every large temporary to the kernel, which hands it back page by page, zeroed; how much
+    that costs depends on the machine. Elsewhere than on Linux with glibc this does nothing.
     """
     if not sys.platform.startswith("linux"):
         return

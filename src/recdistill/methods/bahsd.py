@@ -51,7 +51,8 @@ class BAHSDConfig(KDConfig):
     """Temperature of a wholly consistent and wholly peaked answer; equal to ``temperature`` it is not dynamic.
 
     The paper's outline is to soften reliable answers, which a value above ``temperature`` does. With lists alone that
-    flattens what is flat already, and validation data prefer the contrary: sharpen what can be relied on.
+    flattens what is flat already; the default sharpens what can be relied on, after a first trial on the embedded data
+    (one seed, validation cases).
     """
     ranking: Literal["listwise", "smooth", "margin"] = "listwise"
     """How the consensus is taught: as a soft target over the catalogue, or by pairs, with a smooth or a hinge loss."""
