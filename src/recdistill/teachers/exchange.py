@@ -1,0 +1,56 @@
+"""Where the shape of an API meets the client that makes the calls.
+
+A shape turns questions into calls and replies into answers, and touches no network; the client makes calls, and knows
+nothing of what is in them. So a shape is tested without a server, and every fault of a network in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from recdistill.teachers.base import Answer, Failure, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call over HTTP that is still to be made."""
+
+    method: str
+    url: str
+    """With its query."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a call brought back: always of status 200 to 299, whole, and not too large."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes
+
+
+Conversation: TypeAlias = Generator[Call, Reply, list[Answer | Failure]]
+"""Calls one after another, each yielded and answered with its reply; returns an outcome for each question asked.
+
+A reply that makes no sense is raised as `TeacherError`, which names what came back.
+"""
+
+
+class Shape(Protocol):
+    """How an API wants to be asked, and how it answers."""
+
+    batch_size: int
+    """Most questions in one conversation."""
+
+    def converse(self, requests: Sequence[Request], k: int) -> Conversation:
+        """Ask about some histories at once: one call, several pages, or the replay of a session."""
+        ...
+
+    def sign(self, call: Call) -> Call:
+        """Add what proves who is asking; done anew each time that a call is sent, as signatures hold a time."""
+        ...
