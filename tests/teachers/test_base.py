@@ -34,6 +34,21 @@ def test_a_request_holds_its_user_where_users_are_given() -> None:
     assert [request.user for request in requests] == [7, 9]
 
 
+def test_a_user_is_named_in_the_ids_that_the_teacher_speaks() -> None:
+    """An API that takes a user knows nothing of our dense numbers, which begin at 0."""
+    teacher = Silent()
+    teacher.user_ids = IdMap(["ann", "bob", "cy"], first=0)
+    requests = teacher.requests(Sequences.from_lists([[1], [2]]), np.array([2, 0]))
+    assert [request.user for request in requests] == ["cy", "ann"]
+
+
+def test_a_teacher_that_takes_users_is_not_asked_without() -> None:
+    teacher = Silent()
+    teacher.takes = "user"
+    with pytest.raises(TeacherError, match="pass the user of each history"):
+        teacher.rank(Sequences.from_lists([[1]]), 2)
+
+
 def test_answers_are_translated_in_their_order_and_padded() -> None:
     ranking = Silent().ranking({0: Answer(["c", "b"]), 1: Answer(["a"])}, Sequences.from_lists([[1], [2]]), 3)
     assert ranking.items.tolist() == [[3, 2, 0], [1, 0, 0]]

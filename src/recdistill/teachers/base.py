@@ -114,6 +114,8 @@ class Teacher(ABC):
     """What a query consists of."""
     ids: IdMap | None = None
     """The items in the raw ids that the teacher speaks; ``None`` where it speaks dense ids."""
+    user_ids: IdMap | None = None
+    """The users in the raw ids that the teacher speaks; ``None`` where it takes dense numbers, or no users at all."""
     exclude_history: bool = True
     """Whether items of the history are left out of its ranking."""
     batch_size: int = 1024
@@ -147,10 +149,18 @@ class Teacher(ABC):
         return self.rank(histories, k, users=users), np.ones(len(histories), np.bool_)
 
     def requests(self, histories: Sequences, users: npt.NDArray[np.integer] | None = None) -> list[Request]:
-        """Put B histories into the ids that the teacher speaks."""
+        """Put B histories, and their users where given, into the ids that the teacher speaks.
+
+        Raises:
+            TeacherError: when the teacher takes users and none are given.
+        """
+        if self.takes == "user" and users is None:
+            raise TeacherError(f"teacher {self.identity!r} answers for users; pass the user of each history.")
         flat, offsets = histories.flat()
         raw: list[RawId] = flat.tolist() if self.ids is None else self.ids.decode(flat)
-        who = [None] * len(histories) if users is None else np.asarray(users).tolist()
+        who: list[RawId] | list[None] = [None] * len(histories)
+        if users is not None:
+            who = np.asarray(users).tolist() if self.user_ids is None else self.user_ids.decode(users)
         bounds = offsets.tolist()
         return [Request(row, raw[bounds[row] : bounds[row + 1]], user) for row, user in enumerate(who)]
 
