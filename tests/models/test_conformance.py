@@ -11,6 +11,7 @@ from recdistill.data.dataset import Sequences
 from recdistill.errors import DataError
 from recdistill.methods.base import Setting, build_method
 from recdistill.models.base import Batch, Model, build_model
+from recdistill.models.transformer import Transformer
 from recdistill.trainer import TrainerSettings, fit
 
 N_ITEMS = 12
@@ -146,3 +147,23 @@ def _train(model: Model, rows: list[list[int]], epochs: int) -> None:
     )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["sasrec", "bert4rec"])
+def test_working_for_the_newest_items_alone_changes_nothing(name: str, norm: str, training: bool) -> None:
+    settings = {"dim": 8, "max_len": 16, "dropout": 0.0, "norm": norm, "precision": "fp32", "init_std": 0.3}
+    model = build_model(name, 20, settings).double().train(training)
+    assert isinstance(model, Transformer)
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 12, (40,), generator=draw).tolist()
+    batch = Batch.from_lists([torch.randint(1, 21, (n,), generator=draw).tolist() for n in lengths])
+
+    def gradients(states: torch.Tensor) -> list[torch.Tensor]:
+        model.zero_grad()
+        states.cumsum(1).square().sum().backward()
+        return [states.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+    whole = gradients(model.encode_positions(batch)[batch.last])
+    torch.testing.assert_close(gradients(model._encode_newest(batch)), whole)

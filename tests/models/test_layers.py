@@ -82,3 +82,14 @@ def test_attention_in_blocks_matches_torch(causal: bool) -> None:
     weight = torch.randn(ours.shape, generator=draw)
     for a, b in zip(*(torch.autograd.grad((out * weight).sum(), qkv) for out in (ours, theirs)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_the_newest_items_of_all_histories_are_found(lengths: list[int]) -> None:
+    batch = Batch.from_lists([[100 * h + i + 1 for i in range(n)] for h, n in enumerate(lengths)])
+    rows = pack_rows(batch, min_len=16, causal=True)
+    places, where = rows.newest(batch)
+    newest = rows.items.gather(1, places).flatten()[where]
+    assert newest.tolist() == [100 * h + n for h, n in enumerate(lengths)]
+    assert places.numel() <= rows.items.numel()

@@ -32,8 +32,7 @@ class BERT4Rec(Transformer, name="bert4rec"):
     def encode(self, batch: Batch) -> Tensor:
         """Return the state at a mask put after each history, ``(B, D)``; one item less of a full history is read."""
         self._check(batch.newest(self.config.max_len))
-        asked = self._with_mask(batch)
-        return self.encode_positions(asked)[asked.last]
+        return self._encode_newest(self._with_mask(batch))
 
     def _with_mask(self, batch: Batch) -> Batch:
         kept = batch.newest(self.config.max_len - 1)

@@ -33,6 +33,24 @@ class Rows:
     attends: Tensor
     """``(R, 1, L, L)`` bool: which key (last axis) each query sees: items of its own history only."""
 
+    def newest(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Find the newest item of each history of the batch that was packed.
+
+        Returns:
+            ``(R, Q)`` int64, where they stand in each row, filled up with 0; and ``(B,)`` int64, where in the flattened
+            ``R × Q`` grid each history's is.
+        """
+        n_rows, row_len = self.items.shape
+        row, place = self.slots[batch.last] // row_len, self.slots[batch.last] % row_len
+        order = row.argsort(stable=True)
+        first = torch.searchsorted(row[order], row[order])
+        rank = torch.empty_like(row)
+        rank[order] = torch.arange(len(row), device=row.device) - first
+        width = int(rank.max()) + 1
+        where = row * width + rank
+        places = place.new_zeros(n_rows * width).index_copy_(0, where, place)
+        return places.view(n_rows, width), where
+
 
 def pack_rows(batch: Batch, *, min_len: int, causal: bool, newest_first: bool = False) -> Rows:
     """Lay out a batch in rows.
@@ -235,30 +253,48 @@ class Block(nn.Module):
         self.inner_dropout = Dropout(dropout)
         self.out_dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, attends: Tensor) -> Tensor:
-        """Map ``x (R, L, D)`` to ``(R, L, D)``; ``attends (R, 1, L, L)`` says which key each query sees."""
+    def forward(self, x: Tensor, attends: Tensor, asked: Tensor | None = None) -> Tensor:
+        """Map ``x (R, L, D)`` to ``(R, L, D)``, or to ``(R, Q, D)`` at the places that are asked for.
+
+        Args:
+            x: states.
+            attends: ``(R, 1, L, L)`` bool: which key each query sees.
+            asked: ``(R, Q)`` int64 places in each row; the work of the others is saved.
+        """
+        kept = x if asked is None else _at(x, asked)
         if self.norm == "pre":
-            x = x + self._attend(self.attention_norm(x), attends)
-            return x + self._transform(self.inner_norm(x))
-        x = self.attention_norm(x + self._attend(x, attends))
-        out: Tensor = self.inner_norm(x + self._transform(x))
+            kept = kept + self._attend(self.attention_norm(x), attends, asked)
+            return kept + self._transform(self.inner_norm(kept))
+        kept = self.attention_norm(kept + self._attend(x, attends, asked))
+        out: Tensor = self.inner_norm(kept + self._transform(kept))
         return out
 
-    def _attend(self, x: Tensor, attends: Tensor) -> Tensor:
-        n_rows, row_len, dim = x.shape
-        qkv = self.qkv(x).view(n_rows, row_len, 3, self.n_heads, dim // self.n_heads)
+    def _attend(self, x: Tensor, attends: Tensor, asked: Tensor | None) -> Tensor:
         dtype = compute_dtype(x, self.precision)
-        if self.training and x.device.type == "cpu" and dtype != torch.float32:
+        if asked is None and self.training and x.device.type == "cpu" and dtype != torch.float32:
+            qkv = self.qkv(x).view(*x.shape[:2], 3, self.n_heads, -1)
             mixed: Tensor = Attention.apply(qkv, attends, self.causal, dtype)  # type: ignore[no-untyped-call]
         else:
-            query, key, value = qkv.permute(2, 0, 3, 1, 4)
+            if asked is None:
+                query, key, value = self.qkv(x).chunk(3, -1)
+            else:
+                dim = x.shape[2]
+                query = F.linear(_at(x, asked), self.qkv.weight[:dim], self.qkv.bias[:dim])
+                key, value = F.linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:]).chunk(2, -1)
+                attends = _at(attends[:, 0], asked)[:, None]
+            query, key, value = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in (query, key, value))
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attends).transpose(1, 2)
-        out: Tensor = self.attention_dropout(self.attention_out(mixed.reshape(x.shape)))
+        out: Tensor = self.attention_dropout(self.attention_out(mixed.flatten(2)))
         return out
 
     def _transform(self, x: Tensor) -> Tensor:
         out: Tensor = self.out_dropout(self.inner_out(self.inner_dropout(F.gelu(self.inner(x)))))
         return out
+
+
+def _at(x: Tensor, places: Tensor) -> Tensor:
+    """Take ``places (R, Q)`` of the second axis of ``x (R, L, …)``."""
+    return x[torch.arange(len(x), device=x.device)[:, None], places]
 
 
 def init_weights(module: nn.Module, *, std: float, generator: torch.Generator | None = None) -> None:

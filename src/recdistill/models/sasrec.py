@@ -24,5 +24,4 @@ class SASRec(Transformer, name="sasrec"):
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the state at each history's newest item, ``(B, D)``."""
-        batch = batch.newest(self.config.max_len)
-        return self.encode_positions(batch)[batch.last]
+        return self._encode_newest(batch.newest(self.config.max_len))

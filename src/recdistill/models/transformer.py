@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recdistill.losses import Precision
 from recdistill.models.base import Batch, Model
-from recdistill.models.layers import Block, Dropout, init_weights, pack_rows
+from recdistill.models.layers import Block, Dropout, Rows, init_weights, pack_rows
 from recdistill.settings import Settings
 
 _ROW_LEN = 64
@@ -101,18 +101,27 @@ class Transformer(Model):
 
     def encode_positions(self, batch: Batch) -> Tensor:
         """Return the state at each item, ``(T, D)``."""
-        self._check(batch, n_special=self.n_special)
-        rows = pack_rows(
-            batch, min_len=_ROW_LEN, causal=self.causal, newest_first=self.config.positions == "newest_first"
-        )
+        rows = self._pack(batch)
         return self._states(rows.items, rows.positions, rows.attends).view(-1, self.config.dim)[rows.slots]
 
-    def _states(self, items: Tensor, positions: Tensor, attends: Tensor) -> Tensor:
+    def _encode_newest(self, batch: Batch) -> Tensor:
+        """Return the state at each history's newest item, ``(B, D)``; the last block works for these alone."""
+        rows = self._pack(batch)
+        places, where = rows.newest(batch)
+        return self._states(rows.items, rows.positions, rows.attends, places).view(-1, self.config.dim)[where]
+
+    def _pack(self, batch: Batch) -> Rows:
+        self._check(batch, n_special=self.n_special)
+        newest_first = self.config.positions == "newest_first"
+        return pack_rows(batch, min_len=_ROW_LEN, causal=self.causal, newest_first=newest_first)
+
+    def _states(self, items: Tensor, positions: Tensor, attends: Tensor, asked: Tensor | None = None) -> Tensor:
         x = self.embedding(items)
         if self.position is not None:
             x = x + self.position(positions)
         x = self.dropout(x)
-        for block in self.blocks:
+        *others, last = self.blocks
+        for block in others:
             x = block(x, attends)
-        states: Tensor = self.norm(x)
+        states: Tensor = self.norm(last(x, attends, asked))
         return states
