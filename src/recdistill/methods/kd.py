@@ -99,7 +99,7 @@ def label_and_queries(
     """Return the part ``label``, if labels are learned, and ``(B, D)`` the student's state after each history."""
     if label_loss is None:
         return {}, student.encode(batch.batch)
-    label, queries = label_loss(student, batch)
+    label, queries = label_loss.with_queries(student, batch)
     return {"label": label}, queries
 
 

@@ -45,27 +45,40 @@ class LabelLoss:
         counts = torch.bincount(torch.from_numpy(items).long(), minlength=setting.n_items + 1)
         self.popularity = counts.double() / max(int(counts.sum()), 1)
 
-    def __call__(self, student: Model, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-        """Return the loss, a mean over labels, and ``(B, D)`` the student's state after each whole history.
+    def __call__(self, student: Model, batch: TrainingBatch) -> Tensor:
+        """Return the loss, a mean over labels.
 
-        Causal models learn the next item at every position. Models that see both sides learn masked items, and read
-        the histories once more for the state.
+        Causal models learn the next item at every position; models that see both sides learn masked items.
         """
         if isinstance(student, BERT4Rec):
-            masked, labels = mask_items(
-                batch.batch,
-                student.mask_item,
-                share=self.config.mask_share,
-                last_share=self.config.last_share,
-                generator=batch.generator,
-            )
-            at = labels.nonzero().squeeze(1)
-            loss = self._loss(student.encode_positions(masked)[at], student, labels[at], batch.generator)
-            return loss, student.encode(batch.batch)
+            return self._masked(student, batch)
+        return self._next(student, batch, student.encode_positions(batch.batch))
+
+    def with_queries(self, student: Model, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Return the loss, and ``(B, D)`` the student's state after each whole history.
+
+        Models that see both sides read the histories once more for the state.
+        """
+        if isinstance(student, BERT4Rec):
+            return self._masked(student, batch), student.encode(batch.batch)
         states = student.encode_positions(batch.batch)
+        return self._next(student, batch, states), states[batch.batch.last]
+
+    def _masked(self, student: BERT4Rec, batch: TrainingBatch) -> Tensor:
+        masked, labels = mask_items(
+            batch.batch,
+            student.mask_item,
+            share=self.config.mask_share,
+            last_share=self.config.last_share,
+            generator=batch.generator,
+        )
+        at = labels.nonzero().squeeze(1)
+        return self._loss(student.encode_positions(masked)[at], student, labels[at], batch.generator)
+
+    def _next(self, student: Model, batch: TrainingBatch, states: Tensor) -> Tensor:
         at = batch.labels.nonzero().squeeze(1)
         labelled = states if len(at) == len(states) else states[at]
-        return self._loss(labelled, student, batch.labels[at], batch.generator), states[batch.batch.last]
+        return self._loss(labelled, student, batch.labels[at], batch.generator)
 
     def _loss(self, states: Tensor, student: Model, labels: Tensor, generator: torch.Generator) -> Tensor:
         config, embeddings = self.config, student.item_embeddings()

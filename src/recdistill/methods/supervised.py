@@ -22,4 +22,4 @@ class Supervised(Method, name="supervised"):
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
         """Return the one part ``label``."""
-        return {"label": self.labels(student, batch)[0]}
+        return {"label": self.labels(student, batch)}
