@@ -8,6 +8,7 @@ Rows are on disk as soon as they are known, and a run that was stopped goes on w
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import subprocess
@@ -124,7 +125,7 @@ def run(recipe: Recipe, seed: int) -> None:
     if results.already_done(**key):
         return
     split = leave_one_out(load_benchmark(recipe.dataset))
-    fitted, rows = _fit(recipe, seed, split, split.test, f"{recipe.name}/{seed}")
+    fitted, rows = _fit(recipe, seed, split, split.test, "test")
     results.append(*({**key, **row, "minutes": fitted.seconds / 60, "commit": _commit()} for row in rows))
 
 
@@ -136,15 +137,19 @@ def search(recipe: Recipe, changes: Values, seed: int) -> None:
     if results.already_done(**key):
         return
     split = leave_one_out(load_benchmark(recipe.dataset))
-    fitted, rows = _fit(recipe.varied(changes), seed, split, split.valid, f"search/{recipe.name}/{seed}/{variant}")
+    fitted, rows = _fit(recipe.varied(changes), seed, split, split.valid, f"validation {variant}")
     kept = [row for row in rows if row["stratum"] in ("all", "head", "tail") and row["metric"] in ("hr", "ndcg")]
     results.append(*({**key, **row, "minutes": fitted.seconds / 60, "commit": _commit()} for row in kept))
 
 
-def _fit(recipe: Recipe, seed: int, split: Split, cases: Cases, name: str) -> tuple[Fit, list[dict[str, Any]]]:
+def _fit(recipe: Recipe, seed: int, split: Split, cases: Cases, what: str) -> tuple[Fit, list[dict[str, Any]]]:
+    """Train, or take what an earlier try with the same settings has trained, and rank the cases."""
+    name = f"{recipe.name} {what} seed {seed}"
     print(f"== {name}", flush=True)
     settings = recipe.run(seed)
-    folder = WORK / name.replace("/", "_").replace('"', "").replace(" ", "")
+    sections = {key: value for key, value in settings.dump().items() if key != "data"}
+    digest = hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()[:12]
+    folder = WORK / f"{recipe.name.replace('/', '_')}_{seed}_{digest}"
     with Reporter() as report:
         student, fitted = learn(
             split, settings.student, settings.method, settings.training, folder=folder, report=report
