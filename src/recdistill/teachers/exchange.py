@@ -44,8 +44,10 @@ A reply that makes no sense is raised as `TeacherError`, which names what came b
 class Shape(Protocol):
     """How an API wants to be asked, and how it answers."""
 
-    batch_size: int
-    """Most questions in one conversation."""
+    @property
+    def batch_size(self) -> int:
+        """Most questions in one conversation."""
+        ...
 
     def converse(self, requests: Sequence[Request], k: int) -> Conversation:
         """Ask about some histories at once: one call, several pages, or the replay of a session."""

@@ -1,0 +1,475 @@
+"""The client that makes the calls of a teacher behind an API, and meets every fault of a network.
+
+It knows nothing of what is in the calls: a `Shape` turns questions into calls and replies into answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Annotated
+
+import httpx2
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from recdistill import __version__
+from recdistill.errors import BudgetExhausted, TeacherError
+from recdistill.settings import Settings
+from recdistill.teachers.base import Answer, Failure, Outcome, Request, Take
+from recdistill.teachers.exchange import Call, Reply, Shape
+from recdistill.teachers.loop import private_loop
+from recdistill.teachers.meter import Charge, Meter, Pace, Unsent
+
+_RETRIED = {408, 425, 429, *range(500, 600)}
+_TOO_MUCH = {429, 503}
+_EXCERPT = 200
+"""Characters of a reply that an error message quotes."""
+_ERROR_BYTES = 64 * 1024
+"""Bytes that are read of a reply that is an error."""
+
+
+class TransportSettings(Settings):
+    """How hard an API may be asked, and when a call has failed."""
+
+    charge: Charge = "queries"
+    """What the budget counts, see `recdistill.teachers.meter`: ``queries``, ``calls`` or ``rows``."""
+    concurrency: PositiveInt = 8
+    """Most requests in flight at once; fewer while the API says that it is too much."""
+    rate: PositiveFloat | None = None
+    """Most calls a second, retries included; no limit where not given."""
+    timeout: PositiveFloat = 30.0
+    """Seconds for one call, from connecting to the last byte."""
+    attempts: PositiveInt = 5
+    """Most sendings of one call, the first included."""
+    first_wait: Annotated[float, Field(ge=0)] = 0.5
+    """Seconds before the first retry; doubles each time, plus a random part as long, up to ``longest_wait``."""
+    longest_wait: PositiveFloat = 60.0
+    """Most seconds between two calls for one request; where the API's Retry-After asks for more, the request fails."""
+    give_up_after: PositiveInt = 10
+    """Failed requests in a row after which no more are sent."""
+    dead_after: PositiveFloat = 120.0
+    """Seconds of nothing but failed calls after which no more are sent; waits that the API asked for do not count."""
+    largest_reply: PositiveInt = 16 * 1024 * 1024
+    """Bytes of a reply, unpacked, beyond which it is not read on and the request fails."""
+
+
+class Client:
+    """Makes the calls of one teacher, from any number of threads; remembers between them how much the API bears.
+
+    Args:
+        settings: how hard the API may be asked.
+    """
+
+    def __init__(self, settings: TransportSettings) -> None:
+        self.settings = settings
+        self.pace = Pace()
+        self.window = Window(settings.concurrency)
+
+    def answers(
+        self, shape: Shape, take: Take, k: int, *, meter: Meter | None = None, hide: Callable[[str], str] = str
+    ) -> Iterator[list[Outcome]]:
+        """Ask what ``take`` hands out; on Ctrl-C what is in flight is still waited for and yielded.
+
+        Args:
+            shape: how the API is asked.
+            take: hands out requests that are to be asked right now.
+            k: length of the lists.
+            meter: admits each call; without one, turns are kept among the threads that share this client.
+            hide: takes secrets out of a text, should the API repeat them.
+
+        Raises:
+            TeacherError: when the API refuses the key, or seems dead.
+        """
+        first = take(self.window.free(0) * shape.batch_size)
+        if not first:
+            return
+        with private_loop() as run:
+            walk = _Walk(self, shape, take, k, first, meter or self.pace, hide)
+            try:
+                while run(walk.step()):
+                    yield walk.collect()
+            except KeyboardInterrupt:
+                run(walk.finish())
+                yield walk.collect()
+                raise
+            finally:
+                run(walk.close())
+
+
+class Window:
+    """How many calls may be in flight.
+
+    Half as many each time that the API says that it is too much, one more each time that as many have succeeded.
+
+    >>> window = Window(8)
+    >>> window.shrink(sent_at=0.0), window.free(0)
+    (True, 4)
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.size = float(most)
+        self._shrunk_at = -math.inf
+
+    def free(self, in_flight: int) -> int:
+        """Return how many more may be sent."""
+        return max(0, int(self.size) - in_flight)
+
+    def grow(self) -> None:
+        """Take note of a success."""
+        self.size = min(float(self.most), self.size + 1 / self.size)
+
+    def shrink(self, sent_at: float) -> bool:
+        """Take note of a call that was too much; false if it was sent before the last such note, which counts once."""
+        if sent_at <= self._shrunk_at:
+            return False
+        self.size = max(1.0, self.size / 2)
+        self._shrunk_at = time.monotonic()
+        return True
+
+
+class _Refused(Exception):
+    """A call that brought no reply.
+
+    Args:
+        reason: what was asked and what came back.
+        paid: whether the API may have served it.
+        again: whether another try may do better.
+        wait: seconds that the API asks to wait before.
+        too_much: whether the API says that it is asked too hard.
+        fatal: whether other requests will fare no better.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        paid: bool = False,
+        again: bool = False,
+        wait: float | None = None,
+        too_much: bool = False,
+        fatal: bool = False,
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.paid = paid
+        self.again = again
+        self.wait = wait
+        self.too_much = too_much
+        self.fatal = fatal
+
+
+class _Tally:
+    """What the calls of one conversation came to."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.paid = False
+
+
+class _Walk:
+    """One walk through the requests that ``take`` hands out, on one event loop."""
+
+    def __init__(
+        self,
+        client: Client,
+        shape: Shape,
+        take: Take,
+        k: int,
+        first: list[Request],
+        meter: Meter,
+        hide: Callable[[str], str],
+    ) -> None:
+        self.settings = settings = client.settings
+        self.window = client.window
+        self.shape = shape
+        self.take = take
+        self.k = k
+        self.meter = meter
+        self.hide = hide
+        self.waiting = first
+        self.tasks: set[asyncio.Task[list[Outcome]]] = set()
+        self.finished: list[Outcome] = []
+        self.in_flight = 0
+        self.landed = asyncio.Condition()
+        self.failed_in_a_row = 0
+        self.too_much_in_a_row = 0
+        self.failing_since: float | None = None
+        self.stopped = asyncio.Event()
+        self.gave_up: str | None = None
+        self.http = httpx2.AsyncClient(
+            headers={"User-Agent": f"recdistill/{__version__}", "Accept-Encoding": "gzip, deflate"},
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            timeout=settings.timeout,
+            limits=httpx2.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency),
+        )
+
+    async def step(self) -> bool:
+        """Keep as many requests in flight as allowed until some have finished; false when all are done."""
+        free = self.window.free(len(self.tasks))
+        if free and not self.waiting and not self.stopped.is_set():
+            self.waiting = self.take(free * self.shape.batch_size)
+        size = self.shape.batch_size
+        for start in range(0, len(self.waiting), size):
+            self.tasks.add(asyncio.create_task(self._converse(self.waiting[start : start + size])))
+        self.waiting = []
+        if not self.tasks:
+            if self.gave_up is not None:
+                raise TeacherError(self.gave_up)
+            return False
+        await self._wait(asyncio.FIRST_COMPLETED)
+        return True
+
+    async def finish(self) -> None:
+        """Take nothing new, send nothing again, and wait for what is in flight."""
+        self.stopped.set()
+        if self.tasks:
+            await self._wait(asyncio.ALL_COMPLETED)
+
+    def collect(self) -> list[Outcome]:
+        """Hand over what has finished."""
+        finished, self.finished = self.finished, []
+        return finished
+
+    async def close(self) -> None:
+        """Drop what is in flight and close all connections."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.http.aclose()
+
+    async def _wait(self, until: str) -> None:
+        done, self.tasks = await asyncio.wait(self.tasks, return_when=until)
+        self.finished += [outcome for task in done for outcome in task.result()]
+
+    async def _converse(self, requests: list[Request]) -> list[Outcome]:
+        """Ask about some requests, call after call, until there are outcomes or no hope of any."""
+        tally = _Tally()
+        try:
+            outcomes: Sequence[Answer | Failure] = await self._talk(requests, tally)
+            self.failed_in_a_row = 0
+        except _Refused as refused:
+            self._count_failure(refused)
+            outcomes = [Failure(refused.reason, paid=tally.paid)] * len(requests)
+        except BudgetExhausted as spent:
+            self.stopped.set()
+            outcomes = [Unsent(str(spent), paid=tally.paid)] * len(requests)
+        calls = [tally.calls] + [0] * (len(requests) - 1)  # so that they add up
+        return [
+            (request, replace(outcome, calls=n)) for request, outcome, n in zip(requests, outcomes, calls, strict=True)
+        ]
+
+    async def _talk(self, requests: list[Request], tally: _Tally) -> list[Answer | Failure]:
+        """Make the calls of a conversation; returns what its shape made of the replies."""
+        conversation = self.shape.converse(requests, self.k)
+        call, reply = None, None
+        try:
+            call = next(conversation)
+            while True:
+                reply = await self._fetch(call, requests, tally)
+                tally.paid = True
+                call = conversation.send(reply)
+        except StopIteration as end:
+            outcomes: list[Answer | Failure] = end.value
+            return outcomes
+        except BudgetExhausted:
+            raise
+        except TeacherError as error:
+            if call is None or reply is None:
+                raise _Refused(f"the question cannot be asked: {error}") from error
+            said = f"{call.url} answered {reply.status} with {self.hide(str(error))}"
+            raise _Refused(f"{said}: {self._excerpt(reply.body)}") from error
+
+    async def _fetch(self, call: Call, requests: list[Request], tally: _Tally) -> Reply:
+        """Send a call until there is a reply, or no hope of one."""
+        attempt = 0
+        while True:
+            attempt += 1
+            async with self._place_in_window():
+                await self._wait_for_turn(requests)
+                tally.calls += 1
+                sent_at = time.monotonic()
+                try:
+                    reply = await self._send(call)
+                except _Refused as refused:
+                    tally.paid |= refused.paid
+                    wait = self._note_refusal(refused, attempt, sent_at)
+                    if wait is None:
+                        raise
+                else:
+                    self._note_reply()
+                    return reply
+            if not await self._rest(wait):
+                raise _Refused(f"{call.url} was not asked again: asking was stopped")
+
+    @asynccontextmanager
+    async def _place_in_window(self) -> AsyncIterator[None]:
+        """Keep no more calls in flight than the API bears just now."""
+        async with self.landed:
+            await self.landed.wait_for(lambda: self.window.free(self.in_flight) > 0)
+            self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            async with self.landed:
+                self.landed.notify_all()
+
+    async def _wait_for_turn(self, requests: list[Request]) -> None:
+        """Have a call admitted, and wait until it may be sent."""
+        rate = self.settings.rate
+        wait = self.meter.admit(requests, 0.0 if rate is None else 1 / rate)
+        while wait > 0:
+            if not await self._rest(wait):
+                raise _Refused("nothing was sent: asking was stopped")
+            wait = self.meter.held()
+
+    async def _rest(self, seconds: float) -> bool:
+        """Wait so long; false, at once, when asking is stopped."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.stopped.wait()
+        except TimeoutError:
+            return True
+        return False
+
+    async def _send(self, call: Call) -> Reply:
+        """Send a call once."""
+        url, signed = call.url, self.shape.sign(call)
+        try:
+            async with (
+                asyncio.timeout(self.settings.timeout),
+                self.http.stream(signed.method, signed.url, headers=signed.headers, content=signed.body) as response,
+            ):
+                if not response.is_success:
+                    raise self._refusal(url, response, await _read(response, _ERROR_BYTES))
+                body = await _read(response, self.settings.largest_reply + 1)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+            raise _Refused(f"{url} cannot be reached: {_name(error)}", again=True) from error
+        except (TimeoutError, httpx2.TimeoutException) as error:
+            raise _Refused(
+                f"{url} did not answer within {self.settings.timeout:g} s (timeout)", paid=True, again=True
+            ) from error
+        except httpx2.TransportError as error:
+            raise _Refused(f"{url} broke the connection: {_name(error)}", paid=True, again=True) from error
+        except httpx2.RequestError as error:
+            raise _Refused(f"{url} sent what cannot be read: {_name(error)}", paid=True) from error
+        if len(body) > self.settings.largest_reply:
+            raise _Refused(
+                f"{url} answered with more than {self.settings.largest_reply:,} bytes, which were not read on; raise "
+                "largest_reply if that is right, or ask for shorter lists",
+                paid=True,
+            )
+        return Reply(response.status_code, {name.lower(): value for name, value in response.headers.items()}, body)
+
+    def _refusal(self, url: str, response: httpx2.Response, body: bytes) -> _Refused:
+        """Say what a reply that is no success means."""
+        status = response.status_code
+        reason = f"{url} answered {status} {response.reason_phrase}: {self._excerpt(body)}"
+        if response.is_redirect:
+            target = self.hide(response.headers.get("Location", "nowhere"))
+            return _Refused(f"{reason}; it redirects to {target!r}, which is not followed: give the final address")
+        if status in (401, 403):
+            return _Refused(f"{reason}; check the headers and the environment variables they name", fatal=True)
+        if status not in _RETRIED:
+            return _Refused(reason)
+        wait = retry_after(response.headers.get("Retry-After"))
+        if wait is not None and wait > self.settings.longest_wait:
+            reason += f"; it asks to wait {wait:,.0f} s, more than longest_wait ({self.settings.longest_wait:g} s)"
+        return _Refused(reason, again=True, wait=wait, too_much=status in _TOO_MUCH)
+
+    def _note_reply(self) -> None:
+        """Take note that the API lives, and bears what it is asked."""
+        self.window.grow()
+        self.too_much_in_a_row = 0
+        self.failing_since = None
+
+    def _note_refusal(self, refused: _Refused, attempt: int, sent_at: float) -> float | None:
+        """Slow everybody down where that is asked for; return the seconds before another try, ``None`` for no more."""
+        now = time.monotonic()
+        alive_until = sent_at if refused.wait is None else now + refused.wait
+        self.failing_since = alive_until if self.failing_since is None else self.failing_since
+        if refused.wait is not None:
+            self.failing_since = max(self.failing_since, alive_until)
+        wait = self._back_off(attempt) if refused.wait is None else refused.wait
+        if now - self.failing_since > self.settings.dead_after:
+            self._give_up(f"gave up after {self.settings.dead_after:g} s of failed calls only (dead_after)", refused)
+        if refused.too_much and wait <= self.settings.longest_wait:
+            self._slow_down(refused.wait, sent_at)
+            wait = 0.0
+        last = attempt == self.settings.attempts or self.stopped.is_set()
+        return None if last or not refused.again or wait > self.settings.longest_wait else wait
+
+    def _slow_down(self, wait: float | None, sent_at: float) -> None:
+        """Let nobody send anything for a while, and then fewer at once."""
+        first_of_its_wave = self.window.shrink(sent_at)
+        if wait is not None:
+            self.meter.hold(wait)
+        elif first_of_its_wave:
+            self.too_much_in_a_row += 1
+            self.meter.hold(self._back_off(self.too_much_in_a_row))
+
+    def _back_off(self, attempt: int) -> float:
+        """Return the seconds to wait after so many failures in a row."""
+        first, longest = self.settings.first_wait, self.settings.longest_wait
+        return min(longest, first * 2.0 ** min(attempt - 1, 30) + random.uniform(0, first))
+
+    def _count_failure(self, refused: _Refused) -> None:
+        """Stop asking where it makes no sense any more."""
+        self.failed_in_a_row += 1
+        if refused.fatal:
+            self._give_up("gave up, as other requests will fare no better", refused)
+        elif self.failed_in_a_row >= self.settings.give_up_after:
+            self._give_up(f"gave up after {self.failed_in_a_row} failed requests in a row (give_up_after)", refused)
+
+    def _give_up(self, why: str, last: _Refused) -> None:
+        if self.gave_up is None:
+            self.gave_up = f"{why}; the last: {last.reason}"
+            self.stopped.set()
+
+    def _excerpt(self, body: bytes) -> str:
+        """Return the beginning of a body in one line, without secrets."""
+        text = " ".join(self.hide(body.decode("utf-8", "replace")).split())
+        return repr(text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]}…")
+
+
+async def _read(response: httpx2.Response, most: int) -> bytes:
+    """Read a body, unpacked piece by piece, and stop at ``most`` bytes."""
+    body = bytearray()
+    async with aclosing(response.aiter_bytes()) as pieces:
+        async for piece in pieces:
+            body += piece[: most - len(body)]
+            if len(body) == most:
+                break
+    return bytes(body)
+
+
+def retry_after(value: str | None) -> float | None:
+    """Return the seconds that a Retry-After header asks to wait, given as seconds or as a date; ``None`` if unreadable.
+
+    >>> retry_after("120"), retry_after("Wed, 21 Oct 2015 07:28:00 GMT"), retry_after("soon")
+    (120.0, 0.0, None)
+    """
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        seconds = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _name(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

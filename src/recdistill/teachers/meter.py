@@ -1,0 +1,87 @@
+"""What all callers of one API share: a budget that is a ceiling, and turns that keep to a rate.
+
+A call is admitted before it is sent. Without a ledger the callers are the threads of one teacher, and a `Pace` gives
+them their turns; with one they are all processes that share its file, and it keeps the budget as well.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+from recdistill.teachers.base import Failure, Outcome, OutsideTeacher, Request, Take
+
+Charge: TypeAlias = Literal["queries", "calls", "rows"]
+
+
+class Meter(Protocol):
+    """Who has to be asked before each call."""
+
+    def admit(self, requests: Sequence[Request], gap: float) -> float:
+        """Charge one call about some requests, and return the seconds to wait before it is sent.
+
+        Args:
+            requests: what the call is about.
+            gap: seconds from the turn of this call to that of the next one.
+
+        Raises:
+            BudgetExhausted: when the call costs more than is left; nothing is charged then.
+        """
+        ...
+
+    def hold(self, seconds: float) -> None:
+        """Let nobody send anything for so long."""
+        ...
+
+    def held(self) -> float:
+        """Return for how many seconds nothing may be sent."""
+        ...
+
+
+class Pace:
+    """The meter of threads that share a teacher: turns, and no budget."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next_turn = self._held_until = 0.0
+
+    def admit(self, requests: Sequence[Request], gap: float) -> float:
+        """Give a call its turn."""
+        with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next_turn, self._held_until)
+            self._next_turn = turn + gap
+        return turn - now
+
+    def hold(self, seconds: float) -> None:
+        """Let no thread send anything for so long."""
+        with self._lock:
+            self._held_until = max(self._held_until, time.monotonic() + seconds)
+
+    def held(self) -> float:
+        """Return for how many seconds nothing may be sent."""
+        return max(0.0, self._held_until - time.monotonic())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unsent(Failure):
+    """A question that was not asked to the end, because the budget allowed no more calls."""
+
+
+class MeteredTeacher(OutsideTeacher):
+    """A teacher that is asked by calls that cost something, each admitted by a meter."""
+
+    charge: Charge = "queries"
+    """What its budget counts."""
+
+    @abstractmethod
+    def answers(self, take: Take, k: int, meter: Meter | None = None) -> Iterator[list[Outcome]]:
+        """Ask whatever ``take`` hands out, each call admitted by ``meter``; without one, by the teacher's own.
+
+        Raises:
+            TeacherError: when asking on makes no sense; what was answered until then has been yielded.
+        """
