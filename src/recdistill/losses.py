@@ -14,6 +14,7 @@ import threading
 from typing import Any, Literal, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -292,6 +293,41 @@ class _SampledSoftmax(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         d_states, d_embeddings = ctx.saved_tensors
         return _scaled(d_states, grad), _scaled(d_embeddings, grad), None, None, None, None
+
+
+def ranking_consistency(
+    listed: Tensor, points: Tensor, others: Tensor, unlisted: Tensor, *, margin: float | None
+) -> Tensor:
+    r"""Order of the consensus, and the lead of its items over those that no answer lists.
+
+    .. math:: \frac{1}{|P|} \sum_{(i,j) \in P} \ell(f_i - f_j) + \frac{1}{|C|} \sum_{i \in C} \ell(f_i - f_{j^-})
+
+    where P are the neighbours in the consensus C with different points, and ℓ(x) is ``max(0, margin − x)``, or the
+    smooth ``log(1 + exp(−x))`` without a margin.
+
+    Args:
+        listed: ``(B, K)`` the student's logits f of the consensus, best item first.
+        points: ``(B, K)`` Borda points, never rising along a row; 0 is padding.
+        others: ``(B, K)`` the student's logits of random items.
+        unlisted: ``(B, K)`` which of those are in no answer; the rest is left out, and not counted in C.
+        margin: delta; ``None`` for the smooth form.
+
+    Returns:
+        ``(B,)``; 0 without a consensus.
+
+    Source: the margin form is the list loss of Yue et al., "Black-Box Attacks on Sequential Recommenders via Data-Free
+    Model Extraction", RecSys 2021, on the consensus instead of one list.
+    """
+    real = points > 0
+    pairs = real[:, 1:] & (points[:, :-1] > points[:, 1:])
+    return _mean_penalty(listed[:, :-1] - listed[:, 1:], pairs, margin) + _mean_penalty(
+        listed - others, real & unlisted, margin
+    )
+
+
+def _mean_penalty(lead: Tensor, counted: Tensor, margin: float | None) -> Tensor:
+    penalty = F.softplus(-lead) if margin is None else F.relu(margin - lead)
+    return torch.where(counted, penalty, 0.0).sum(1) / counted.sum(1).clamp_min(1)
 
 
 def _chunk_rows(n_rows: int, n_columns: int) -> int:

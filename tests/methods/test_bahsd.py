@@ -12,13 +12,13 @@ from torch import Tensor
 
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
+from recdistill.losses import ranking_consistency
 from recdistill.methods.bahsd import (
     BAHSD,
     BAHSDConfig,
     gate_weights,
     info_nce,
     newest_share,
-    ranking_consistency,
     same_histories,
 )
 from recdistill.methods.base import Setting, TrainingBatch, build_method

@@ -27,12 +27,16 @@ NAMES = sorted(Method.registry)
 PURE = [name for name in NAMES if "labels" in Method.registry[name].Config.model_fields]
 
 
+SMALL: dict[str, dict[str, Any]] = {"extraction": {"walk_len": 4, "n_queries": 400}}
+"""Settings of what would ask the little teacher too much."""
+
+
 def setting(*, gives_scores: bool = False) -> Setting:
     return Setting(TRAIN, np.arange(len(TRAIN)), N, FakeTeacher(N, gives_scores=gives_scores))
 
 
 def ready(name: str, *, gives_scores: bool = False, **settings: Any) -> Method:
-    method = build_method(name, settings)
+    method = build_method(name, SMALL.get(name, {}) | settings)
     method.prepare(setting(gives_scores=gives_scores))
     return method
 
@@ -110,7 +114,7 @@ def test_the_same_seeds_give_the_same_weights(name: str) -> None:
     weights = []
     for _ in range(2):
         learner = build_model("sasrec", N, {"dim": 16, "max_len": 5, "dropout": 0.2}, seed=3)
-        fit(learner, build_method(name), setting(), settings, validate=hit_rate)
+        fit(learner, build_method(name, SMALL.get(name)), setting(), settings, validate=hit_rate)
         weights.append(learner.state_dict())
     for key, value in weights[0].items():
         assert torch.equal(value, weights[1][key]), key
@@ -131,7 +135,7 @@ def test_it_learns_what_comes_next_on_a_circle(name: str, settings: dict[str, An
     trainer = TrainerSettings(epochs=15, batch_size=9, learning_rate=0.01, validate_every=5)
     fit(
         learner,
-        build_method(name, settings | SHORT_LISTS.get(name, {})),
+        build_method(name, SMALL.get(name, {}) | settings | SHORT_LISTS.get(name, {})),
         setting(gives_scores=gives_scores),
         trainer,
         validate=hit_rate,

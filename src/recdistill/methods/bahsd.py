@@ -19,6 +19,7 @@ from torch import Tensor
 
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import SettingsError
+from recdistill.losses import ranking_consistency
 from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.methods.kd import Answers, KDConfig, answer_weight, label_and_queries, list_kl
 from recdistill.methods.labels import LabelLoss
@@ -206,41 +207,6 @@ def gate_weights(reliability: Floats, *, kind: Literal["soft", "hard", "none"], 
     distance = (reliability - measured.mean()) / (width * max(measured.std(), 1e-9))
     weights: Floats = 0.5 * (1 + np.tanh(distance / 2))
     return weights
-
-
-def ranking_consistency(
-    listed: Tensor, points: Tensor, others: Tensor, unlisted: Tensor, *, margin: float | None
-) -> Tensor:
-    r"""Order of the consensus, and the lead of its items over those that no answer lists.
-
-    .. math:: \frac{1}{|P|} \sum_{(i,j) \in P} \ell(f_i - f_j) + \frac{1}{|C|} \sum_{i \in C} \ell(f_i - f_{j^-})
-
-    where P are the neighbours in the consensus C with different points, and ℓ(x) is ``max(0, margin − x)``, or the
-    smooth ``log(1 + exp(−x))`` without a margin.
-
-    Args:
-        listed: ``(B, K)`` the student's logits f of the consensus, best item first.
-        points: ``(B, K)`` Borda points, never rising along a row; 0 is padding.
-        others: ``(B, K)`` the student's logits of random items.
-        unlisted: ``(B, K)`` which of those are in no answer; the rest is left out, and not counted in C.
-        margin: delta; ``None`` for the smooth form.
-
-    Returns:
-        ``(B,)``; 0 without a consensus.
-
-    Source: the margin form is the list loss of Yue et al., "Black-Box Attacks on Sequential Recommenders via Data-Free
-    Model Extraction", RecSys 2021, on the consensus instead of one list.
-    """
-    real = points > 0
-    pairs = real[:, 1:] & (points[:, :-1] > points[:, 1:])
-    return _mean_penalty(listed[:, :-1] - listed[:, 1:], pairs, margin) + _mean_penalty(
-        listed - others, real & unlisted, margin
-    )
-
-
-def _mean_penalty(lead: Tensor, counted: Tensor, margin: float | None) -> Tensor:
-    penalty = F.softplus(-lead) if margin is None else F.relu(margin - lead)
-    return torch.where(counted, penalty, 0.0).sum(1) / counted.sum(1).clamp_min(1)
 
 
 def info_nce(queries: Tensor, views: Tensor, same: Tensor, *, weights: Tensor, temperature: float) -> Tensor:

@@ -21,8 +21,8 @@ from recdistill.teachers.base import Ranking
 Values: TypeAlias = Literal["auto", "scores", "ranks"]
 
 
-class KDConfig(Settings):
-    """Uniform distillation from a teacher's lists."""
+class ListConfig(Settings):
+    """What all methods that learn from a teacher's lists share."""
 
     labels: bool = True
     """Whether the users' real next items are learned too (assisted); without them (pure) only the answers are."""
@@ -32,6 +32,11 @@ class KDConfig(Settings):
     """How many labels one answer counts as. In pure distillation there is nothing to weigh it against."""
     top_k: PositiveInt = 100
     """Length of the lists asked for."""
+
+
+class KDConfig(ListConfig):
+    """Uniform distillation from a teacher's lists."""
+
     values: Values = "auto"
     """What a place in the list is worth: its score, or its rank alone; ``auto`` takes scores where there are some.
 
@@ -86,7 +91,7 @@ class KD(Method, name="kd"):
         return parts
 
 
-def answer_weight(batch: TrainingBatch, config: KDConfig) -> float:
+def answer_weight(batch: TrainingBatch, config: ListConfig) -> float:
     """Return what one answer adds to the loss: as much as ``weight`` labels do, or its share of the batch alone."""
     if not config.labels:
         return 1 / len(batch.rows)

@@ -1,0 +1,194 @@
+"""Data-free extraction: the teacher is asked about histories that it writes itself, and only order is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor
+
+from recdistill.data.dataset import Ints, Items, Sequences
+from recdistill.errors import SettingsError, TeacherError
+from recdistill.losses import ranking_consistency
+from recdistill.methods.base import Method, Setting, TrainingBatch
+from recdistill.models.base import Batch, Model
+from recdistill.probing import probe
+from recdistill.settings import Settings
+from recdistill.teachers.base import Teacher
+
+
+class ExtractionConfig(Settings):
+    """What the teacher is asked, and how its lists are learned."""
+
+    queries: Literal["random_walks", "histories"] = "random_walks"
+    """Random walks along the teacher's own lists, or the users' histories, one query each."""
+    n_queries: PositiveInt = 60_000
+    """How many the walks may take: one for each step."""
+    walk_len: PositiveInt = 50
+    """Items of a walk; the teacher is asked after each of them."""
+    top_k: PositiveInt = 100
+    """Length of the lists asked for; the next item of a walk is any of them, all with the same chance."""
+    margin: NonNegativeFloat = 0.5
+    """By which a logit is to exceed that of the next item in the list, and that of a random item."""
+
+
+class Extraction(Method, name="extraction"):
+    r"""Let the teacher write histories, and learn the order of each of its lists with a margin.
+
+    .. math:: L = \frac1Q \sum_q \frac{1}{K-1} \sum_{k=1}^{K-1} [\delta - f_{\pi_k} + f_{\pi_{k+1}}]_+
+              + \frac1K \sum_{k=1}^{K} [\delta - f_{\pi_k} + f_{j_k}]_+
+
+    The first item of a walk is any of the catalogue; each next one is drawn from the list that the teacher gives. The
+    student learns the list after every item of a walk; one that sees both sides, after an item drawn anew each epoch.
+    No user's data are looked at, but for the validation that chooses the epoch. An epoch passes all walks once, however
+    many users there are.
+
+    Source: Yue et al., "Black-Box Attacks on Sequential Recommenders via Data-Free Model Extraction", RecSys 2021,
+    section 4. Differs: a list's items are never drawn as its random items, and places without a counterpart are left
+    out of the mean.
+    """
+
+    Config = ExtractionConfig
+    config: ExtractionConfig
+    needs = frozenset({"rankings"})
+
+    def prepare(self, setting: Setting) -> None:
+        """Let the teacher write the walks, or ask it about every training history.
+
+        Raises:
+            SettingsError: without a teacher, or for walks along a teacher that answers for users.
+            TeacherError: when nothing is answered.
+        """
+        config, teacher = self.config, setting.teacher
+        self.walks = None
+        if teacher is None or config.queries == "histories":
+            self.listed = torch.from_numpy(probe(setting, k=config.top_k).full.items)
+            return
+        if teacher.takes == "user":
+            raise SettingsError(
+                f"teacher {teacher.identity!r} answers for users, and a made-up history has none; "
+                "set queries to 'histories'."
+            )
+        self.n_rows = len(setting.train)
+        self.walks, lists = random_walks(
+            teacher,
+            setting.n_items,
+            n_walks=max(1, config.n_queries // config.walk_len),
+            walk_len=config.walk_len,
+            k=min(config.top_k, setting.n_items),
+            seed=setting.seed,
+            progress=setting.progress,
+        )
+        self.listed = torch.from_numpy(lists)
+
+    def start_epoch(self, student: Model, epoch: int, generator: torch.Generator) -> None:
+        """Refuse walks that the student cannot read whole.
+
+        Raises:
+            SettingsError: when they are longer than its ``max_len``.
+        """
+        longest = 0 if self.walks is None else int(self.walks.lengths.max())
+        if student.max_len is not None and longest > student.max_len:
+            raise SettingsError(
+                f"walks of {longest} items are longer than the {student.max_len} that the student reads; "
+                f"set walk_len to {student.max_len}, or max_len to {longest}."
+            )
+
+    def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Return the one part ``order``."""
+        if self.walks is None:
+            states, listed = student.encode(batch.batch), self.listed[batch.rows.to(self.listed.device)]
+        elif len(dealt := self._dealt_to(batch.rows.cpu().numpy())):
+            states, listed = self._along(self.walks.take(dealt), student, batch)
+        else:
+            return {"order": student.item_embeddings().sum() * 0}
+        return {"order": self._order(states, listed.long(), student, batch.generator)}
+
+    def _along(self, walks: Sequences, student: Model, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Return states ``(Q, D)`` of the student along walks, and the teacher's lists ``(Q, K)`` there."""
+        device = batch.rows.device
+        if student.causal:
+            at, _ = Sequences(np.arange(len(self.listed), dtype=np.int32), walks.starts, walks.ends).flat()
+            return student.encode_positions(Batch.from_sequences(walks).to(device)), self.listed[at]
+        draws = torch.rand(len(walks), generator=batch.generator).double().numpy()
+        starts = Sequences(walks.items, walks.starts, walks.starts + 1 + (draws * walks.lengths).astype(np.int64))
+        return student.encode(Batch.from_sequences(starts).to(device)), self.listed[starts.ends - 1]
+
+    def _dealt_to(self, rows: Ints) -> Ints:
+        """Deal the walks out to the rows of the training data, so that each is seen once an epoch."""
+        n_walks = 0 if self.walks is None else len(self.walks)
+        first, end = rows * n_walks // self.n_rows, (rows + 1) * n_walks // self.n_rows
+        return np.concatenate([np.arange(*ends) for ends in zip(first, end, strict=True)]).astype(np.int64)
+
+    def _order(self, states: Tensor, listed: Tensor, student: Model, generator: torch.Generator) -> Tensor:
+        embeddings = student.item_embeddings()
+        others = torch.randint(1, len(embeddings), listed.shape, generator=generator)
+        owner = torch.arange(len(listed))[:, None] * len(embeddings)
+        unlisted = ~torch.isin(owner + others, owner + listed)
+        points = (listed > 0) * torch.arange(listed.shape[1], 0, -1)
+        listed, others, unlisted, points = (x.to(states.device) for x in (listed, others, unlisted, points))
+        return ranking_consistency(
+            torch.einsum("bd,bkd->bk", states, embeddings[listed]),
+            points,
+            torch.einsum("bd,bkd->bk", states, embeddings[others]),
+            unlisted,
+            margin=self.config.margin,
+        ).mean()
+
+
+def random_walks(
+    teacher: Teacher,
+    n_items: int,
+    *,
+    n_walks: int,
+    walk_len: int,
+    k: int,
+    seed: int,
+    progress: Callable[[str, int, int], None],
+) -> tuple[Sequences, Items]:
+    """Let a teacher write histories: each next item is drawn evenly from the list that it gives for those before.
+
+    Args:
+        teacher: whom to ask, within its budget; a walk ends where it does not answer.
+        n_items: N; the first items are drawn from 1…N without replacement, as long as there are some.
+        n_walks: W, how many.
+        walk_len: items of a walk, and queries that it takes.
+        k: length of the lists.
+        seed: of the draws. The same seed asks the same questions, so that a ledger answers them again.
+        progress: told how many of the queries are done.
+
+    Returns:
+        The walks, and ``(T, k)`` int32 the list after each of their T items, 0 for padding.
+
+    Raises:
+        TeacherError: when not one query is answered.
+    """
+    generator = np.random.default_rng(seed)
+    firsts = [generator.permutation(n_items) + 1 for _ in range(-(-n_walks // n_items))]
+    items = np.zeros((n_walks, walk_len), np.int32)
+    items[:, 0] = np.concatenate(firsts)[:n_walks]
+    lists = np.zeros((n_walks, walk_len, k), np.int32)
+    alive = np.arange(n_walks)
+    for step in range(walk_len):
+        histories = Sequences.from_lists(items[alive, : step + 1])
+        ranking, _ = teacher.rank_within_budget(histories, k)
+        listed = ranking.check(n_items).items
+        lists[alive, step, : listed.shape[1]] = listed
+        draws = generator.random(n_walks)[alive]  # as many as there were walks, so that a short budget shifts none
+        going = ranking.lengths > 0
+        if step + 1 < walk_len:
+            chosen = (draws * ranking.lengths).astype(np.int64)
+            items[alive[going], step + 1] = listed[going, chosen[going]]
+        alive = alive[going]
+        progress("writing histories with the teacher", (step + 1) * n_walks, n_walks * walk_len)
+    answered = lists[:, :, 0] > 0
+    if not answered.any():
+        raise TeacherError(
+            f"teacher {teacher.identity!r} answered none of {n_walks:,} histories of one item, so there is nothing "
+            "to distil; raise its budget, or look at what it answers."
+        )
+    offsets = np.concatenate([[0], np.cumsum(answered.sum(1))])
+    return Sequences.from_offsets(items[answered], offsets), lists[answered]

@@ -1,0 +1,106 @@
+"""RRD: the order at the top of a teacher's list is learned, and everything else only stays below it."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from recdistill.methods.base import Method, Setting, TrainingBatch
+from recdistill.methods.kd import ListConfig, answer_weight, label_and_queries
+from recdistill.methods.labels import LabelLoss
+from recdistill.models.base import Model
+from recdistill.probing import probe
+
+
+class RRDConfig(ListConfig):
+    """Relaxed ranking distillation from a teacher's lists."""
+
+    n_interesting: PositiveInt = 40
+    """Listed items whose order is learned at a time (K); they are drawn from the list anew for each batch."""
+    n_uninteresting: PositiveInt = 200
+    """Unlisted items that are to stay below them (L), drawn evenly from the catalogue."""
+    rank_temperature: PositiveFloat = 10.0
+    """T in the chance ``exp(−rank / T)`` to be drawn; low values draw the head of the list."""
+
+
+class RRD(Method, name="rrd"):
+    r"""Draw some of each list, and maximise the likelihood of their order above items that are not listed.
+
+    .. math:: L = L_{label} + \frac{\lambda}{T} \sum_u -\frac1K \sum_{k=1}^{K}
+              \log \frac{\exp f_{\pi_k}}{\sum_{j \ge k} \exp f_{\pi_j} + \sum_{l=1}^{L} \exp f_l}
+
+    λ and T are those of `KD`: an answer counts as much as λ labels.
+
+    Source: Kang et al., "DE-RRD: A Knowledge Distillation Framework for Recommender System", CIKM 2020, section 4.
+    Differs: a mean over the K places, not a sum; and the interesting items come from the list that a black box gives,
+    which leaves out the history, not from its scores of all items.
+    """
+
+    Config = RRDConfig
+    config: RRDConfig
+    needs = frozenset({"rankings"})
+
+    def prepare(self, setting: Setting) -> None:
+        """Ask the teacher about every training history once."""
+        self.listed = torch.from_numpy(probe(setting, k=self.config.top_k).full.items)
+        self.label_loss = LabelLoss(self.config.label_loss, setting) if self.config.labels else None
+
+    def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Return the parts ``label`` (assisted only) and ``order``."""
+        config, embeddings = self.config, student.item_embeddings()
+        parts, queries = label_and_queries(student, batch, self.label_loss)
+        listed = self.listed[batch.rows.to(self.listed.device)].long()
+        chosen = draw_interesting(listed, config.n_interesting, config.rank_temperature, batch.generator)
+        others = torch.randint(1, len(embeddings), (len(listed), config.n_uninteresting), generator=batch.generator)
+        owner = torch.arange(len(listed))[:, None] * len(embeddings)
+        unlisted = ~torch.isin(owner + others, owner + listed)
+        chosen, others, unlisted = (x.to(queries.device) for x in (chosen, others, unlisted))
+        loss = relaxed_ranking_loss(
+            torch.einsum("bd,bkd->bk", queries, embeddings[chosen]),
+            chosen > 0,
+            torch.einsum("bd,bkd->bk", queries, embeddings[others]),
+            unlisted,
+        )
+        parts["order"] = answer_weight(batch, config) * loss.sum()
+        return parts
+
+
+def draw_interesting(listed: Tensor, n: int, temperature: float, generator: torch.Generator) -> Tensor:
+    """Draw ``n`` places of each list without replacement, with chance ``exp(−rank / temperature)``.
+
+    Args:
+        listed: ``(B, K)`` int64 items, best first; 0 is padding.
+        n: how many; a shorter list is taken whole.
+        temperature: T.
+        generator: the source of the draws.
+
+    Returns:
+        ``(B, min(n, K))`` int64 the drawn items, still best first; 0 is padding.
+    """
+    ranks = torch.arange(1, listed.shape[1] + 1)
+    # The n greatest of log p plus Gumbel noise are a draw without replacement.
+    noise = -torch.empty(listed.shape).exponential_(generator=generator).clamp_min(1e-30).log()
+    keys = torch.where(listed > 0, noise - ranks / temperature, -torch.inf)
+    places = keys.topk(min(n, listed.shape[1]), dim=1).indices.sort(dim=1).values
+    return listed.gather(1, places)
+
+
+def relaxed_ranking_loss(listed: Tensor, real: Tensor, others: Tensor, unlisted: Tensor) -> Tensor:
+    """Negative log-likelihood of an order whose items all stand above some others, a mean over places.
+
+    Args:
+        listed: ``(B, K)`` the student's logits of the interesting items, best first.
+        real: ``(B, K)`` which of them are no padding.
+        others: ``(B, L)`` its logits of the uninteresting ones.
+        unlisted: ``(B, L)`` which of those count.
+
+    Returns:
+        ``(B,)`` in nats; 0 for a list of padding.
+    """
+    nothing = torch.finfo(listed.dtype).min  # an infinity would make gradients NaN
+    listed = listed.masked_fill(~real, nothing)
+    below = others.masked_fill(~unlisted, nothing).logsumexp(1, keepdim=True)
+    rest = torch.logcumsumexp(listed.flip(1), 1).flip(1)
+    surprise = torch.where(real, torch.logaddexp(rest, below) - listed, 0.0)
+    return surprise.sum(1) / real.sum(1).clamp_min(1)
