@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -25,7 +25,7 @@ from recdistill.errors import BudgetExhausted, TeacherError
 from recdistill.settings import Settings
 from recdistill.teachers.base import Answer, Failure, Outcome, Request, Take
 from recdistill.teachers.exchange import Call, Reply, Shape
-from recdistill.teachers.loop import private_loop
+from recdistill.teachers.loop import PrivateLoop
 from recdistill.teachers.meter import Charge, Meter, Pace, Unsent
 
 _RETRIED = {408, 425, 429, *range(500, 600)}
@@ -91,17 +91,17 @@ class Client:
         first = take(self.window.free(0) * shape.batch_size)
         if not first:
             return
-        with private_loop() as run:
+        with closing(PrivateLoop()) as loop:
             walk = _Walk(self, shape, take, k, first, meter or self.pace, hide)
             try:
-                while run(walk.step()):
+                while loop.run(walk.step()):
                     yield walk.collect()
             except KeyboardInterrupt:
-                run(walk.finish())
+                loop.run(walk.finish())
                 yield walk.collect()
                 raise
             finally:
-                run(walk.close())
+                loop.run(walk.close())
 
 
 class Window:

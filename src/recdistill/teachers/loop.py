@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+import threading
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-class Run(Protocol):
-    """Runs a coroutine to its end."""
+class PrivateLoop:
+    """An event loop of our own: runs coroutines, one at a time, for any thread.
 
-    def __call__(self, coroutine: Coroutine[Any, Any, T], /) -> T:
-        """Run it and return what it returns."""
-        ...
+    What a coroutine leaves behind, tasks and open connections, is there for the next one. Where the caller's own loop
+    is running, as in a notebook, they are run in a thread.
+    """
 
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+        self._lock = threading.Lock()
 
-@contextmanager
-def private_loop() -> Iterator[Run]:
-    """Give a function that runs coroutines on a loop of our own; in a notebook, whose loop is running, in a thread."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        with asyncio.Runner() as runner:
-            yield runner.run
-        return
-    runner = asyncio.Runner()
-    with ThreadPoolExecutor(1) as pool:
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Return what a coroutine returns."""
+        return self._call(lambda: self._runner.run(coroutine))
 
-        def run(coroutine: Coroutine[Any, Any, T], /) -> T:
-            return pool.submit(runner.run, coroutine).result()
+    def close(self) -> None:
+        """Cancel what was left behind, and end."""
+        self._call(self._runner.close)
+
+    def _call(self, function: Callable[[], T]) -> T:
+        """Call a function where no loop is running."""
+
+        def alone() -> T:
+            with self._lock:
+                return function()
 
         try:
-            yield run
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return alone()
+        pool = ThreadPoolExecutor(1)
+        try:
+            return pool.submit(alone).result()
         finally:
-            pool.submit(runner.close).result()
+            pool.shutdown(wait=False)  # Ctrl-C must not wait for what it interrupts
