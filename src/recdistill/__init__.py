@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from recdistill.evaluation.full_ranking import evaluate as evaluate
     from recdistill.evaluation.results import Evaluation as Evaluation
     from recdistill.methods.bahsd import BAHSD as BAHSD
+    from recdistill.methods.extraction import Extraction as Extraction
     from recdistill.methods.kd import KD as KD
+    from recdistill.methods.rrd import RRD as RRD
     from recdistill.methods.supervised import Supervised as Supervised
     from recdistill.models.bert4rec import BERT4RecConfig as BERT4Rec
     from recdistill.models.gru4rec import GRU4RecConfig as GRU4Rec
@@ -39,10 +41,12 @@ if TYPE_CHECKING:
 __all__ = [
     "BAHSD",
     "KD",
+    "RRD",
     "BERT4Rec",
     "CallableTeacher",
     "Dataset",
     "Evaluation",
+    "Extraction",
     "GRU4Rec",
     "HttpTeacher",
     "Interactions",
@@ -71,11 +75,13 @@ _HOMES = {
     "CallableTeacher": "teachers.callable:CallableTeacher",
     "Dataset": "data.dataset:Dataset",
     "Evaluation": "evaluation.results:Evaluation",
+    "Extraction": "methods.extraction:Extraction",
     "GRU4Rec": "models.gru4rec:GRU4RecConfig",
     "HttpTeacher": "teachers.http:HttpTeacher",
     "Interactions": "data.interactions:Interactions",
     "KD": "methods.kd:KD",
     "LocalTeacher": "teachers.local:LocalTeacher",
+    "RRD": "methods.rrd:RRD",
     "RecDistillError": "errors:RecDistillError",
     "SASRec": "models.sasrec:SASRecConfig",
     "Split": "data.splits:Split",
