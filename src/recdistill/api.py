@@ -23,7 +23,8 @@ from recdistill.runfile import Choice
 from recdistill.serving.artefact import Student
 from recdistill.settings import Settings
 from recdistill.teachers.base import Teacher
-from recdistill.teachers.ledger import Ledger, LedgerTeacher
+from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.trainer import TrainerSettings
 
 Data: TypeAlias = Split | Dataset | Interactions | Source

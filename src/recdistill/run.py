@@ -38,7 +38,8 @@ from recdistill.serving.artefact import FOLDER as STUDENT
 from recdistill.serving.artefact import Student
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.http import HttpTeacher
-from recdistill.teachers.ledger import Ledger, LedgerTeacher
+from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.teachers.local import LocalTeacher
 from recdistill.trainer import CHECKPOINT, Fit, Progress, Silent, TrainerSettings, fit
 

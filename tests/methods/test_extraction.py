@@ -13,7 +13,8 @@ from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.extraction import Extraction, random_walks
 from recdistill.models.base import Batch, build_model
 from recdistill.teachers.fake import FakeTeacher
-from recdistill.teachers.ledger import Ledger, LedgerTeacher
+from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_teacher import LedgerTeacher
 
 N = 12
 USERS = Sequences.from_lists([[1, 2], [3, 4, 5], [6, 7]])

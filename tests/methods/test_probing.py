@@ -16,7 +16,8 @@ from recdistill.methods.base import Setting
 from recdistill.probing import consensus, consistency, fill_unmeasured, peakedness, probe, without
 from recdistill.teachers.base import Ranking, Teacher
 from recdistill.teachers.fake import FakeTeacher
-from recdistill.teachers.ledger import Ledger, LedgerTeacher
+from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_teacher import LedgerTeacher
 
 
 class Oracle(Teacher):

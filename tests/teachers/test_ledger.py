@@ -24,7 +24,8 @@ from recdistill.teachers.base import Answer, Failure, Outcome, Take
 from recdistill.teachers.callable import CallableTeacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.http import HttpTeacher
-from recdistill.teachers.ledger import Ledger, LedgerTeacher
+from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_teacher import LedgerTeacher
 
 from .conftest import Api
 
@@ -341,7 +342,7 @@ def test_an_unknown_teacher_has_spent_nothing(ledger: Ledger) -> None:
 def test_a_failure_is_a_row_with_its_reason(path: Path, ledger: Ledger) -> None:
     LedgerTeacher(Choosy({2}, paid=True), ledger).rank_within_budget(histories(3), 1)
     reader = sqlite3.connect(path)
-    rows = reader.execute("SELECT reason, calls, paid FROM failures JOIN attempts ON attempt = id").fetchall()
+    rows = reader.execute("SELECT reason, calls, charged FROM failures JOIN attempts ON attempt = id").fetchall()
     reader.close()
     assert rows == [("refused", 3, 1)]
 
@@ -380,7 +381,7 @@ def test_a_ledger_of_a_later_format_is_refused(path: Path) -> None:
     later = sqlite3.connect(path)
     later.execute("PRAGMA user_version = 9")
     later.close()
-    with pytest.raises(TeacherError, match="is in format 9, this version of recdistill reads 1"):
+    with pytest.raises(TeacherError, match="is in format 9, this version of recdistill reads 2"):
         Ledger(path)
 
 
@@ -426,7 +427,8 @@ import string, sys
 import numpy as np
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.teachers.http import HttpTeacher
-from recdistill.teachers.ledger import Ledger, LedgerTeacher
+from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_teacher import LedgerTeacher
 
 url, path, n, concurrency, budget = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 ids = IdMap(list(string.ascii_lowercase), first=1)

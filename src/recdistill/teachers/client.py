@@ -40,7 +40,7 @@ class TransportSettings(Settings):
     """How hard an API may be asked, and when a call has failed."""
 
     charge: Charge = "queries"
-    """What the budget counts, see `recdistill.teachers.meter`: ``queries``, ``calls`` or ``rows``."""
+    """What the budget counts: ``queries``, ``calls`` with retries and pages, or ``rows``, the requests in those calls."""
     concurrency: PositiveInt = 8
     """Most requests in flight at once; fewer while the API says that it is too much."""
     rate: PositiveFloat | None = None
@@ -167,6 +167,10 @@ class _Refused(Exception):
         self.fatal = fatal
 
 
+class _Stopped(Exception):
+    """A call that was not sent, because asking was stopped."""
+
+
 class _Tally:
     """What the calls of one conversation came to."""
 
@@ -259,9 +263,9 @@ class _Walk:
         except _Refused as refused:
             self._count_failure(refused)
             outcomes = [Failure(refused.reason, paid=tally.paid)] * len(requests)
-        except BudgetExhausted as spent:
+        except (BudgetExhausted, _Stopped) as why:
             self.stopped.set()
-            outcomes = [Unsent(str(spent), paid=tally.paid)] * len(requests)
+            outcomes = [Unsent(str(why), paid=tally.paid)] * len(requests)
         calls = [tally.calls] + [0] * (len(requests) - 1)  # so that they add up
         return [
             (request, replace(outcome, calls=n)) for request, outcome, n in zip(requests, outcomes, calls, strict=True)
@@ -308,7 +312,7 @@ class _Walk:
                     self._note_reply()
                     return reply
             if not await self._rest(wait):
-                raise _Refused(f"{call.url} was not asked again: asking was stopped")
+                raise _Stopped(f"{call.url} was not asked again, because asking was stopped")
 
     @asynccontextmanager
     async def _place_in_window(self) -> AsyncIterator[None]:
@@ -329,7 +333,7 @@ class _Walk:
         wait = self.meter.admit(requests, 0.0 if rate is None else 1 / rate)
         while wait > 0:
             if not await self._rest(wait):
-                raise _Refused("nothing was sent: asking was stopped")
+                raise _Stopped("nothing was sent, because asking was stopped")
             wait = self.meter.held()
 
     async def _rest(self, seconds: float) -> bool:

@@ -4,24 +4,33 @@ A ledger is one SQLite file. An answer is filed under the teacher's identity, th
 that the teacher speaks, as the teacher gave it. So it outlives a change of the id map: it is translated, and checked
 against the history, each time it is read. A teacher that speaks dense ids has to carry their meaning in its identity.
 
-One query is one request handed to the teacher, however many calls it takes. It is booked before it is sent and counts
-as spent from then on; it is given back only if the teacher surely did not serve it. A process that is killed leaves the
-queries in flight booked, because they may have been paid for; the next one asks them again. Several processes may share
-the file: they keep one budget, and one waits for what another is just asking.
+A request is booked before it is asked: that is an attempt, and while it is open nobody else asks the same. What an
+attempt is charged is written down before anything is sent, in one transaction with the check of the budget, so that the
+budget is a ceiling whatever happens, for all threads and processes that share the file. A teacher says what it charges:
+
+``queries``
+    One for each request, however many calls it takes; given back only if the teacher surely did not serve it.
+``calls``
+    One for each call: every retry and every page counts, whatever comes back, and a call that carries several requests
+    counts once.
+``rows``
+    As ``calls``, times the requests that the call carries.
+
+What a teacher has spent is the sum of what its attempts were charged. A process that is killed leaves its attempts
+open; they stay charged, because they may have been paid for, and the next process asks them again.
+
+The file also keeps the turns of a rate and the waits that an API asks for, so that all processes keep to them.
 
 What was committed survives a kill at any instant. A power cut may take the answers of the last second.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import os
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,23 +38,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
-from recdistill.data.dataset import Sequences
 from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
-from recdistill.teachers.base import Answer, Bools, Failure, Outcome, Ranking, Request, Teacher
-
-_log = logging.getLogger("recdistill.teachers")
+from recdistill.teachers.base import Answer, Failure
+from recdistill.teachers.meter import Charge, Unsent
 
 _APPLICATION = 0x52444C47  # "RDLG", at a fixed place in the file: whose file it is
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE teachers (
     id INTEGER PRIMARY KEY,
     identity TEXT NOT NULL UNIQUE,
     budget INTEGER,
-    spent INTEGER NOT NULL DEFAULT 0
+    spent INTEGER NOT NULL DEFAULT 0,
+    charge TEXT NOT NULL DEFAULT 'queries',
+    next_turn REAL NOT NULL DEFAULT 0,
+    held_until REAL NOT NULL DEFAULT 0
 );
 CREATE TABLE answers (
     teacher INTEGER NOT NULL REFERENCES teachers,
@@ -70,7 +77,7 @@ CREATE TABLE attempts (
     ended_at REAL,
     outcome TEXT CHECK (outcome IN ('answered', 'failed', 'lost')),
     calls INTEGER,
-    paid INTEGER NOT NULL DEFAULT 1
+    charged INTEGER NOT NULL
 );
 CREATE UNIQUE INDEX attempts_in_flight ON attempts (teacher, k, round, request) WHERE ended_at IS NULL;
 CREATE TABLE failures (
@@ -78,14 +85,21 @@ CREATE TABLE failures (
     reason TEXT NOT NULL
 );
 """
+_UPGRADES = {
+    1: """
+ALTER TABLE teachers ADD COLUMN charge TEXT NOT NULL DEFAULT 'queries';
+ALTER TABLE teachers ADD COLUMN next_turn REAL NOT NULL DEFAULT 0;
+ALTER TABLE teachers ADD COLUMN held_until REAL NOT NULL DEFAULT 0;
+ALTER TABLE attempts RENAME COLUMN paid TO charged;
+"""
+}
+"""What makes a file of an earlier format one of the next."""
 _OPEN = "WHERE teacher = ? AND k = ? AND round = ? AND request = ? AND ended_at IS NULL"
 """The attempt that is in flight for one request."""
 _BLOCK = 500
 """Requests looked up by one statement."""
 _STALE = 15 * 60
 """Seconds after which a query in flight is taken for lost even though its process lives."""
-_POLL = 0.05
-"""Seconds between two looks at what another process is asking."""
 _DURABLE = 1.0
 """Seconds after which a commit waits until the disk has everything."""
 
@@ -123,36 +137,46 @@ class Stats:
     """What one teacher's answers have cost."""
 
     teacher: str
-    answers: int
+    answers: int = 0
     """Answers on disk."""
-    spent: int
-    """Queries that count against the budget: answered, failed though perhaps served, in flight or lost."""
-    budget: int | None
+    spent: int = 0
+    """What counts against the budget: the sum of what all attempts were charged."""
+    budget: int | None = None
     """The ceiling last given; ``None`` for none."""
-    failures: int
-    """Queries that ended without an answer; one request may fail several times."""
-    lost: int
-    """Queries whose process ended before the answer came."""
-    calls: int
-    """Calls to the teacher, retries included, as far as they ended."""
+    failures: int = 0
+    """Attempts that ended without an answer; one request may fail several times."""
+    lost: int = 0
+    """Attempts whose process ended before the answer came."""
+    calls: int = 0
+    """Calls to the teacher, retries included, as far as their attempts ended."""
+    charge: Charge = "queries"
+    """What is counted as spent."""
+    open: int = 0
+    """Attempts that are in flight, or were when their process was killed."""
 
     @property
     def left(self) -> int | None:
-        """Queries that the budget still allows; ``None`` where there is none."""
+        """What the budget still allows; ``None`` where there is none."""
         return None if self.budget is None else max(0, self.budget - self.spent)
 
 
 class Ledger:
-    """The file of answers; made if it is not there.
+    """The file of answers.
 
     May be used by several threads. A process that was forked opens its own.
+
+    Args:
+        path: the file.
+        create: whether to make it if it is not there.
 
     Raises:
         TeacherError: for a file that is no ledger, is damaged, or cannot be opened or written.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, create: bool = True) -> None:
         self.path = Path(path)
+        if not create and not self.path.is_file():
+            raise TeacherError(f"there is no ledger {self.path}; give the ledger.sqlite of a run's folder.")
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._process_started = _started(self._pid) or 0
@@ -182,18 +206,28 @@ class Ledger:
     def page(self, identity: str, k: int, round: int) -> Page:
         """Return where the answers of a teacher to top-``k`` requests are filed."""
         with self._write() as db:
-            db.execute("INSERT OR IGNORE INTO teachers (identity) VALUES (?)", (identity,))
-            (teacher,) = db.execute("SELECT id FROM teachers WHERE identity = ?", (identity,)).fetchone()
-        return Page(teacher, k, round)
+            return Page(_teacher(db, identity), k, round)
 
-    def set_budget(self, identity: str, budget: int | None) -> None:
-        """Note the ceiling on a teacher's queries, over the whole life of the file."""
+    def set_terms(self, identity: str, budget: int | None, charge: Charge) -> None:
+        """Note a teacher's budget, over the whole life of the file, and what it counts.
+
+        Raises:
+            SettingsError: when something else has been counted before.
+        """
         with self._write() as db:
-            db.execute(
-                "INSERT INTO teachers (identity, budget) VALUES (?, ?) "
-                "ON CONFLICT (identity) DO UPDATE SET budget = excluded.budget",
-                (identity, budget),
-            )
+            teacher = _teacher(db, identity)
+            spent, before = db.execute("SELECT spent, charge FROM teachers WHERE id = ?", (teacher,)).fetchone()
+            if spent and before != charge:
+                raise SettingsError(
+                    f"ledger {self.path} has counted {spent:,} {before} of teacher {identity!r}, which cannot be told "
+                    f'in {charge}; set charge = "{before}", or give another ledger.'
+                )
+            db.execute("UPDATE teachers SET budget = ?, charge = ? WHERE id = ?", (budget, charge, teacher))
+
+    def teachers(self) -> list[str]:
+        """Return whose answers are on file."""
+        with self._guard() as db:
+            return [identity for (identity,) in db.execute("SELECT identity FROM teachers ORDER BY id")]
 
     def find(self, page: Page, requests: Sequence[Digest]) -> dict[Digest, Answer]:
         """Return the answers that are on disk."""
@@ -201,7 +235,7 @@ class Ledger:
             return _find(db, page, requests)
 
     def book(self, page: Page, requests: Sequence[Digest], budget: int | None) -> Booking:
-        """Book as many requests as the budget allows, in their order, in one transaction."""
+        """Open attempts for as many requests as the budget allows, in their order, in one transaction."""
         now = time.time()
         with self._write() as db:
             answers = _find(db, page, requests)
@@ -211,15 +245,17 @@ class Ledger:
                     busy.add(request)
                 else:
                     db.execute("UPDATE attempts SET ended_at = ?, outcome = 'lost' WHERE id = ?", (now, attempt))
-            (spent,) = db.execute("SELECT spent FROM teachers WHERE id = ?", (page.teacher,)).fetchone()
+            spent, charge = db.execute("SELECT spent, charge FROM teachers WHERE id = ?", (page.teacher,)).fetchone()
             free = [request for request in requests if request not in answers and request not in busy]
-            granted = free if budget is None else free[: max(0, budget - spent)]
+            left = len(free) if budget is None else max(0, budget - spent)
+            granted = free if charge == "calls" and left else free[:left]
+            charged = int(charge == "queries")
             db.executemany(
-                "INSERT INTO attempts (teacher, k, round, request, pid, process_started, booked_at) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [(*page, request, self._pid, self._process_started, now) for request in granted],
+                "INSERT INTO attempts (teacher, k, round, request, pid, process_started, booked_at, charged) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [(*page, request, self._pid, self._process_started, now, charged) for request in granted],
             )
-            db.execute("UPDATE teachers SET spent = spent + ? WHERE id = ?", (len(granted), page.teacher))
+            _spend(db, page, charged * len(granted))
         return Booking(set(granted), busy, answers)
 
     def in_flight(self, page: Page, requests: Sequence[Digest]) -> set[Digest]:
@@ -232,27 +268,79 @@ class Ledger:
                 if now - booked_at < _STALE and _alive(pid, started)
             }
 
+    def admit(self, page: Page, requests: Sequence[Digest], budget: int | None, gap: float) -> float:
+        """Charge a call about booked requests and give it a turn; returns the seconds until then.
+
+        Args:
+            page: where the requests are filed.
+            requests: those that the call carries.
+            budget: the ceiling.
+            gap: seconds from this turn to the next one.
+
+        Raises:
+            BudgetExhausted: when the call costs more than is left; nothing is charged then.
+        """
+        with self._guard() as db:
+            charge, held_until = db.execute(
+                "SELECT charge, held_until FROM teachers WHERE id = ?", (page.teacher,)
+            ).fetchone()
+        if charge == "queries" and not gap:
+            return max(0.0, float(held_until) - time.time())
+        charged = {"queries": [], "calls": requests[:1], "rows": requests}[charge]
+        with self._write() as db:
+            now = time.time()
+            spent, next_turn, held_until = db.execute(
+                "SELECT spent, next_turn, held_until FROM teachers WHERE id = ?", (page.teacher,)
+            ).fetchone()
+            if budget is not None and spent + len(charged) > budget:
+                raise BudgetExhausted(
+                    f"the budget of {budget:,} {charge} has {budget - spent:,} left, and a call costs {len(charged):,}"
+                )
+            turn = max(now, float(next_turn), float(held_until))
+            db.execute("UPDATE teachers SET next_turn = ? WHERE id = ?", (turn + gap, page.teacher))
+            db.executemany(
+                f"UPDATE attempts SET charged = charged + 1 {_OPEN}", [(*page, request) for request in charged]
+            )
+            _spend(db, page, len(charged))
+        return turn - now
+
+    def hold(self, page: Page, seconds: float) -> None:
+        """Let nobody ask the teacher for so long."""
+        with self._write() as db:
+            db.execute(
+                "UPDATE teachers SET held_until = max(held_until, ?) WHERE id = ?",
+                (time.time() + seconds, page.teacher),
+            )
+
+    def held(self, page: Page) -> float:
+        """Return for how many seconds nobody may ask the teacher."""
+        with self._guard() as db:
+            (until,) = db.execute("SELECT held_until FROM teachers WHERE id = ?", (page.teacher,)).fetchone()
+        return max(0.0, float(until) - time.time())
+
     def settle(self, page: Page, outcomes: Iterable[tuple[Question, Answer | Failure]]) -> None:
         """File what came back for booked requests, in one transaction."""
         now = time.time()
         with self._write() as db:
+            (charge,) = db.execute("SELECT charge FROM teachers WHERE id = ?", (page.teacher,)).fetchone()
             for question, outcome in outcomes:
                 key = (*page, question.digest)
                 if isinstance(outcome, Answer):
-                    name, paid = "answered", True
                     db.execute(
                         "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                         (*key, question.text, _json(outcome.items), _json(outcome.scores), now),
                     )
-                else:
-                    name, paid = "failed", outcome.paid
+                elif charge == "queries" and not outcome.paid:
+                    _spend(db, page, -db.execute(f"UPDATE attempts SET charged = 0 {_OPEN}", key).rowcount)
+                if isinstance(outcome, Unsent):
+                    db.execute(f"DELETE FROM attempts {_OPEN} AND charged = 0", key)
+                if isinstance(outcome, Failure):
                     db.execute(f"INSERT INTO failures SELECT id, ? FROM attempts {_OPEN}", (outcome.reason, *key))
-                settled = db.execute(
-                    f"UPDATE attempts SET ended_at = ?, outcome = ?, calls = ?, paid = ? {_OPEN}",
-                    (now, name, outcome.calls, paid, *key),
-                ).rowcount
-                if settled and not paid:
-                    db.execute("UPDATE teachers SET spent = spent - 1 WHERE id = ?", (page.teacher,))
+                name = "answered" if isinstance(outcome, Answer) else "failed"
+                db.execute(
+                    f"UPDATE attempts SET ended_at = ?, outcome = ?, calls = ? {_OPEN}",
+                    (now, name, outcome.calls, *key),
+                )
 
     def lose(self, page: Page, requests: Iterable[Digest]) -> None:
         """Note that booked requests will not be settled; they stay spent."""
@@ -266,17 +354,19 @@ class Ledger:
     def stats(self, identity: str) -> Stats:
         """Return what the answers of a teacher have cost."""
         with self._guard() as db:
-            row = db.execute("SELECT id, spent, budget FROM teachers WHERE identity = ?", (identity,)).fetchone()
+            row = db.execute(
+                "SELECT id, spent, budget, charge FROM teachers WHERE identity = ?", (identity,)
+            ).fetchone()
             if row is None:
-                return Stats(identity, 0, 0, None, 0, 0, 0)
-            teacher, spent, budget = row
+                return Stats(identity)
+            teacher, spent, budget, charge = row
             (answers,) = db.execute("SELECT count(*) FROM answers WHERE teacher = ?", (teacher,)).fetchone()
-            failures, lost, calls = db.execute(
-                "SELECT ifnull(sum(outcome = 'failed'), 0), ifnull(sum(outcome = 'lost'), 0), ifnull(sum(calls), 0) "
-                "FROM attempts WHERE teacher = ?",
+            failures, lost, calls, in_flight = db.execute(
+                "SELECT ifnull(sum(outcome = 'failed'), 0), ifnull(sum(outcome = 'lost'), 0), ifnull(sum(calls), 0), "
+                "ifnull(sum(ended_at IS NULL), 0) FROM attempts WHERE teacher = ?",
                 (teacher,),
             ).fetchone()
-        return Stats(identity, answers, spent, budget, failures, lost, calls)
+        return Stats(identity, answers, spent, budget, failures, lost, calls, charge, in_flight)
 
     def _prepare(self) -> None:
         """Make a new file a ledger, and refuse one that is something else."""
@@ -290,19 +380,21 @@ class Ledger:
                     "put it on a local disk."
                 )
         with self._write() as db:
-            if not self._refuse_foreign(db):
-                for statement in _SCHEMA.split(";\n"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA application_id = {_APPLICATION}")
-                db.execute(f"PRAGMA user_version = {_VERSION}")
+            format = self._refuse_foreign(db)
+            if format == _VERSION:
+                return
+            for statement in (_SCHEMA if format is None else _UPGRADES[format]).split(";\n"):
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {_APPLICATION}")
+            db.execute(f"PRAGMA user_version = {_VERSION}")
 
-    def _refuse_foreign(self, db: sqlite3.Connection) -> bool:
-        """Return whether the file is a ledger already; if not, it is empty."""
+    def _refuse_foreign(self, db: sqlite3.Connection) -> int | None:
+        """Return the format of the ledger that the file is; ``None`` if it is empty."""
         (application,) = db.execute("PRAGMA application_id").fetchone()
         (version,) = db.execute("PRAGMA user_version").fetchone()
         (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application == _APPLICATION and version == _VERSION:
-            return True
+        if application == _APPLICATION and (version == _VERSION or version in _UPGRADES):
+            return int(version)
         if application == _APPLICATION:
             raise TeacherError(
                 f"ledger {self.path} is in format {version}, this version of recdistill reads {_VERSION}; "
@@ -310,7 +402,7 @@ class Ledger:
             )
         if application or tables:
             raise TeacherError(f"{self.path} is a database of another program, not a ledger; give another file.")
-        return False
+        return None
 
     @contextmanager
     def _guard(self) -> Iterator[sqlite3.Connection]:
@@ -351,214 +443,15 @@ class Ledger:
                 self._durable_at = time.monotonic()
 
 
-class LedgerTeacher(Teacher):
-    """A teacher whose answers are kept: known requests are answered from disk, the rest is asked within a budget.
-
-    Args:
-        teacher: whom to ask.
-        ledger: where answers are.
-        budget: most queries that may ever be spent on this teacher, over all runs that share the ledger, those before
-            included; no limit where not given.
-        round: another round asks everything anew, for teachers whose answers vary.
-    """
-
-    def __init__(self, teacher: Teacher, ledger: Ledger, *, budget: int | None = None, round: int = 0) -> None:
-        if budget is not None and budget < 0:
-            raise SettingsError(f"a budget of {budget} queries makes no sense; give 0 or more, or none at all.")
-        self.teacher = teacher
-        self.ledger = ledger
-        self.budget = budget
-        self.round = round
-        self.gives_scores = teacher.gives_scores
-        self.takes = teacher.takes
-        self.ids = teacher.ids
-        self.exclude_history = teacher.exclude_history
-        self.batch_size = teacher.batch_size
-        ledger.set_budget(teacher.identity, budget)
-
-    @property
-    def identity(self) -> str:
-        """That of the teacher itself."""
-        return self.teacher.identity
-
-    def stats(self) -> Stats:
-        """Return what this teacher's answers have cost."""
-        return self.ledger.stats(self.identity)
-
-    def rank(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Ranking:
-        """Return the top ``k`` for each history; every answer is on disk before it is returned.
-
-        Raises:
-            BudgetExhausted: when the budget is too small; it has been spent, and the error carries what is answered.
-            TeacherError: when requests failed; all others have been asked and their answers kept.
-        """
-        ranking, answered, failures = self._collect(histories, k, users)
-        if answered.all():
-            return ranking
-        missing = f"{len(answered) - answered.sum():,} of {len(answered):,} requests"
-        kept = f"all answers are in {self.ledger.path}"
-        if failures:
-            raise TeacherError(
-                f"teacher {self.identity!r} left {missing} unanswered; {len(failures):,} failed, the first: "
-                f"{failures[0].reason}. {kept}; run again to ask only for the rest."
-            )
-        raise BudgetExhausted(
-            f"the budget of {self.budget:,} queries for teacher {self.identity!r} is spent, and {missing} are not "
-            f"answered; {kept}. Raise the budget or ask for fewer.",
-            ranking=ranking,
-            answered=answered,
-        )
-
-    def rank_within_budget(
-        self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None
-    ) -> tuple[Ranking, Bools]:
-        """Return what is answered within the budget, and ``(B,)`` which rows that is; the others list nothing.
-
-        Rows are asked in their order, so the first ones are answered where the budget is short. A request that failed
-        is not answered either, and is reported; it is asked again the next time.
-
-        Raises:
-            TeacherError: when the teacher gave up.
-        """
-        ranking, answered, failures = self._collect(histories, k, users)
-        if failures:
-            _log.warning(
-                "teacher %r failed on %d of %d requests, which stay unanswered; the first: %s",
-                self.identity,
-                len(failures),
-                len(histories),
-                failures[0].reason,
-            )
-        return ranking, answered
-
-    def _collect(
-        self, histories: Sequences, k: int, users: npt.NDArray[np.integer] | None
-    ) -> tuple[Ranking, Bools, list[Failure]]:
-        """Answer from disk what is there, ask for the rest, and translate."""
-        requests = self.teacher.requests(histories, users)
-        questions = [self._question(request) for request in requests]
-        errand = _Errand(self.ledger, self.ledger.page(self.identity, k, self.round), self.budget)
-        errand.start(requests, questions)
-        while errand.waiting or errand.busy:
-            try:
-                for block in self.teacher.answers(errand.take, k):
-                    errand.settle(block)
-                if errand.asked:
-                    raise TeacherError(
-                        f"teacher {self.identity!r} left {len(errand.asked)} requests without an outcome."
-                    )
-            except TeacherError as error:
-                errand.fail(str(error))
-                raise
-            finally:
-                errand.lose()
-            if errand.exhausted:
-                errand.drop()
-            errand.wait_for_others()
-        answers = {
-            request.row: errand.answers[question.digest]
-            for request, question in zip(requests, questions, strict=True)
-            if question.digest in errand.answers
-        }
-        answered = np.zeros(len(histories), np.bool_)
-        answered[list(answers)] = True
-        return self.teacher.ranking(answers, histories, k), answered, errand.failures
-
-    def _question(self, request: Request) -> Question:
-        if self.takes == "user" and request.user is None:
-            raise TeacherError(f"teacher {self.identity!r} answers for users; pass the user of each history.")
-        asked = {"history": request.history} if self.takes == "history" else {"user": request.user}
-        text = json.dumps(asked, separators=(",", ":"), ensure_ascii=False)
-        return Question(hashlib.blake2b(text.encode(), digest_size=16).digest(), text)
+def _teacher(db: sqlite3.Connection, identity: str) -> int:
+    """Return the number of a teacher, which gets one if it has none."""
+    db.execute("INSERT OR IGNORE INTO teachers (identity) VALUES (?)", (identity,))
+    (teacher,) = db.execute("SELECT id FROM teachers WHERE identity = ?", (identity,)).fetchone()
+    return int(teacher)
 
 
-class _Errand:
-    """The requests of one call: which are answered, waiting, asked by us, or asked by others."""
-
-    def __init__(self, ledger: Ledger, page: Page, budget: int | None) -> None:
-        self.ledger = ledger
-        self.page = page
-        self.budget = budget
-        self.answers: dict[Digest, Answer] = {}
-        self.failures: list[Failure] = []
-        self.exhausted = False
-        self.waiting: deque[tuple[Request, Question]] = deque()
-        self.busy: list[tuple[Request, Question]] = []
-        self.asked: dict[int, Question] = {}
-
-    def start(self, requests: list[Request], questions: list[Question]) -> None:
-        """Answer from disk; what is not there waits to be asked, the same question only once."""
-        self.answers = self.ledger.find(self.page, [question.digest for question in questions])
-        seen = set(self.answers)
-        for request, question in zip(requests, questions, strict=True):
-            if question.digest not in seen:
-                seen.add(question.digest)
-                self.waiting.append((request, question))
-
-    def take(self, n: int) -> list[Request]:
-        """Book up to ``n`` requests and hand them out."""
-        taken: list[Request] = []
-        while self.waiting and not taken and not self.exhausted:
-            candidates = [self.waiting.popleft() for _ in range(min(n, len(self.waiting)))]
-            booking = self.ledger.book(self.page, [question.digest for _, question in candidates], self.budget)
-            self.answers |= booking.answers
-            left: list[tuple[Request, Question]] = []
-            for request, question in candidates:
-                if question.digest in booking.granted:
-                    self.asked[request.row] = question
-                    taken.append(request)
-                elif question.digest in booking.busy:
-                    self.busy.append((request, question))
-                elif question.digest not in booking.answers:
-                    left.append((request, question))
-            self.waiting.extendleft(reversed(left))
-            self.exhausted = bool(left)
-        return taken
-
-    def settle(self, block: list[Outcome]) -> None:
-        """Write down what came back; only then is it an answer."""
-        outcomes = [(self.asked[request.row], outcome) for request, outcome in block]
-        self.ledger.settle(self.page, outcomes)
-        for (request, outcome), (question, _) in zip(block, outcomes, strict=True):
-            del self.asked[request.row]
-            if isinstance(outcome, Answer):
-                self.answers[question.digest] = outcome
-            else:
-                self.failures.append(outcome)
-                self.exhausted &= outcome.paid
-
-    def fail(self, reason: str) -> None:
-        """Write down why the teacher gave up on what it was asked; it may have been paid for."""
-        self.ledger.settle(self.page, [(question, Failure(reason)) for question in self.asked.values()])
-        self.asked.clear()
-
-    def lose(self) -> None:
-        """Write down that what was asked never came back."""
-        if self.asked:
-            self.ledger.lose(self.page, [question.digest for question in self.asked.values()])
-            self.asked.clear()
-
-    def drop(self) -> None:
-        """Ask no more; of what is left, keep what others have asked or are asking."""
-        digests = [question.digest for _, question in self.waiting]
-        busy = self.ledger.in_flight(self.page, digests)
-        self.answers |= self.ledger.find(self.page, digests)
-        self.busy += [pair for pair in self.waiting if pair[1].digest in busy - self.answers.keys()]
-        self.waiting.clear()
-
-    def wait_for_others(self) -> None:
-        """Wait until others are done with what we want as well; what they did not get, we ask."""
-        while self.busy and not self.waiting:
-            digests = [question.digest for _, question in self.busy]
-            busy = self.ledger.in_flight(self.page, digests)
-            if len(busy) == len(digests):
-                time.sleep(_POLL)
-                continue
-            found = self.ledger.find(self.page, [digest for digest in digests if digest not in busy])
-            self.answers |= found
-            self.waiting.extend(pair for pair in self.busy if pair[1].digest not in busy | found.keys())
-            self.busy = [pair for pair in self.busy if pair[1].digest in busy]
-            self.exhausted = False
+def _spend(db: sqlite3.Connection, page: Page, amount: int) -> None:
+    db.execute("UPDATE teachers SET spent = spent + ? WHERE id = ?", (amount, page.teacher))
 
 
 def _find(db: sqlite3.Connection, page: Page, requests: Sequence[Digest]) -> dict[Digest, Answer]:

@@ -69,14 +69,14 @@ class Pace:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unsent(Failure):
-    """A question that was not asked to the end, because the budget allowed no more calls."""
+    """A question that was not asked, or not to the end: the budget allowed no more calls, or asking was stopped."""
 
 
 class MeteredTeacher(OutsideTeacher):
     """A teacher that is asked by calls that cost something, each admitted by a meter."""
 
     charge: Charge = "queries"
-    """What its budget counts."""
+    """What its budget counts; what that means stands in `recdistill.teachers.ledger`."""
 
     @abstractmethod
     def answers(self, take: Take, k: int, meter: Meter | None = None) -> Iterator[list[Outcome]]:

@@ -1,0 +1,259 @@
+"""A teacher whose answers are kept in a ledger, so that nothing is asked, or paid for, twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from recdistill.data.dataset import Sequences
+from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
+from recdistill.teachers.base import Answer, Bools, Failure, Outcome, Ranking, Request, Teacher
+from recdistill.teachers.ledger import Digest, Ledger, Page, Question, Stats
+from recdistill.teachers.meter import Charge, MeteredTeacher, Unsent
+
+_log = logging.getLogger("recdistill.teachers")
+
+_POLL = 0.05
+"""Seconds between two looks at what another process is asking."""
+
+
+class LedgerTeacher(Teacher):
+    """A teacher whose answers are kept: known requests are answered from disk, the rest is asked within a budget.
+
+    Args:
+        teacher: whom to ask.
+        ledger: where answers are.
+        budget: most that may ever be spent on this teacher, over all runs that share the ledger, those before included;
+            no limit where not given. What it counts is the teacher's ``charge``: queries, calls or rows.
+        round: another round asks everything anew, for teachers whose answers vary.
+    """
+
+    def __init__(self, teacher: Teacher, ledger: Ledger, *, budget: int | None = None, round: int = 0) -> None:
+        if budget is not None and budget < 0:
+            raise SettingsError(f"a budget of {budget} makes no sense; give 0 or more, or none at all.")
+        self.teacher = teacher
+        self.ledger = ledger
+        self.budget = budget
+        self.round = round
+        self.gives_scores = teacher.gives_scores
+        self.takes = teacher.takes
+        self.ids = teacher.ids
+        self.exclude_history = teacher.exclude_history
+        self.batch_size = teacher.batch_size
+        self.charge: Charge = teacher.charge if isinstance(teacher, MeteredTeacher) else "queries"
+        ledger.set_terms(teacher.identity, budget, self.charge)
+
+    @property
+    def identity(self) -> str:
+        """That of the teacher itself."""
+        return self.teacher.identity
+
+    def stats(self) -> Stats:
+        """Return what this teacher's answers have cost."""
+        return self.ledger.stats(self.identity)
+
+    def rank(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Ranking:
+        """Return the top ``k`` for each history; every answer is on disk before it is returned.
+
+        Raises:
+            BudgetExhausted: when the budget is too small; it has been spent, and the error carries what is answered.
+            TeacherError: when requests failed; all others have been asked and their answers kept.
+        """
+        ranking, answered, failures = self._collect(histories, k, users)
+        if answered.all():
+            return ranking
+        missing = f"{len(answered) - answered.sum():,} of {len(answered):,} requests"
+        kept = f"all answers are in {self.ledger.path}"
+        if failures:
+            raise TeacherError(
+                f"teacher {self.identity!r} left {missing} unanswered; {len(failures):,} failed, the first: "
+                f"{failures[0].reason}. {kept}; run again to ask only for the rest."
+            )
+        raise BudgetExhausted(
+            f"the budget of {self.budget:,} {self.charge} for teacher {self.identity!r} is spent, and {missing} are "
+            f"not answered; {kept}. Raise the budget or ask for fewer.",
+            ranking=ranking,
+            answered=answered,
+        )
+
+    def rank_within_budget(
+        self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None
+    ) -> tuple[Ranking, Bools]:
+        """Return what is answered within the budget, and ``(B,)`` which rows that is; the others list nothing.
+
+        Rows are asked in their order, so the first ones are answered where the budget is short. A request that failed
+        is not answered either, and is reported; it is asked again the next time.
+
+        Raises:
+            TeacherError: when the teacher gave up.
+        """
+        ranking, answered, failures = self._collect(histories, k, users)
+        if failures:
+            _log.warning(
+                "teacher %r failed on %d of %d requests, which stay unanswered; the first: %s",
+                self.identity,
+                len(failures),
+                len(histories),
+                failures[0].reason,
+            )
+        return ranking, answered
+
+    def _collect(
+        self, histories: Sequences, k: int, users: npt.NDArray[np.integer] | None
+    ) -> tuple[Ranking, Bools, list[Failure]]:
+        """Answer from disk what is there, ask for the rest, and translate."""
+        requests = self.teacher.requests(histories, users)
+        questions = [self._question(request) for request in requests]
+        errand = _Errand(self.ledger, self.ledger.page(self.identity, k, self.round), self.budget)
+        errand.start(requests, questions)
+        while errand.waiting or errand.busy:
+            try:
+                for block in self._ask(errand, k):
+                    errand.settle(block)
+                if errand.asked:
+                    raise TeacherError(
+                        f"teacher {self.identity!r} left {len(errand.asked)} requests without an outcome."
+                    )
+            except TeacherError as error:
+                errand.fail(str(error))
+                raise
+            finally:
+                errand.lose()
+            if errand.exhausted:
+                errand.drop()
+            errand.wait_for_others()
+        answers = {
+            request.row: errand.answers[question.digest]
+            for request, question in zip(requests, questions, strict=True)
+            if question.digest in errand.answers
+        }
+        answered = np.zeros(len(histories), np.bool_)
+        answered[list(answers)] = True
+        return self.teacher.ranking(answers, histories, k), answered, errand.failures
+
+    def _ask(self, errand: _Errand, k: int) -> Iterator[list[Outcome]]:
+        if isinstance(self.teacher, MeteredTeacher):
+            return self.teacher.answers(errand.take, k, meter=errand)
+        return self.teacher.answers(errand.take, k)
+
+    def _question(self, request: Request) -> Question:
+        if self.takes == "user" and request.user is None:
+            raise TeacherError(f"teacher {self.identity!r} answers for users; pass the user of each history.")
+        asked = {"history": request.history} if self.takes == "history" else {"user": request.user}
+        text = json.dumps(asked, separators=(",", ":"), ensure_ascii=False)
+        return Question(hashlib.blake2b(text.encode(), digest_size=16).digest(), text)
+
+
+class _Errand:
+    """The requests of one ranking: which are answered, waiting, asked by us, or asked by others. Admits our calls."""
+
+    def __init__(self, ledger: Ledger, page: Page, budget: int | None) -> None:
+        self.ledger = ledger
+        self.page = page
+        self.budget = budget
+        self.answers: dict[Digest, Answer] = {}
+        self.failures: list[Failure] = []
+        self.exhausted = False
+        self.waiting: deque[tuple[Request, Question]] = deque()
+        self.busy: list[tuple[Request, Question]] = []
+        self.asked: dict[int, Question] = {}
+
+    def start(self, requests: list[Request], questions: list[Question]) -> None:
+        """Answer from disk; what is not there waits to be asked, the same question only once."""
+        self.answers = self.ledger.find(self.page, [question.digest for question in questions])
+        seen = set(self.answers)
+        for request, question in zip(requests, questions, strict=True):
+            if question.digest not in seen:
+                seen.add(question.digest)
+                self.waiting.append((request, question))
+
+    def take(self, n: int) -> list[Request]:
+        """Book up to ``n`` requests and hand them out."""
+        taken: list[Request] = []
+        while self.waiting and not taken and not self.exhausted:
+            candidates = [self.waiting.popleft() for _ in range(min(n, len(self.waiting)))]
+            booking = self.ledger.book(self.page, [question.digest for _, question in candidates], self.budget)
+            self.answers |= booking.answers
+            left: list[tuple[Request, Question]] = []
+            for request, question in candidates:
+                if question.digest in booking.granted:
+                    self.asked[request.row] = question
+                    taken.append(request)
+                elif question.digest in booking.busy:
+                    self.busy.append((request, question))
+                elif question.digest not in booking.answers:
+                    left.append((request, question))
+            self.waiting.extendleft(reversed(left))
+            self.exhausted = bool(left)
+        return taken
+
+    def admit(self, requests: Sequence[Request], gap: float) -> float:
+        """Charge a call about some of what is asked, and give it a turn among all processes.
+
+        Raises:
+            BudgetExhausted: when it costs more than is left.
+        """
+        digests = [self.asked[request.row].digest for request in requests]
+        return self.ledger.admit(self.page, digests, self.budget, gap)
+
+    def hold(self, seconds: float) -> None:
+        """Let no process ask the teacher for so long."""
+        self.ledger.hold(self.page, seconds)
+
+    def held(self) -> float:
+        """Return for how many seconds no process may ask the teacher."""
+        return self.ledger.held(self.page)
+
+    def settle(self, block: list[Outcome]) -> None:
+        """Write down what came back; only then is it an answer."""
+        outcomes = [(self.asked[request.row], outcome) for request, outcome in block]
+        self.ledger.settle(self.page, outcomes)
+        for (request, outcome), (question, _) in zip(block, outcomes, strict=True):
+            del self.asked[request.row]
+            if isinstance(outcome, Answer):
+                self.answers[question.digest] = outcome
+            elif isinstance(outcome, Unsent):
+                self.waiting.append((request, question))
+            else:
+                self.failures.append(outcome)
+                self.exhausted &= outcome.paid
+
+    def fail(self, reason: str) -> None:
+        """Write down why the teacher gave up on what it was asked; it may have been paid for."""
+        self.ledger.settle(self.page, [(question, Failure(reason)) for question in self.asked.values()])
+        self.asked.clear()
+
+    def lose(self) -> None:
+        """Write down that what was asked never came back."""
+        if self.asked:
+            self.ledger.lose(self.page, [question.digest for question in self.asked.values()])
+            self.asked.clear()
+
+    def drop(self) -> None:
+        """Ask no more; of what is left, keep what others have asked or are asking."""
+        digests = [question.digest for _, question in self.waiting]
+        busy = self.ledger.in_flight(self.page, digests)
+        self.answers |= self.ledger.find(self.page, digests)
+        self.busy += [pair for pair in self.waiting if pair[1].digest in busy - self.answers.keys()]
+        self.waiting.clear()
+
+    def wait_for_others(self) -> None:
+        """Wait until others are done with what we want as well; what they did not get, we ask."""
+        while self.busy and not self.waiting:
+            digests = [question.digest for _, question in self.busy]
+            busy = self.ledger.in_flight(self.page, digests)
+            if len(busy) == len(digests):
+                time.sleep(_POLL)
+                continue
+            found = self.ledger.find(self.page, [digest for digest in digests if digest not in busy])
+            self.answers |= found
+            self.waiting.extend(pair for pair in self.busy if pair[1].digest not in busy | found.keys())
+            self.busy = [pair for pair in self.busy if pair[1].digest in busy]
+            self.exhausted = False
