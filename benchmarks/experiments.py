@@ -1,0 +1,140 @@
+"""What the benchmarks of quality share: recipes, trained models that are kept on disk, and figures as rows."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from recdistill.cli.progress import Reporter
+from recdistill.data.groups import Groups
+from recdistill.data.splits import Split
+from recdistill.evaluation.results import Evaluation, strata, table
+from recdistill.run import learn
+from recdistill.runfile import Run
+from recdistill.serving.artefact import Student
+from recdistill.teachers.base import Teacher
+from recdistill.trainer import Fit
+
+WORK = Path("runs/quality")
+"""Checkpoints, also of what is finished, so that nothing is trained twice."""
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A model trained on a data set, with everything that is not a default."""
+
+    dataset: str
+    student: str
+    loss: str = "softmax"
+    seeds: tuple[int, ...] = (0,)
+    model: Values = field(default_factory=dict)
+    method: Values = field(default_factory=dict)
+    training: Values = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Unique among the recipes."""
+        return f"{self.dataset}/{self.student}/{self.loss}"
+
+    def run(self, seed: int) -> Run:
+        """Fill in every default."""
+        return Run.parse(
+            {
+                "data": {"path": self.dataset},
+                "student": {"name": self.student, **self.model},
+                "method": {"name": "supervised", "loss": self.loss, **self.method},
+                "training": {"seed": seed, **self.training},
+            }
+        )
+
+    def varied(self, changes: Values) -> Recipe:
+        """Return the recipe with some ``section.key`` changed."""
+        recipe = self
+        for name, value in changes.items():
+            section, key = name.split(".")
+            values: Values = {**getattr(recipe, section), key: value}
+            recipe = {
+                "model": replace(recipe, model=values),
+                "method": replace(recipe, method=values),
+                "training": replace(recipe, training=values),
+            }[section]
+        return recipe
+
+
+_BEAUTY: Values = {"model": {"max_len": 50, "dropout": 0.5}, "training": {"batch_size": 256, "epochs": 200}}
+_ML: Values = {"model": {"max_len": 200, "dropout": 0.2}, "training": {"batch_size": 128, "epochs": 200}}
+
+RECIPES = [
+    Recipe("amazon-beauty", "sasrec", seeds=(0, 1, 2), **_BEAUTY),
+    Recipe("ml-1m", "sasrec", seeds=(0, 1, 2), **_ML),
+    Recipe("amazon-beauty", "gru4rec", **_BEAUTY),
+    Recipe("amazon-beauty", "bert4rec", **_BEAUTY),
+    Recipe("amazon-beauty", "sasrec", "sampled_softmax", **_BEAUTY),
+    Recipe("amazon-beauty", "sasrec", "gbce", **_BEAUTY),
+    Recipe("amazon-beauty", "sasrec", "bce", **_BEAUTY),
+    Recipe("ml-1m", "gru4rec", **_ML),
+    Recipe("ml-1m", "sasrec", "sampled_softmax", **_ML),
+    Recipe("ml-1m", "sasrec", "gbce", **_ML),
+    Recipe("ml-1m", "sasrec", "bce", **_ML),
+    Recipe("ml-1m", "bert4rec", **_ML),
+]
+
+
+def find_recipe(dataset: str, student: str, loss: str = "softmax") -> Recipe:
+    """Return the recipe with this name."""
+    return next(recipe for recipe in RECIPES if recipe.name == f"{dataset}/{student}/{loss}")
+
+
+def train(split: Split, run: Run, name: str, *, teacher: Teacher | None = None) -> tuple[Student, Fit]:
+    """Train by a run's settings, or take what an earlier try with the same settings has trained."""
+    sections = {key: value for key, value in run.dump().items() if key != "data"}
+    if teacher is not None:
+        sections["teacher"] = teacher.identity
+    digest = hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()[:12]
+    folder = WORK / f"{name.replace('/', '_')}_{run.training.seed}_{digest}"
+    with Reporter() as report:
+        return learn(split, run.student, run.method, run.training, teacher=teacher, folder=folder, report=report)
+
+
+def by_stratum(found: Evaluation, split: Split) -> dict[str, Evaluation]:
+    """Cut an evaluation into all, head, tail, five bands of length, and items head and tail."""
+    groups = Groups.from_train(split.train, split.dataset.n_items)
+    return strata(found, head_users=groups.head_users, length_bands=groups.bands, head_items=groups.head_items)
+
+
+def figures(found: Evaluation, split: Split) -> list[Values]:
+    """Return the metrics of all strata as rows."""
+    return table(by_stratum(found, split))
+
+
+def search_figures(found: Evaluation, split: Split) -> list[Values]:
+    """Return what the choice of settings looks at."""
+    return [
+        row
+        for row in figures(found, split)
+        if row["stratum"] in ("all", "head", "tail") and row["metric"] in ("hr", "ndcg")
+    ]
+
+
+def grid(assignments: list[str]) -> Iterator[Values]:
+    """Yield every combination of ``name=[value, …]``."""
+    names, values = [], []
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        names.append(name)
+        values.append(json.loads(text))
+    for combination in itertools.product(*values):
+        yield dict(zip(names, combination, strict=True))
+
+
+def commit() -> str:
+    """Return the commit that is measured."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
