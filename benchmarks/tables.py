@@ -164,10 +164,37 @@ def quality(rows: pl.DataFrame) -> str:
     )
 
 
+def paired(rows: pl.DataFrame) -> str:
+    """What a method gains over the others of its cell, with the p-value of the paired test."""
+    cells = rows.pivot(
+        "stratum",
+        index=["dataset", "teacher", "student", "regime", "access", "method", "other", "seeds"],
+        values=["gain", "p"],
+    )
+    strata = rows["stratum"].unique(maintain_order=True).to_list()
+    return markdown(
+        ["data", "teacher → student", "setting", "method", "against", "seeds", *(f"NDCG@10 {s}" for s in strata)],
+        [
+            [
+                row["dataset"],
+                f"{row['teacher']} → {row['student']}",
+                f"{row['regime']}, {row['access']}",
+                row["method"],
+                row["other"],
+                row["seeds"],
+                *(f"{float(row[f'gain_{s}']):+.1f}% (p {float(row[f'p_{s}']):.4f})" for s in strata),
+            ]
+            for row in cells.iter_rows(named=True)
+        ],
+    )
+
+
 TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
     "training_speed": ("training_speed", training_speed),
     "training_profile": ("training_speed", training_profile),
     "quality": ("quality", quality),
+    "bahsd": ("bahsd", quality),
+    "bahsd_paired": ("bahsd_paired", paired),
     "evaluation_speed": ("evaluation_speed", speed),
     "data_size": ("data_size", speed),
 }

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from benchmarks.bahsd import COLUMNS as PAIRED
 from benchmarks.results import FOLDER, QUALITY, SPEED, ResultTable
 from benchmarks.tables import DOCUMENTS, fill, make, markdown
 
@@ -88,6 +89,16 @@ def test_quality_is_the_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
             *("ml-1m", "leave-one-out", "sasrec", "", "labels", "2", "4.50"),
             *("", "", "0.2500", f"0.2000 ± {deviation:.4f}", "", ""),
         ]
+    ]
+
+
+def test_paired_tests_of_all_strata_stand_in_a_row(tmp_path: Path) -> None:
+    table = ResultTable(tmp_path / "bahsd_paired.csv", PAIRED)
+    cell = {"dataset": "ml-1m", "teacher": "sasrec", "student": "sasrec", "regime": "pure", "access": "lists"}
+    for stratum, gain, p in (("all", 5.25, 0.0001), ("tail", -1.0, 0.5)):
+        table.append({**cell, "method": "bahsd", "other": "kd", "stratum": stratum, "gain": gain, "p": p, "seeds": 3})
+    assert cells(make("bahsd_paired", tmp_path)) == [
+        ["ml-1m", "sasrec → sasrec", "pure, lists", "bahsd", "kd", "3", "+5.2% (p 0.0001)", "-1.0% (p 0.5000)"]
     ]
 
 

@@ -1,0 +1,298 @@
+"""Is BAHSD the best way to use a black box's answers? The core table, the ablation and the side tables.
+
+A row is one student: a data set, a teacher, the student's own architecture, whether it sees labels (assisted) or
+answers alone (pure), lists or scores, a method and a seed. Teachers and students are trained to convergence by the
+recipes of ``quality``; methods' settings were chosen on validation data (``--search``, rows in ``bahsd_search.csv``),
+and the test cases are looked at once. Rows are on disk as soon as they are known; ``--compare`` makes the paired tests
+of what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from benchmarks.experiments import Recipe, Values, by_stratum, commit, figures, find_recipe, grid, search_figures, train
+from benchmarks.results import FOLDER, QUALITY, ResultTable
+
+from recdistill.data.benchmark_data import load_benchmark
+from recdistill.data.splits import Cases, Split, leave_one_out
+from recdistill.evaluation.fidelity import agreement
+from recdistill.evaluation.full_ranking import evaluate
+from recdistill.evaluation.metrics import Floats
+from recdistill.evaluation.results import Evaluation
+from recdistill.evaluation.significance import by_user, sign_flip_test
+from recdistill.run import local_teacher
+from recdistill.runfile import Run
+from recdistill.serving.artefact import Student
+
+RESULTS, SEARCH, PAIRED = (FOLDER / f"bahsd{part}.csv" for part in ("", "_search", "_paired"))
+WORK = Path("runs/bahsd")
+"""The rank of every test target by every student, for the paired tests."""
+STUDENT_SEED = 100
+"""Added to a student's seed, so that it shares neither first weights nor order of users with its teacher."""
+COLUMNS = (
+    *("dataset", "teacher", "student", "regime", "access", "method", "other", "stratum", "metric", "k"),
+    *("value", "other_value", "gain", "p", "seeds", "users"),
+)
+"""Of the paired tests: means of two methods over seeds, gain of the first in per cent, and p of no difference."""
+
+DATASETS, MODELS, SEEDS = ("amazon-beauty", "ml-1m"), ("sasrec", "bert4rec"), (0, 1, 2)
+METHODS = {"assisted": ("kd", "bahsd"), "pure": ("kd", "rrd", "extraction", "bahsd")}
+
+ABLATIONS: dict[str, Values] = {
+    "without probing": {"scales": [1.0]},
+    "without gate": {"gate": "none"},
+    "without dynamic temperature": {"reliable_temperature": 1.0},
+    "without ranking consistency": {"ranking_weight": 0.0},
+    "without InfoNCE": {"contrast_weight": 0.0},
+    "outline to the letter": {"ranking": "margin", "quorum": 0.5, "reliable_temperature": 4.0, "gate": "hard"},
+}
+"""BAHSD with one part switched off; the last is what is public of the paper, with nothing of ours."""
+EXTRACTIONS: dict[str, Values] = {
+    "equal budget": {"n_queries": 60_000},
+    "four times the budget": {"n_queries": 240_000},
+    "real histories": {"queries": "histories"},
+}
+"""What the extraction baseline is given; BAHSD asks at most three queries a user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One student, or a teacher itself."""
+
+    dataset: str
+    teacher: str
+    student: str
+    method: str
+    regime: str = ""
+    """``assisted`` or ``pure``; empty for what is not distilled."""
+    access: str = ""
+    """``lists`` or ``scores``."""
+    variant: str = ""
+    seed: int = 0
+
+    @property
+    def key(self) -> Values:
+        """Its columns in the result file."""
+        return {
+            "dataset": self.dataset,
+            "split": "leave-one-out",
+            "teacher": self.teacher,
+            "student": self.student,
+            "regime": self.regime,
+            "access": self.access,
+            "method": self.method,
+            "variant": self.variant,
+            "seed": self.seed,
+        }
+
+    @property
+    def name(self) -> str:
+        """For people and folders."""
+        parts = (self.dataset, self.teacher, self.student, self.regime, self.access, self.method, self.variant)
+        return "/".join(part.replace(" ", "-") for part in parts if part)
+
+    def run(self, changes: Mapping[str, object] | None = None) -> Run:
+        """Return the settings that the student is trained with."""
+        recipe = find_recipe(self.dataset, self.student)
+        values = recipe.run(self.seed + (0 if self.method == "teacher" else STUDENT_SEED)).dump()
+        sections = {**values, "method": values["method"] if not self.regime else self._method(recipe, values["method"])}
+        for name, value in (changes or {}).items():
+            section, key = name.split(".")
+            sections[section] = {**sections[section], key: value}
+        return Run.parse(sections)
+
+    def _method(self, recipe: Recipe, labels: Values) -> Values:
+        settings: Values = {"name": self.method}
+        if self.method == "extraction":
+            settings["walk_len"] = recipe.model["max_len"]
+        else:
+            settings["labels"] = self.regime == "assisted"
+            settings["label_loss"] = {key: value for key, value in labels.items() if key != "name"}
+        if self.method in ("kd", "bahsd"):
+            settings["values"] = "ranks" if self.access == "lists" else "scores"
+        settings |= TUNED.get((self.dataset, self.regime, self.access, self.method), {})
+        return settings | EXTRACTIONS.get(self.variant, {}) | ABLATIONS.get(self.variant, {})
+
+
+TUNED: dict[tuple[str, str, str, str], Values] = {}
+"""Settings of methods that were chosen on validation data, by data set, regime, access and method."""
+
+
+def core() -> Iterator[Row]:
+    """Yield the core table: cheapest cells first, one seed through the table before the others."""
+    for seed, dataset, model in itertools.product(SEEDS, DATASETS, MODELS):
+        yield Row(dataset, model, model, "teacher", seed=seed)
+        yield Row(dataset, model, model, "labels", seed=seed)
+        for access in ("lists", "scores") if model == "sasrec" else ("lists",):
+            for regime, methods in METHODS.items():
+                for method in methods:
+                    if method in ("rrd", "extraction") and access == "scores":
+                        continue  # they read no scores
+                    variant = "equal budget" if method == "extraction" else ""
+                    yield Row(dataset, model, model, method, regime, access, variant, seed)
+
+
+def ablation() -> Iterator[Row]:
+    """Yield BAHSD on Beauty with one part switched off at a time, and what extraction gains from more queries."""
+    for seed, regime in itertools.product(SEEDS, METHODS):
+        for variant in ABLATIONS:
+            yield Row("amazon-beauty", "sasrec", "sasrec", "bahsd", regime, "lists", variant, seed)
+    for variant in EXTRACTIONS:
+        yield Row("amazon-beauty", "sasrec", "sasrec", "extraction", "pure", "lists", variant)
+
+
+def side() -> Iterator[Row]:
+    """Yield distillation from one architecture into another."""
+    for dataset, regime in itertools.product(DATASETS, METHODS):
+        for method in ("kd", "bahsd"):
+            yield Row(dataset, "bert4rec", "sasrec", method, regime, "lists")
+
+
+TABLES = {"core": core, "ablation": ablation, "side": side}
+
+
+def main() -> None:
+    """Run the rows of a table whose name contains ``--only``, search among settings, or compare what is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", choices=TABLES, default="core")
+    parser.add_argument("--only", default="", help="part of a row's name, such as amazon-beauty/sasrec/sasrec/pure")
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
+    parser.add_argument("--compare", action="store_true", help="make the paired tests of the rows that are there")
+    parser.add_argument(
+        "--search",
+        nargs="*",
+        metavar="SECTION.KEY=[V, V]",
+        help="try every combination of these values on validation data, e.g. method.weight=[5,10,20]",
+    )
+    arguments = parser.parse_args()
+    rows = [row for row in TABLES[arguments.table]() if arguments.only in row.name and row.seed in arguments.seeds]
+    if arguments.compare:
+        compare()
+    elif arguments.search is not None:
+        for row, changes in itertools.product(rows, grid(arguments.search)):
+            search(row, changes)
+    else:
+        for row in rows:
+            measure(row)
+
+
+def measure(row: Row) -> None:
+    """Train one student and write its figures on the test cases, if they are not written yet."""
+    results = ResultTable(RESULTS, QUALITY)
+    if results.already_done(**row.key):
+        return
+    split = leave_one_out(load_benchmark(row.dataset))
+    teacher = _teacher(row, split)
+    taught, minutes = _train(row, row.run(), split, teacher)
+    found, reference = (_evaluate(student, split, split.test) for student in (taught, teacher))
+    WORK.mkdir(parents=True, exist_ok=True)
+    found.save(WORK / f"{row.name.replace('/', '_')}_{row.seed}.npz")
+    rows = figures(found, split) + list(_fidelity(found, reference, split))
+    results.append(*({**row.key, **figure, "minutes": minutes, "commit": commit()} for figure in rows))
+    print(f"== {row.name}: test NDCG@10 {found.mean('ndcg', 10):.4f}", flush=True)
+
+
+def search(row: Row, changes: Values) -> None:
+    """Train with other settings and write the figures on the validation cases, if they are not written yet."""
+    results = ResultTable(SEARCH, QUALITY)
+    label = json.dumps(changes, sort_keys=True)
+    variant = " ".join(filter(None, (row.variant, label)))
+    key = {**row.key, "split": "leave-one-out/valid", "variant": variant}
+    if results.already_done(**key):
+        return
+    split = leave_one_out(load_benchmark(row.dataset))
+    taught, minutes = _train(row, row.run(changes), split, _teacher(row, split))
+    found = _evaluate(taught, split, split.valid)
+    results.append(
+        *({**key, **figure, "minutes": minutes, "commit": commit()} for figure in search_figures(found, split))
+    )
+    print(f"== {row.name} {label}: validation NDCG@10 {found.mean('ndcg', 10):.4f}", flush=True)
+
+
+def _teacher(row: Row, split: Split) -> Student:
+    model, _, loss = row.teacher.partition("-")
+    recipe = find_recipe(row.dataset, model, loss or "softmax")
+    return train(split, recipe.run(row.seed), recipe.name)[0]
+
+
+def _train(row: Row, run: Run, split: Split, teacher: Student) -> tuple[Student, float]:
+    print(f"== {row.name}, seed {row.seed}", flush=True)
+    asked = None
+    if row.regime:
+        asked = local_teacher(teacher, split, gives_scores=row.access == "scores")
+    taught, fitted = train(split, run, row.name if asked else f"{row.dataset}/{row.student}/softmax", teacher=asked)
+    return taught, fitted.seconds / 60
+
+
+def _evaluate(student: Student, split: Split, cases: Cases) -> Evaluation:
+    return evaluate(student.model, cases, n_items=split.dataset.n_items, protocol=split.protocol, keep_lists=True)
+
+
+def _fidelity(found: Evaluation, reference: Evaluation, split: Split) -> Iterator[Values]:
+    """Yield Agreement@10 with the teacher, which is no metric of one model alone, by users' strata."""
+    whole = by_stratum(found, split), by_stratum(reference, split)
+    for stratum in ("all", "head", "tail"):
+        ours, theirs = whole[0][stratum], whole[1][stratum]
+        if ours.lists is None or theirs.lists is None:
+            continue
+        value = float(agreement(ours.lists, theirs.lists, 10).mean())
+        yield {"stratum": stratum, "metric": "agreement", "k": 10, "value": value, "users": ours.n_users}
+
+
+def compare() -> None:
+    """Test BAHSD against every other row of its cell, user by user, means over the seeds that both have."""
+    PAIRED.unlink(missing_ok=True)
+    results = ResultTable(PAIRED, COLUMNS)
+    for dataset, teacher, regime, access in itertools.product(DATASETS, MODELS, METHODS, ("lists", "scores")):
+        ours = Row(dataset, teacher, teacher, "bahsd", regime, access)
+        others = [Row(dataset, teacher, teacher, method) for method in ("teacher", "labels")]
+        others += [
+            Row(dataset, teacher, teacher, method, regime, access, "equal budget" if method == "extraction" else "")
+            for method in METHODS[regime]
+            if method != "bahsd"
+        ]
+        split = None
+        for other in others:
+            both = [(a, b) for seed in SEEDS if (a := _kept(ours, seed)) and (b := _kept(other, seed))]
+            if not both:
+                continue
+            split = split or leave_one_out(load_benchmark(dataset))
+            for stratum in ("all", "head", "tail"):
+                results.append(_paired(ours, other, stratum, both, split))
+
+
+def _kept(row: Row, seed: int) -> Evaluation | None:
+    path = WORK / f"{row.name.replace('/', '_')}_{seed}.npz"
+    return Evaluation.load(path) if path.is_file() else None
+
+
+def _paired(ours: Row, other: Row, stratum: str, both: list[tuple[Evaluation, Evaluation]], split: Split) -> Values:
+    means: list[Floats] = []
+    for side_of in zip(*both, strict=True):
+        parts = [by_stratum(found, split)[stratum] for found in side_of]
+        means.append(np.mean([by_user(part.values("ndcg", 10), part.users) for part in parts], axis=0))
+    value, other_value = (float(mean.mean()) for mean in means)
+    return {
+        **{name: value for name, value in ours.key.items() if name in COLUMNS},
+        "other": " ".join(filter(None, (other.method, other.variant))),
+        "stratum": stratum,
+        "metric": "ndcg",
+        "k": 10,
+        "value": value,
+        "other_value": other_value,
+        "gain": 100 * (value / other_value - 1),
+        "p": sign_flip_test(means[0] - means[1]),
+        "seeds": len(both),
+        "users": len(means[0]),
+    }
+
+
+if __name__ == "__main__":
+    main()

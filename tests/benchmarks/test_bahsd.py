@@ -1,0 +1,87 @@
+"""The rows of BAHSD's tables: what each is trained with, and the paired tests."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from benchmarks.bahsd import ABLATIONS, TABLES, Row, core
+from benchmarks.experiments import find_recipe
+from benchmarks.results import ResultTable
+
+from benchmarks import bahsd
+from recdistill.data.dataset import Dataset
+from recdistill.data.embedded import load_shop
+from recdistill.data.splits import leave_one_out
+from recdistill.evaluation.results import Evaluation
+
+ALL = [row for table in TABLES.values() for row in table()]
+
+
+def test_no_two_rows_of_a_table_are_one() -> None:
+    for name, table in TABLES.items():
+        keys = [tuple(row.key.values()) for row in table()]
+        assert len(set(keys)) == len(keys), name
+
+
+def test_every_row_is_a_run_with_a_seed_of_its_own() -> None:
+    for row in ALL:
+        run = row.run()
+        assert run.student.name == row.student
+        assert run.training.seed == row.seed + (0 if row.method == "teacher" else 100)
+        assert run.method.name == (row.method if row.regime else "supervised")
+
+
+def test_a_teacher_is_the_one_that_the_students_learn_from() -> None:
+    for row in core():
+        if row.method == "teacher":
+            assert row.run().dump() == find_recipe(row.dataset, row.teacher).run(row.seed).dump()
+
+
+def test_regime_and_access_reach_the_method() -> None:
+    for row in ALL:
+        settings = row.run().dump()["method"]
+        if row.method in ("kd", "bahsd", "rrd"):
+            assert settings["labels"] is (row.regime == "assisted")
+        if row.method in ("kd", "bahsd"):
+            assert settings["values"] == ("ranks" if row.access == "lists" else "scores")
+        if row.method == "extraction":
+            assert settings["walk_len"] == row.run().student.config.max_len  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("variant", [name for name in ABLATIONS if name.startswith("without")])
+def test_an_ablation_switches_one_part_off(variant: str) -> None:
+    row = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "assisted", "lists")
+    whole = row.run().dump()["method"]
+    without = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "assisted", "lists", variant).run().dump()["method"]
+    assert [key for key in whole if whole[key] != without[key]] == list(ABLATIONS[variant])
+
+
+def test_paired_tests_are_user_by_user_over_the_seeds_that_both_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset: Dataset = load_shop()
+    users, targets = np.arange(dataset.n_users), np.ones(dataset.n_users, np.int32)
+
+    def save(row: Row, seed: int, rank: int) -> None:
+        ranks: Any = np.full(len(users), rank, np.int32)
+        found = Evaluation(users, targets, np.arange(len(users) + 1), ranks, dataset.n_items, (10,), "test")
+        found.save(tmp_path / f"{row.name.replace('/', '_')}_{seed}.npz")
+
+    monkeypatch.setattr(bahsd, "WORK", tmp_path)
+    monkeypatch.setattr(bahsd, "PAIRED", tmp_path / "paired.csv")
+    monkeypatch.setattr(bahsd, "load_benchmark", lambda name: dataset)
+    monkeypatch.setattr(bahsd, "leave_one_out", leave_one_out)
+    cell = ("amazon-beauty", "sasrec", "sasrec")
+    for seed in (0, 1):
+        save(Row(*cell, "bahsd", "assisted", "lists"), seed, rank=1)
+    save(Row(*cell, "labels"), 0, rank=3)  # log2(1 + 3) = 2: an NDCG of .5
+    bahsd.compare()
+
+    rows = ResultTable(tmp_path / "paired.csv", bahsd.COLUMNS).rows()
+    assert [row["stratum"] for row in rows] == ["all", "head", "tail"]
+    for row in rows:
+        assert (row["method"], row["other"], row["seeds"]) == ("bahsd", "labels", "1")
+        assert (float(row["value"]), float(row["other_value"]), float(row["gain"])) == (1.0, 0.5, 100.0)
+        assert float(row["p"]) < 0.01
+    assert int(rows[0]["users"]) == dataset.n_users == int(rows[1]["users"]) + int(rows[2]["users"])
