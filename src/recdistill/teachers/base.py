@@ -116,6 +116,8 @@ class Teacher(ABC):
     """The items in the raw ids that the teacher speaks; ``None`` where it speaks dense ids."""
     user_ids: IdMap | None = None
     """The users in the raw ids that the teacher speaks; ``None`` where it takes dense numbers, or no users at all."""
+    max_history: int | None = None
+    """Newest items of a history that it is told; ``None`` for all, 1 for a teacher that answers for a single item."""
     exclude_history: bool = True
     """Whether items of the history are left out of its ranking."""
     batch_size: int = 1024
@@ -156,7 +158,8 @@ class Teacher(ABC):
         """
         if self.takes == "user" and users is None:
             raise TeacherError(f"teacher {self.identity!r} answers for users; pass the user of each history.")
-        flat, offsets = histories.flat()
+        told = histories if self.max_history is None else histories.newest(self.max_history)
+        flat, offsets = told.flat()
         raw: list[RawId] = flat.tolist() if self.ids is None else self.ids.decode(flat)
         who: list[RawId] | list[None] = [None] * len(histories)
         if users is not None:

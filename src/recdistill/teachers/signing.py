@@ -1,0 +1,221 @@
+"""Proof of who is asking. Secrets stay in environment variables, which settings only name."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import re
+import time
+from base64 import b64encode
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache, partial
+from typing import Annotated, Any, Literal, TypeAlias
+from urllib.parse import quote, urlsplit
+
+from pydantic import AfterValidator, Field
+
+from recdistill.errors import SettingsError, TeacherError
+from recdistill.settings import Settings
+from recdistill.teachers.exchange import Call
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
+_TOKEN_TIMEOUT = 30.0
+"""Seconds to wait for a token."""
+
+
+def variables(text: str) -> list[str]:
+    """Return the environment variables that a text names.
+
+    >>> variables("Bearer ${SHOP_TOKEN}")
+    ['SHOP_TOKEN']
+    """
+    return _VARIABLE.findall(text)
+
+
+def fill_in(text: str) -> str:
+    """Put environment variables into a header.
+
+    Raises:
+        SettingsError: for a variable that is not set, or holds what no header can.
+    """
+
+    def held(found: re.Match[str]) -> str:
+        value = secret(found[1])
+        if not (value.isascii() and value.isprintable()):  # the HTTP library's own error would show it
+            raise SettingsError(
+                f"environment variable {found[1]} holds a line break or letters outside ASCII, which no header can."
+            )
+        return value
+
+    return _VARIABLE.sub(held, text)
+
+
+def secret(name: str) -> str:
+    """Return what an environment variable holds.
+
+    Raises:
+        SettingsError: when it is not set.
+    """
+    if not (value := os.environ.get(name, "")):
+        raise SettingsError(f"environment variable {name} is not set; the API needs it to know who is asking.")
+    return value
+
+
+def hide(text: str, secrets: Iterable[str]) -> str:
+    """Take secrets out of a text, also where they are written for an address, in JSON, or in base 64.
+
+    >>> hide("key s3cret/1, s3cret%2F1", ["s3cret/1"])
+    'key ***, ***'
+    """
+    for value in secrets:
+        forms = {value, quote(value, ""), json.dumps(value)[1:-1], b64encode(value.encode()).decode()}
+        for form in sorted(forms, key=len, reverse=True):
+            text = text.replace(form, "***")
+    return text
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):  # what was given is not shown: it may be the secret itself
+        raise SettingsError(
+            "http teacher: signature names an environment variable, in capitals, digits and _; put the secret into it."
+        )
+    return name
+
+
+Variable: TypeAlias = Annotated[str, AfterValidator(_checked_name)]
+"""The name of an environment variable."""
+
+
+class SigV4(Settings):
+    """Amazon's signature, version 4; needs ``recdistill[aws]``."""
+
+    kind: Literal["sigv4"]
+    region: str
+    """Such as ``eu-west-1``."""
+    service: str = "personalize"
+    """The name that the service signs under."""
+    access_key: Variable = "AWS_ACCESS_KEY_ID"
+    """Variable with the id of the key."""
+    secret_key: Variable = "AWS_SECRET_ACCESS_KEY"
+    """Variable with the key."""
+    session_token: Variable = "AWS_SESSION_TOKEN"
+    """Variable with the token of a temporary key; may be unset."""
+
+    def sign(self, call: Call) -> Call:
+        """Add the headers that sign a call now.
+
+        Raises:
+            SettingsError: without botocore, or a variable.
+        """
+        try:
+            from botocore.auth import SigV4Auth
+            from botocore.awsrequest import AWSRequest
+            from botocore.credentials import Credentials
+        except ImportError as error:
+            raise _not_installed("aws") from error
+        key = Credentials(secret(self.access_key), secret(self.secret_key), os.environ.get(self.session_token) or None)
+        request = AWSRequest(call.method, call.url, headers=dict(call.headers), data=call.body)
+        SigV4Auth(key, self.service, self.region).add_auth(request)
+        return replace(call, headers=dict(request.headers.items()))
+
+    def secrets(self) -> list[str]:
+        """Return what must never be shown."""
+        token = os.environ.get(self.session_token)
+        return [secret(self.secret_key), *([token] if token else [])]
+
+
+class Hmac(Settings):
+    """A time and an HMAC over path and query, both added to the query, as Recombee wants it."""
+
+    kind: Literal["hmac"]
+    key: Variable
+    """Variable with the key."""
+    algorithm: Literal["sha1", "sha256", "sha512"] = "sha1"
+    """What is hashed with."""
+    time_name: str = "hmac_timestamp"
+    """Parameter of the time, in seconds."""
+    sign_name: str = "hmac_sign"
+    """Parameter of the signature, in hexadecimal digits."""
+
+    def sign(self, call: Call) -> Call:
+        """Add the parameters that sign a call now.
+
+        Raises:
+            SettingsError: without the variable.
+        """
+        url = f"{call.url}{'&' if urlsplit(call.url).query else '?'}{self.time_name}={time.time():.0f}"
+        address = urlsplit(url)
+        signed = f"{address.path}?{address.query}".encode()
+        signature = hmac.new(secret(self.key).encode(), signed, self.algorithm).hexdigest()
+        return replace(call, url=f"{url}&{self.sign_name}={signature}")
+
+    def secrets(self) -> list[str]:
+        """Return what must never be shown."""
+        return [secret(self.key)]
+
+
+class Google(Settings):
+    """The bearer token of a Google service account, renewed before it ends; needs ``recdistill[google]``.
+
+    A token from elsewhere is a header: ``Authorization = "Bearer ${TOKEN}"``.
+    """
+
+    kind: Literal["google"]
+    key: Variable = "GOOGLE_SERVICE_ACCOUNT_KEY"
+    """Variable with the account's key: the JSON file that Google gave, not its path."""
+    scope: str = "https://www.googleapis.com/auth/cloud-platform"
+    """What the token is for."""
+
+    def sign(self, call: Call) -> Call:
+        """Add the token, fetched from where the key says when there is none yet, or it ends soon.
+
+        Raises:
+            SettingsError: without google-auth, or the variable, or for one that holds no key.
+            TeacherError: when no token is given.
+        """
+        token = self._credentials()
+        if not token.valid:
+            _renew(token)
+        return replace(call, headers={**call.headers, "Authorization": f"Bearer {token.token}"})
+
+    def secrets(self) -> list[str]:
+        """Return what must never be shown."""
+        token = self._credentials().token
+        return [secret(self.key), *([token] if token else [])]
+
+    def _credentials(self) -> Any:
+        return _google_credentials(secret(self.key), self.scope, self.key)
+
+
+@cache
+def _google_credentials(key: str, scope: str, name: str) -> Any:
+    try:
+        from google.oauth2.service_account import Credentials
+    except ImportError as error:
+        raise _not_installed("google") from error
+    try:
+        return Credentials.from_service_account_info(json.loads(key), scopes=[scope])
+    except (ValueError, TypeError):  # whose text may quote the key
+        raise SettingsError(
+            f"environment variable {name} does not hold the key of a Google service account, which is a JSON object."
+        ) from None
+
+
+def _renew(credentials: Any) -> None:
+    from google.auth.exceptions import GoogleAuthError
+    from google.auth.transport.requests import Request
+
+    try:
+        credentials.refresh(partial(Request(), timeout=_TOKEN_TIMEOUT))
+    except GoogleAuthError as error:
+        raise TeacherError(f"no token from Google: {error}") from error
+
+
+def _not_installed(extra: str) -> SettingsError:
+    return SettingsError(f"http teacher: this signature needs a package: pip install 'recdistill[{extra}]'")
+
+
+Signature: TypeAlias = Annotated[SigV4 | Hmac | Google, Field(discriminator="kind")]
