@@ -65,8 +65,9 @@ def probe(setting: Setting, *, scales: Sequence[float] = (1.0,), k: int) -> Prob
 
     Args:
         setting: the training histories and the teacher.
-        scales: shares of the newest part of the history to show; 1 must be among them. At least one item is shown, and
-            a scale that shows as many items as the next one up is not asked: it would be the same question.
+        scales: shares of the newest part of the history to show; 1, the whole of it, must be among them. The others are
+            shares of what the student reads of it, since on longer histories half of it could say all the same. At
+            least one item is shown, and a scale that shows as many items as the next one up is not asked.
         k: length of the lists; no longer than the catalogue is asked for.
 
     Raises:
@@ -84,7 +85,9 @@ def probe(setting: Setting, *, scales: Sequence[float] = (1.0,), k: int) -> Prob
             "use method 'kd', or set scales to [1.0]."
         )
     shares, lengths = tuple(sorted(scales)), setting.train.lengths
-    shown = np.stack([np.ceil(share * lengths - 1e-9) for share in shares]).astype(np.int64)
+    read = lengths if setting.max_len is None else np.minimum(lengths, setting.max_len)
+    shown = np.stack([np.ceil(share * read - 1e-9) for share in shares]).astype(np.int64)
+    shown[-1] = lengths
     asked = shown > 0
     asked[:-1] &= shown[:-1] < shown[1:]
 

@@ -194,6 +194,7 @@ def learn(
         users=np.arange(len(split.train)),
         n_items=dataset.n_items,
         teacher=teacher,
+        max_len=model.max_len,
         seed=training.seed,
         folder=folder,
         progress=report.preparing,

@@ -45,6 +45,8 @@ class Setting:
     """``(R,)`` dense user of each row."""
     n_items: int
     teacher: Teacher | None = None
+    max_len: int | None = None
+    """How many of a history's newest items the student reads; ``None`` for all."""
     seed: int = 0
     folder: Path | None = None
     """Where the run keeps its files, if it has a folder."""
