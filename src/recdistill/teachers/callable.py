@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from recdistill.data.dataset import IdMap, Ints, RawId
 from recdistill.errors import SettingsError, TeacherError
-from recdistill.teachers.base import Answer, Outcome, OutsideTeacher, Take, check_items, check_scores
+from recdistill.teachers.base import (
+    Answer,
+    Failure,
+    Outcome,
+    OutsideTeacher,
+    Request,
+    Take,
+    check_items,
+    check_scores,
+)
+from recdistill.teachers.loop import PrivateLoop
 
-Function: TypeAlias = Callable[[list[list[RawId]], int], Any]
+Function: TypeAlias = Callable[[Any, int], Any]
 
 
 class CallableTeacher(OutsideTeacher):
-    """A function ``fn(histories, k)`` that returns a list of item ids for each history, best first.
+    """A function that names the best items, best first: for a batch of histories, or for one, plain or ``async``.
 
-    With ``gives_scores`` it returns ``(lists, scores)``, both with one row for each history. Lists may be shorter than
-    ``k``, never longer. The function is never called again for what it raised on; under a budget, the whole batch it
-    raised on counts as spent, because part of it may have been paid for: keep ``batch_size`` small where that matters.
+    ============  ======================  =================================  ================================
+    ``batched``   it is called            and returns                        or, with ``gives_scores``
+    ============  ======================  =================================  ================================
+    true          ``fn(histories, k)``    a list of items for each history   ``(lists, scores)``, both by row
+    false         ``fn(history, k)``      a list of items                    ``(items, scores)``
+    ============  ======================  =================================  ================================
+
+    With ``takes="user"`` it is called with users instead of histories. Arrays and tensors are taken as lists. Lists may
+    be shorter than ``k``, never longer.
+
+    A plain function is called in the caller's thread, one call at a time. A function defined with ``async def``, or an
+    object whose ``__call__`` is (`inspect.iscoroutinefunction` tells), is called up to ``concurrency`` times at once.
+    All its calls run on one event loop of the teacher's own, so a client with open connections can be kept from call to
+    call; open it inside the function, at the first call, if it asks for a running loop.
+
+    A call fails when it raises or returns something else than was agreed; it is never made again. Where calls are for
+    one history each, that history goes without an answer, and ``give_up_after`` such calls in a row end the walk. A
+    failed batch ends it at once. Under a budget everything in a failed call counts as spent, because it may have been
+    paid for: keep ``batch_size`` small where that matters.
 
     Args:
         fn: the function.
@@ -27,9 +56,14 @@ class CallableTeacher(OutsideTeacher):
         ids: the items in the function's own ids. Without it the function speaks dense ids, 0 is padding, and
             ``identity`` must change whenever the data do.
         n_items: N; needed without ``ids``.
+        takes: whether the function is given histories or users.
+        user_ids: the users in the function's own ids, for a function that takes users; without it these are dense.
+        batched: whether a call is given a list of histories (or users), or one.
         gives_scores: whether the function returns scores as well.
         exclude_history: whether items of the history are dropped from the lists.
-        batch_size: how many histories one call is given.
+        batch_size: most histories in one call, where calls are batched.
+        concurrency: most calls at once, where the function is ``async``.
+        give_up_after: failed calls in a row after which no more are made, where calls are not batched.
     """
 
     def __init__(
@@ -39,43 +73,57 @@ class CallableTeacher(OutsideTeacher):
         identity: str,
         ids: IdMap | None = None,
         n_items: int | None = None,
+        takes: Literal["history", "user"] = "history",
+        user_ids: IdMap | None = None,
+        batched: bool = True,
         gives_scores: bool = False,
         exclude_history: bool = True,
         batch_size: int = 256,
+        concurrency: int = 8,
+        give_up_after: int = 10,
     ) -> None:
         if (ids is None) == (n_items is None):
             raise SettingsError(
                 f"teacher {identity!r}: give either ids, for a function that speaks raw ids, or n_items, for dense ids."
             )
+        for name, value in (("batch_size", batch_size), ("concurrency", concurrency), ("give_up_after", give_up_after)):
+            if value < 1:
+                raise SettingsError(f"teacher {identity!r}: {name} is {value}; it must be at least 1.")
         self.fn = fn
         self.ids = ids
         self.n_items = n_items
+        self.takes = takes
+        self.user_ids = user_ids
+        self.batched = batched
         self.gives_scores = gives_scores
         self.exclude_history = exclude_history
-        self.batch_size = batch_size
+        self.batch_size = batch_size if batched else 1
+        self.concurrency = concurrency
+        self.give_up_after = 1 if batched else give_up_after
         self._identity = identity
+        self._loop = PrivateLoop()
+        weakref.finalize(self, self._loop.close)
 
     @property
     def identity(self) -> str:
         """The name that was given."""
         return self._identity
 
+    @property
+    def is_async(self) -> bool:
+        """Whether calls of the function are awaited."""
+        return inspect.iscoroutinefunction(self.fn) or inspect.iscoroutinefunction(type(self.fn).__call__)
+
     def answers(self, take: Take, k: int) -> Iterator[list[Outcome]]:
-        """Call the function with a batch of histories at a time.
+        """Call the function; on Ctrl-C ``async`` calls in flight are still waited for and yielded.
 
         Raises:
-            TeacherError: when the function raises, or returns something else than was agreed.
+            TeacherError: when a batch failed, or too many calls in a row.
         """
-        while requests := take(self.batch_size):
-            histories = [request.history for request in requests]
-            try:
-                returned = self.fn(histories, k)
-            except Exception as error:
-                raise TeacherError(
-                    f"teacher {self.identity!r} raised {type(error).__name__} when asked about {len(histories)} "
-                    f"histories: {error}"
-                ) from error
-            yield list(zip(requests, self._read(returned, len(histories), k), strict=True))
+        walk = _Walk(self, take, k)
+        yield from walk.at_once(self._loop) if self.is_async else walk.in_turn()
+        if walk.stopped is not None:
+            raise walk.stopped
 
     def _dense(self, raw: list[RawId]) -> Ints:
         """Return ``(n,)`` dense ids, −1 for unknown ones."""
@@ -84,51 +132,157 @@ class CallableTeacher(OutsideTeacher):
         known = range(self.n_items + 1)
         return np.array([item if isinstance(item, int) and item in known else -1 for item in raw], np.int64)
 
-    def _read(self, returned: Any, n: int, k: int) -> list[Answer]:
-        """Check what the function returned."""
-        lists, scores = returned, None
-        if self.gives_scores:
-            if not isinstance(returned, tuple) or len(returned) != 2:
-                raise TeacherError(
-                    f"teacher {self.identity!r} must return (lists, scores), but returned a {type(returned).__name__}; "
-                    "set gives_scores to false if it has no scores."
-                )
-            lists, scores = returned
-        elif isinstance(returned, tuple):
-            raise TeacherError(
-                f"teacher {self.identity!r} returned a tuple; return a list of lists, or set gives_scores to true "
-                "if it returns (lists, scores)."
-            )
-        rows = self._rows(lists, n, "lists")
-        scored = [None] * n if scores is None else self._rows(scores, n, "rows of scores")
-        return [self._answer(items, given, k) for items, given in zip(rows, scored, strict=True)]
 
-    def _answer(self, items: list[Any], scores: list[Any] | None, k: int) -> Answer:
-        if len(items) > k:
-            raise TeacherError(
-                f"teacher {self.identity!r} returned {len(items)} items for a top-{k} request; return at most {k}."
-            )
+class _Walk:
+    """One walk through the requests that ``take`` hands out."""
+
+    def __init__(self, teacher: CallableTeacher, take: Take, k: int) -> None:
+        self.teacher = teacher
+        self.take = take
+        self.k = k
+        self.calls: set[asyncio.Task[list[Outcome]]] = set()
+        self.finished: list[Outcome] = []
+        self.failed_in_a_row = 0
+        self.stopped: TeacherError | None = None
+        """Why no more calls are made, if so."""
+
+    def in_turn(self) -> Iterator[list[Outcome]]:
+        """Make one call after the other, in this thread."""
+        while requests := self._next(1):
+            try:
+                answers = self._read(self.teacher.fn(self._asked(requests), self.k), len(requests))
+            except Exception as error:
+                yield self._fail(requests, error)
+            else:
+                yield self._succeed(requests, answers)
+
+    def at_once(self, loop: PrivateLoop) -> Iterator[list[Outcome]]:
+        """Make several calls at a time; on Ctrl-C those in flight are still waited for, a second one drops them."""
         try:
-            checked = check_items(items)
-            numbers = None if scores is None else check_scores(scores, len(items))
-        except TeacherError as error:
-            raise TeacherError(f"teacher {self.identity!r}: {error}") from error
-        return Answer(checked, numbers)
+            while loop.run(self._step()):
+                yield self._collect()
+        except KeyboardInterrupt:
+            loop.run(self._wait(asyncio.ALL_COMPLETED))
+            yield self._collect()
+            raise
+        finally:
+            loop.run(self._drop())
 
-    def _rows(self, value: Any, n: int, what: str) -> list[list[Any]]:
-        """Return n rows as plain lists; arrays and tensors are taken as well."""
-        value = _plain(value)
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise TeacherError(f"teacher {self.identity!r} must return {what}, but returned a {type(value).__name__}.")
-        rows = [_plain(row) for row in value]
-        if len(rows) != n:
-            raise TeacherError(f"teacher {self.identity!r} returned {len(rows)} {what} for {n} histories.")
-        for row in rows:
-            if not isinstance(row, Sequence) or isinstance(row, str):
-                raise TeacherError(
-                    f"teacher {self.identity!r} must return a list for each history, but one is {row!r}."
-                )
-        return [[_plain(cell) for cell in row] for row in rows]
+    async def _step(self) -> bool:
+        """Keep as many calls in flight as allowed until some have ended; false when all are done."""
+        size = self.teacher.batch_size
+        requests = self._next(self.teacher.concurrency - len(self.calls))
+        for start in range(0, len(requests), size):
+            self.calls.add(asyncio.create_task(self._call(requests[start : start + size])))
+        busy = bool(self.calls)
+        await self._wait(asyncio.FIRST_COMPLETED)
+        return busy
+
+    async def _call(self, requests: list[Request]) -> list[Outcome]:
+        try:
+            answers = self._read(await self.teacher.fn(self._asked(requests), self.k), len(requests))
+        except Exception as error:
+            return self._fail(requests, error)
+        return self._succeed(requests, answers)
+
+    async def _wait(self, until: str) -> None:
+        if self.calls:
+            done, self.calls = await asyncio.wait(self.calls, return_when=until)
+            self.finished += [outcome for call in done for outcome in call.result()]
+
+    async def _drop(self) -> None:
+        """Cancel what is in flight."""
+        for call in self.calls:
+            call.cancel()
+        await asyncio.gather(*self.calls, return_exceptions=True)
+
+    def _collect(self) -> list[Outcome]:
+        finished, self.finished = self.finished, []
+        return finished
+
+    def _next(self, n_calls: int) -> list[Request]:
+        """Take what some calls are to ask about; nothing once they have stopped."""
+        return [] if self.stopped is not None else self.take(n_calls * self.teacher.batch_size)
+
+    def _asked(self, requests: list[Request]) -> Any:
+        """Return what the function is called with."""
+        asked = [request.user if self.teacher.takes == "user" else request.history for request in requests]
+        return asked if self.teacher.batched else asked[0]
+
+    def _read(self, returned: Any, n: int) -> list[Answer]:
+        """Check what the function returned about n histories."""
+        teacher = self.teacher
+        lists, scores = _parts(returned, teacher.gives_scores)
+        if not teacher.batched:
+            lists, scores = [lists], [scores]
+        rows = _rows(lists, n, "lists")
+        scored = _rows(scores, n, "rows of scores") if teacher.gives_scores else [None] * n
+        return [_answer(items, given, self.k) for items, given in zip(rows, scored, strict=True)]
+
+    def _succeed(self, requests: list[Request], answers: list[Answer]) -> list[Outcome]:
+        self.failed_in_a_row = 0
+        return list(zip(requests, answers, strict=True))
+
+    def _fail(self, requests: list[Request], error: Exception) -> list[Outcome]:
+        """Say what went wrong in a call, and stop where it makes no sense to go on."""
+        teacher = self.teacher
+        reason = f"teacher {teacher.identity!r} {error}"
+        if not isinstance(error, _NotAgreed):
+            about = teacher.takes if len(requests) == 1 else {"history": "histories", "user": "users"}[teacher.takes]
+            reason = (
+                f"teacher {teacher.identity!r} raised {type(error).__name__} when asked about {len(requests)} {about}: "
+                f"{error}"
+            )
+        self.failed_in_a_row += 1
+        if self.failed_in_a_row >= teacher.give_up_after and self.stopped is None:
+            gave_up = f"gave up after {self.failed_in_a_row} failed calls in a row (give_up_after); the last: "
+            self.stopped = TeacherError(reason if teacher.batched else f"{gave_up}{reason}")
+            self.stopped.__cause__ = error
+        return [(request, Failure(reason)) for request in requests]
+
+
+class _NotAgreed(Exception):
+    """What a function returned is not what was agreed; says so after the teacher's name."""
+
+
+def _parts(returned: Any, gives_scores: bool) -> tuple[Any, Any]:
+    """Tell lists and scores apart."""
+    if inspect.iscoroutine(returned):
+        returned.close()
+        raise _NotAgreed("returned a coroutine; give the async function itself, not one that calls it.")
+    if not gives_scores:
+        if isinstance(returned, tuple):
+            raise _NotAgreed("returned a tuple; return a list, or set gives_scores to true if it has scores as well.")
+        return returned, None
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise _NotAgreed(
+            f"must return (lists, scores), but returned a {type(returned).__name__}; "
+            "set gives_scores to false if it has no scores."
+        )
+    return returned
+
+
+def _rows(value: Any, n: int, what: str) -> list[list[Any]]:
+    """Return n rows as plain lists; arrays and tensors are taken as well."""
+    value = _plain(value)
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise _NotAgreed(f"must return {what}, but returned a {type(value).__name__}.")
+    rows = [_plain(row) for row in value]
+    if len(rows) != n:
+        raise _NotAgreed(f"returned {len(rows)} {what} for {n} histories.")
+    for row in rows:
+        if not isinstance(row, Sequence) or isinstance(row, str):
+            raise _NotAgreed(f"must return a list for each history, but one is {row!r}.")
+    return [[_plain(cell) for cell in row] for row in rows]
+
+
+def _answer(items: list[Any], scores: list[Any] | None, k: int) -> Answer:
+    if len(items) > k:
+        raise _NotAgreed(f"returned {len(items)} items for a top-{k} request; return at most {k}.")
+    try:
+        return Answer(check_items(items), None if scores is None else check_scores(scores, len(items)))
+    except TeacherError as error:
+        raise _NotAgreed(f"returned what makes no sense: {error}") from error
 
 
 def _plain(value: Any) -> Any:
