@@ -49,6 +49,8 @@ class TransportSettings(Settings):
     """Seconds for one call, from connecting to the last byte."""
     attempts: PositiveInt = 5
     """Most sendings of one call, the first included."""
+    permanent: tuple[Annotated[int, Field(ge=400, le=599)], ...] = ()
+    """Statuses that another try does not help, though it usually does: 500 where that means a user it does not know."""
     first_wait: Annotated[float, Field(ge=0)] = 0.5
     """Seconds before the first retry; doubles each time, plus a random part as long, up to ``longest_wait``."""
     longest_wait: PositiveFloat = 60.0
@@ -383,7 +385,7 @@ class _Walk:
             return _Refused(f"{reason}; it redirects to {target!r}, which is not followed: give the final address")
         if status in (401, 403):
             return _Refused(f"{reason}; check the headers and the environment variables they name", fatal=True)
-        if status not in _RETRIED:
+        if status not in _RETRIED or status in self.settings.permanent:
             return _Refused(reason)
         wait = retry_after(response.headers.get("Retry-After"))
         if wait is not None and wait > self.settings.longest_wait:
