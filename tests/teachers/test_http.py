@@ -119,6 +119,14 @@ def test_a_permanent_error_is_not_asked_again(api: Api, status: int) -> None:
     assert len(api.asked) == 1
 
 
+def test_a_status_that_is_said_to_be_permanent_is_not_asked_again(api: Api) -> None:
+    """Some APIs say 500 where they mean a user that they do not know."""
+    api.answer = lambda body: Response("<h1>unknown user</h1>", 500)
+    with pytest.raises(TeacherError, match=r"answered 500 .*unknown user"):
+        ask(api, permanent=[500]).rank(histories(1), 1)
+    assert len(api.asked) == 1
+
+
 def test_a_refused_key_stops_everything(api: Api) -> None:
     api.answer = lambda body: Response("who are you?", 401)
     with pytest.raises(TeacherError, match=r"answered 401 .*check the headers"):
