@@ -1,6 +1,34 @@
 """The client that makes the calls of a teacher behind an API, and meets every fault of a network.
 
-It knows nothing of what is in the calls: a `Shape` turns questions into calls and replies into answers.
+It knows nothing of what is in the calls: a `Shape` turns questions into calls and replies into answers. Whatever comes
+back, a request ends as an answer or as a failure with its reason; both are handed on at once, so that a ledger keeps
+what was bought. "Paid" is whether the API may have served the request; what that costs stands in the ledger.
+
+=====================================================  =================================================  ==========
+what comes back                                        what becomes of it                                 paid
+=====================================================  =================================================  ==========
+nobody: no connection                                  sent again, after a wait that doubles              no
+nothing within ``timeout``, not even slowly            sent again, after a wait that doubles              perhaps
+a connection cut before or within the reply            sent again, after a wait that doubles              perhaps
+408, 425, 500, 502, 504, …: a passing error            sent again, after a wait that doubles              no
+429, 503: too much                                     nobody sends anything until the wait is over, then no
+                                                       half as many at once; sent again
+``Retry-After``, as seconds or as a date               that wait instead of ours; a failure if longer     no
+                                                       than ``longest_wait``
+401, 403: the key is refused                           a failure, and nothing more is sent                no
+3xx, to this or another host                           a failure: no redirect is followed                 no
+400, 404, 422, …: a permanent error                    a failure                                          no
+more than ``largest_reply`` bytes, packed or unpacked  not read on; a failure                             yes
+a body that cannot be unpacked                         a failure                                          yes
+no JSON, HTML, another shape, an error under 200,      a failure, with the beginning of the body; not     yes
+ids or scores of a wrong type, scores NaN or infinite  sent again, as it would be paid for again
+a list too long                                        cut by the shape                                   yes
+a short or empty list                                  an answer                                          yes
+items twice, unknown or of the history; any Unicode    an answer, kept as it is; such items are dropped,  yes
+                                                       and counted, each time that it is read
+``give_up_after`` failures in a row, or nothing but    what is in flight is finished, nothing more is
+failed calls for ``dead_after`` seconds                sent, and a `TeacherError` says so
+=====================================================  =================================================  ==========
 """
 
 from __future__ import annotations
@@ -9,6 +37,7 @@ import asyncio
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import replace
@@ -24,7 +53,7 @@ from recdistill import __version__
 from recdistill.errors import BudgetExhausted, TeacherError
 from recdistill.settings import Settings
 from recdistill.teachers.base import Answer, Failure, Outcome, Request, Take
-from recdistill.teachers.exchange import Call, Reply, Shape
+from recdistill.teachers.exchange import Call, Conversation, Reply, Shape
 from recdistill.teachers.loop import PrivateLoop
 from recdistill.teachers.meter import Charge, Meter, Pace, Unsent
 
@@ -40,7 +69,7 @@ class TransportSettings(Settings):
     """How hard an API may be asked, and when a call has failed."""
 
     charge: Charge = "queries"
-    """What the budget counts: ``queries``, ``calls`` with retries and pages, or ``rows``, the requests in those calls."""
+    """What the budget counts: ``queries``, ``calls`` (retries and pages too), or ``rows``, requests in calls."""
     concurrency: PositiveInt = 8
     """Most requests in flight at once; fewer while the API says that it is too much."""
     rate: PositiveFloat | None = None
@@ -74,11 +103,13 @@ class Client:
         self.settings = settings
         self.pace = Pace()
         self.window = Window(settings.concurrency)
+        self.calls: Counter[str] = Counter()
+        """How the calls so far ended: ``answered``, or a class of fault such as ``429``, ``timeout`` or ``cut``."""
 
     def answers(
         self, shape: Shape, take: Take, k: int, *, meter: Meter | None = None, hide: Callable[[str], str] = str
     ) -> Iterator[list[Outcome]]:
-        """Ask what ``take`` hands out; on Ctrl-C what is in flight is still waited for and yielded.
+        """Ask what ``take`` hands out; on Ctrl-C or an error what is in flight is still waited for and yielded.
 
         Args:
             shape: how the API is asked.
@@ -98,7 +129,7 @@ class Client:
             try:
                 while loop.run(walk.step()):
                     yield walk.collect()
-            except KeyboardInterrupt:
+            except (Exception, KeyboardInterrupt):
                 loop.run(walk.finish())
                 yield walk.collect()
                 raise
@@ -142,6 +173,7 @@ class _Refused(Exception):
     """A call that brought no reply.
 
     Args:
+        kind: the class of fault, in a word or two.
         reason: what was asked and what came back.
         paid: whether the API may have served it.
         again: whether another try may do better.
@@ -152,6 +184,7 @@ class _Refused(Exception):
 
     def __init__(
         self,
+        kind: str,
         reason: str,
         *,
         paid: bool = False,
@@ -161,6 +194,7 @@ class _Refused(Exception):
         fatal: bool = False,
     ) -> None:
         super().__init__(reason)
+        self.kind = kind
         self.reason = reason
         self.paid = paid
         self.again = again
@@ -196,6 +230,7 @@ class _Walk:
     ) -> None:
         self.settings = settings = client.settings
         self.window = client.window
+        self.calls = client.calls
         self.shape = shape
         self.take = take
         self.k = k
@@ -231,14 +266,18 @@ class _Walk:
             if self.gave_up is not None:
                 raise TeacherError(self.gave_up)
             return False
-        await self._wait(asyncio.FIRST_COMPLETED)
+        done, self.tasks = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
+        self._keep(done)
+        for task in done:
+            task.result()  # raises what is not the API's fault
         return True
 
     async def finish(self) -> None:
         """Take nothing new, send nothing again, and wait for what is in flight."""
         self.stopped.set()
         if self.tasks:
-            await self._wait(asyncio.ALL_COMPLETED)
+            done, self.tasks = await asyncio.wait(self.tasks)
+            self._keep(done)
 
     def collect(self) -> list[Outcome]:
         """Hand over what has finished."""
@@ -252,9 +291,8 @@ class _Walk:
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await self.http.aclose()
 
-    async def _wait(self, until: str) -> None:
-        done, self.tasks = await asyncio.wait(self.tasks, return_when=until)
-        self.finished += [outcome for task in done for outcome in task.result()]
+    def _keep(self, done: set[asyncio.Task[list[Outcome]]]) -> None:
+        self.finished += [outcome for task in done if task.exception() is None for outcome in task.result()]
 
     async def _converse(self, requests: list[Request]) -> list[Outcome]:
         """Ask about some requests, call after call, until there are outcomes or no hope of any."""
@@ -276,23 +314,30 @@ class _Walk:
     async def _talk(self, requests: list[Request], tally: _Tally) -> list[Answer | Failure]:
         """Make the calls of a conversation; returns what its shape made of the replies."""
         conversation = self.shape.converse(requests, self.k)
-        call, reply = None, None
+        said = self._advance(conversation, None, None)
+        while isinstance(said, Call):
+            reply = await self._fetch(said, requests, tally)
+            tally.paid = True
+            said = self._advance(conversation, said, reply)
+        return said
+
+    def _advance(
+        self, conversation: Conversation, call: Call | None, reply: Reply | None
+    ) -> Call | list[Answer | Failure]:
+        """Hand a reply to the shape, which says what to call next, or what came of it all."""
         try:
-            call = next(conversation)
-            while True:
-                reply = await self._fetch(call, requests, tally)
-                tally.paid = True
-                call = conversation.send(reply)
+            following: Call = next(conversation) if reply is None else conversation.send(reply)
+            return following
         except StopIteration as end:
             outcomes: list[Answer | Failure] = end.value
             return outcomes
-        except BudgetExhausted:
-            raise
         except TeacherError as error:
             if call is None or reply is None:
-                raise _Refused(f"the question cannot be asked: {error}") from error
-            said = f"{call.url} answered {reply.status} with {self.hide(str(error))}"
-            raise _Refused(f"{said}: {self._excerpt(reply.body)}") from error
+                raise _Refused("not asked", f"the question cannot be asked: {error}") from error
+            self.calls["answered"] -= 1
+            self.calls["senseless"] += 1
+            reason = f"{call.url} answered {reply.status} with {self.hide(str(error))}: {self._excerpt(reply.body)}"
+            raise _Refused("senseless", reason) from error
 
     async def _fetch(self, call: Call, requests: list[Request], tally: _Tally) -> Reply:
         """Send a call until there is a reply, or no hope of one."""
@@ -359,17 +404,18 @@ class _Walk:
                     raise self._refusal(url, response, await _read(response, _ERROR_BYTES))
                 body = await _read(response, self.settings.largest_reply + 1)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
-            raise _Refused(f"{url} cannot be reached: {_name(error)}", again=True) from error
+            raise _Refused("unreachable", f"{url} cannot be reached: {_name(error)}", again=True) from error
         except (TimeoutError, httpx2.TimeoutException) as error:
-            raise _Refused(
-                f"{url} did not answer within {self.settings.timeout:g} s (timeout)", paid=True, again=True
-            ) from error
+            reason = f"{url} did not answer within {self.settings.timeout:g} s (timeout)"
+            raise _Refused("timeout", reason, paid=True, again=True) from error
         except httpx2.TransportError as error:
-            raise _Refused(f"{url} broke the connection: {_name(error)}", paid=True, again=True) from error
+            reason = f"{url} broke the connection: {_name(error)}"
+            raise _Refused("cut", reason, paid=True, again=True) from error
         except httpx2.RequestError as error:
-            raise _Refused(f"{url} sent what cannot be read: {_name(error)}", paid=True) from error
+            raise _Refused("unreadable", f"{url} sent what cannot be read: {_name(error)}", paid=True) from error
         if len(body) > self.settings.largest_reply:
             raise _Refused(
+                "too large",
                 f"{url} answered with more than {self.settings.largest_reply:,} bytes, which were not read on; raise "
                 "largest_reply if that is right, or ask for shorter lists",
                 paid=True,
@@ -382,24 +428,28 @@ class _Walk:
         reason = f"{url} answered {status} {response.reason_phrase}: {self._excerpt(body)}"
         if response.is_redirect:
             target = self.hide(response.headers.get("Location", "nowhere"))
-            return _Refused(f"{reason}; it redirects to {target!r}, which is not followed: give the final address")
+            reason += f"; it redirects to {target!r}, which is not followed: give the final address"
+            return _Refused("redirect", reason)
         if status in (401, 403):
-            return _Refused(f"{reason}; check the headers and the environment variables they name", fatal=True)
+            reason += "; check the headers and the environment variables they name"
+            return _Refused(str(status), reason, fatal=True)
         if status not in _RETRIED or status in self.settings.permanent:
-            return _Refused(reason)
+            return _Refused(str(status), reason)
         wait = retry_after(response.headers.get("Retry-After"))
         if wait is not None and wait > self.settings.longest_wait:
             reason += f"; it asks to wait {wait:,.0f} s, more than longest_wait ({self.settings.longest_wait:g} s)"
-        return _Refused(reason, again=True, wait=wait, too_much=status in _TOO_MUCH)
+        return _Refused(str(status), reason, again=True, wait=wait, too_much=status in _TOO_MUCH)
 
     def _note_reply(self) -> None:
         """Take note that the API lives, and bears what it is asked."""
+        self.calls["answered"] += 1
         self.window.grow()
         self.too_much_in_a_row = 0
         self.failing_since = None
 
     def _note_refusal(self, refused: _Refused, attempt: int, sent_at: float) -> float | None:
         """Slow everybody down where that is asked for; return the seconds before another try, ``None`` for no more."""
+        self.calls[refused.kind] += 1
         now = time.monotonic()
         alive_until = sent_at if refused.wait is None else now + refused.wait
         self.failing_since = alive_until if self.failing_since is None else self.failing_since
