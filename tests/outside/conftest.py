@@ -12,7 +12,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import recdistill as rd
-from recdistill.data.dataset import Items, Sequences
+from recdistill.data.dataset import Items, RawId, Sequences
 from recdistill.evaluation.fidelity import agreement
 from recdistill.evaluation.scoring import top_k
 
@@ -24,6 +24,14 @@ class Piece:
     """What the tests of this folder have in common."""
 
     split: rd.Split
+    top_k: int = 50
+    """Length of the lists that a student learns."""
+
+    def pairs(self) -> list[tuple[RawId, RawId]]:
+        """Return the user and the item of each training interaction, in their raw ids."""
+        train, dataset = self.split.train, self.split.dataset
+        users = dataset.users.decode(np.repeat(np.arange(len(train)), train.lengths))
+        return list(zip(users, dataset.items.decode(train.flat()[0]), strict=True))
 
     def distill(self, teacher: rd.CallableTeacher | rd.HttpTeacher, folder: Path, *, budget: int) -> rd.Student:
         """Train a SASRec on the teacher's answers alone, always to the last epoch."""
@@ -31,7 +39,7 @@ class Piece:
         return rd.distill(
             teacher,
             self.split,
-            method=rd.KD(labels=False, top_k=50, values="ranks"),
+            method=rd.KD(labels=False, top_k=self.top_k, values="ranks"),
             student=rd.SASRec(dim=32, n_blocks=1, max_len=50),
             training=rd.TrainerSettings(epochs=epochs, validate_every=epochs, batch_size=32, learning_rate=0.01),
             budget=budget,

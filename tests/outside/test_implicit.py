@@ -13,6 +13,8 @@ from scipy.sparse import csr_matrix
 import recdistill as rd
 from recdistill.data.dataset import Sequences
 
+from .conftest import Piece
+
 
 def matrix(histories: Sequences, n_items: int) -> csr_matrix:
     """Histories as implicit reads them: a row each, item i in column i - 1."""
@@ -27,7 +29,7 @@ def listed(ids: Any, scores: Any) -> tuple[list[list[int]], list[list[float]]]:
     return [(ids[row][real[row]] + 1).tolist() for row in rows], [scores[row][real[row]].tolist() for row in rows]
 
 
-def test_als_reads_histories_that_it_was_not_trained_on(piece: Any, tmp_path: Path) -> None:
+def test_als_reads_histories_that_it_was_not_trained_on(piece: Piece, tmp_path: Path) -> None:
     split, n_items = piece.split, piece.split.dataset.n_items
     model = AlternatingLeastSquares(factors=16, iterations=10, random_state=0, num_threads=1)
     model.fit(matrix(split.train, n_items), show_progress=False)
@@ -42,7 +44,7 @@ def test_als_reads_histories_that_it_was_not_trained_on(piece: Any, tmp_path: Pa
     piece.check(student, teacher.rank(histories, 10).items, histories)
 
 
-def test_bpr_knows_users_only(piece: Any, tmp_path: Path) -> None:
+def test_bpr_knows_users_only(piece: Piece, tmp_path: Path) -> None:
     split, n_items = piece.split, piece.split.dataset.n_items
     bought = matrix(split.train, n_items)
     model = BayesianPersonalizedRanking(factors=16, iterations=100, learning_rate=0.05, random_state=0, num_threads=1)

@@ -178,7 +178,7 @@ def test_a_function_may_take_users(batched: bool, expected: list[Any]) -> None:
         return [["c"], ["a"]] if batched else ["c"]
 
     users = IdMap(["ann", "bob"], first=0)
-    teacher = CallableTeacher(fn, identity="mine", ids=IDS, takes="user", user_ids=users, batched=batched)
+    teacher = CallableTeacher(fn, identity="mine", ids=IDS, takes="user", users=users, batched=batched)
     teacher.rank(HISTORIES, 1, users=np.array([1, 0]))
     assert given == expected
 

@@ -57,7 +57,7 @@ class CallableTeacher(OutsideTeacher):
             ``identity`` must change whenever the data do.
         n_items: N; needed without ``ids``.
         takes: whether the function is given histories or users.
-        user_ids: the users in the function's own ids, for a function that takes users; without it these are dense.
+        users: the users in the function's own ids, for a function that takes users; without it these are dense.
         batched: whether a call is given a list of histories (or users), or one.
         gives_scores: whether the function returns scores as well.
         exclude_history: whether items of the history are dropped from the lists.
@@ -74,7 +74,7 @@ class CallableTeacher(OutsideTeacher):
         ids: IdMap | None = None,
         n_items: int | None = None,
         takes: Literal["history", "user"] = "history",
-        user_ids: IdMap | None = None,
+        users: IdMap | None = None,
         batched: bool = True,
         gives_scores: bool = False,
         exclude_history: bool = True,
@@ -93,7 +93,7 @@ class CallableTeacher(OutsideTeacher):
         self.ids = ids
         self.n_items = n_items
         self.takes = takes
-        self.user_ids = user_ids
+        self.user_ids = users
         self.batched = batched
         self.gives_scores = gives_scores
         self.exclude_history = exclude_history
