@@ -49,6 +49,12 @@ def test_a_teacher_that_takes_users_is_not_asked_without() -> None:
         teacher.rank(Sequences.from_lists([[1]]), 2)
 
 
+def test_a_teacher_is_told_no_more_than_its_newest_items() -> None:
+    teacher = Silent()
+    teacher.max_history = 2
+    assert [r.history for r in teacher.requests(Sequences.from_lists([[1, 2, 3], [1]]))] == [["b", "c"], ["a"]]
+
+
 def test_answers_are_translated_in_their_order_and_padded() -> None:
     ranking = Silent().ranking({0: Answer(["c", "b"]), 1: Answer(["a"])}, Sequences.from_lists([[1], [2]]), 3)
     assert ranking.items.tolist() == [[3, 2, 0], [1, 0, 0]]

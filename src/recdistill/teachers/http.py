@@ -1,6 +1,6 @@
 """A recommender behind an API as a teacher.
 
-What it is asked and how it answers is declared (`recdistill.teachers.shapes`), or known by name
+What it is asked and how it answers is declared (`recdistill.teachers.shape_settings`), or known by name
 (`recdistill.teachers.presets`). By default ``POST {"history": [ids], "k": 10}`` is answered by ``{"items": [ids]}``,
 with ``"scores": [numbers]`` where the API gives them.
 """
@@ -16,7 +16,8 @@ from recdistill.errors import SettingsError
 from recdistill.teachers.base import Outcome, Take
 from recdistill.teachers.client import Client, TransportSettings
 from recdistill.teachers.meter import Meter, MeteredTeacher
-from recdistill.teachers.shapes import DeclaredShape, ShapeSettings
+from recdistill.teachers.shape_settings import ShapeSettings
+from recdistill.teachers.shapes import DeclaredShape
 from recdistill.teachers.signing import hide
 
 _log = logging.getLogger("recdistill.teachers")
@@ -66,7 +67,7 @@ class HttpTeacher(MeteredTeacher):
     def identity(self) -> str:
         """The name that was given, or one made of the url and what is asked there."""
         config = self.config
-        return config.identity or (f"{config.url}#{config.fingerprint}" if config.fingerprint else config.url)
+        return config.identity or (f"{config.address}#{config.fingerprint}" if config.fingerprint else config.address)
 
     def answers(self, take: Take, k: int, meter: Meter | None = None) -> Iterator[list[Outcome]]:
         """Ask the API; on Ctrl-C what is in flight is still waited for and yielded, a second one stops at once.

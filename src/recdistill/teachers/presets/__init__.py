@@ -1,4 +1,4 @@
-"""Shapes of well-known APIs, one TOML file each: settings of `ShapeSettings`, and what they are about."""
+"""Shapes of well-known APIs: one TOML file each, with settings and what they are for."""
 
 from __future__ import annotations
 

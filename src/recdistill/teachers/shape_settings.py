@@ -1,0 +1,289 @@
+"""What an API is asked and where its answer lies, as settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path as File
+from typing import Annotated, Any, Literal, Self, TypeAlias
+from urllib.parse import parse_qsl, urlsplit
+
+import polars as pl
+from pydantic import AfterValidator, Field, JsonValue, PositiveInt, model_validator
+
+from recdistill.data.dataset import IdMap
+from recdistill.data.files import open_tables
+from recdistill.errors import SettingsError
+from recdistill.settings import Settings
+from recdistill.teachers.paths import Path
+from recdistill.teachers.presets import with_preset
+from recdistill.teachers.signing import Signature, variables
+from recdistill.teachers.templates import names, write
+
+_SECRET = re.compile(r"auth|cookie|key|token|secret|passw|signature|credential", re.IGNORECASE)
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+Plain: TypeAlias = str | int | float | bool
+Reads: TypeAlias = Literal["history", "session", "last_item", "user"]
+
+_ANSWERS = {"method", "values", "query", "body", "item", "question", "reads", "max_k", "answers", "items", "id"}
+"""The settings that decide what an answer is, next to the url."""
+_SHOWS: dict[Reads, set[str]] = {
+    "history": {"history", "length", "last_item"},
+    "session": {"item"},
+    "last_item": {"last_item"},
+    "user": {"user"},
+}
+"""The placeholders that stand for whom a question is about."""
+_TAKEN = set().union(*_SHOWS.values()) | {"k", "gives_scores", "session", "offset", "page", "questions", "time"}
+"""The placeholders that have a meaning already."""
+
+
+def _checked_path(path: str) -> str:
+    Path.parse(path)
+    return path
+
+
+def _checked_list(path: str) -> str:
+    if not Path.parse(path).leads_to_many:
+        raise ValueError(f"{path!r} leads to one value; add [*] where the list is, as in items[*]")
+    return path
+
+
+def _checked_format(format: str) -> str:
+    if format.count("{id}") != 1:
+        raise ValueError(f"{format!r} must name {{id}} once, as in item-{{id}}")
+    return format
+
+
+def _history_and_k() -> JsonValue:
+    return {"history": "{history}", "k": "{k}"}
+
+
+OnePath: TypeAlias = Annotated[str, AfterValidator(_checked_path)]
+ListPath: TypeAlias = Annotated[str, AfterValidator(_checked_list)]
+IdFormat: TypeAlias = Annotated[str, AfterValidator(_checked_format)]
+IdFile: TypeAlias = Annotated[str, AfterValidator(lambda path: str(File(path).absolute()))]
+
+
+class ShapeSettings(Settings):
+    """How an API wants to be asked, and how it answers; by default ``{"history", "k"}`` and ``{"items", "scores"}``.
+
+    Templates hold placeholders. Of whom is asked: ``{history}``, ``{length}``, ``{last_item}``; ``{item}`` in the
+    replay of a session; ``{user}``. Of what: ``{k}``, ``{gives_scores}``, ``{session}`` (new for each question),
+    ``{offset}`` or ``{page}`` where lists come in pages, ``{questions}`` where one call asks several. And each name in
+    ``values``.
+    """
+
+    preset: str | None = None
+    """A shape that is known by name; what is set here replaces what it sets, and tables are merged. It is read once:
+    afterwards its settings stand here, and this is empty."""
+    url: str
+    """Where calls go to, a template; http or https, without secrets in it."""
+    method: Literal["GET", "POST", "PUT"] = "POST"
+    """How it is called."""
+    values: dict[str, Plain] = Field(default_factory=dict)
+    """What further placeholders stand for, such as the name of a campaign; no secrets."""
+    headers: dict[str, str] = Field(default_factory=dict)
+    """Headers of each call; ``${NAME}`` stands for the environment variable NAME, the only place for a secret."""
+    query: dict[str, Plain] = Field(default_factory=dict)
+    """Parameters of the address, templates; no secrets."""
+    body: JsonValue = Field(default_factory=_history_and_k)
+    """What is sent, a template; nothing is with ``GET``."""
+    item: JsonValue = "{item}"
+    """One item in ``{history}``, a template; also with ``{time}``, made up so that items are in order."""
+    question: JsonValue = None
+    """One question in ``{questions}``, a template, for an API that is asked several things in one call."""
+    batch_size: PositiveInt = 1
+    """Most questions in one call; more than one needs ``question`` and ``answers``."""
+    reads: Reads = "history"
+    """What it is told of whom it answers for: the ``history`` in one call; the history item by item, in a ``session``
+    that it keeps, one call each; the ``last_item`` alone; or the ``user``, whose history it knows by itself."""
+    max_history: PositiveInt | None = None
+    """Newest items of a history that are sent; all where not given."""
+    max_k: PositiveInt | None = None
+    """Items that one call gives at most: ``{k}`` is no more. Where lists do not come in pages, they end there."""
+    answers: ListPath | None = None
+    """Where the answer to each question lies, if a call asks several; the paths below then start there."""
+    items: ListPath = "items[*]"
+    """Where the list is, best item first."""
+    id: OnePath = "."
+    """Where in an entry of the list the item's id is; ``.`` for the entry itself."""
+    score: OnePath = "scores[*]"
+    """Where the score is: in an entry of the list, or, with ``[*]``, in a list of its own; empty for nowhere."""
+    next_page: OnePath | None = None
+    """Where the reply says what to send as ``{page}`` for more; nothing there, or null, means that there is no more."""
+    gives_scores: bool = False
+    """Whether to read scores; an answer without them is then a failure."""
+    item_format: IdFormat | None = None
+    """The API's id of an item, made from that of the data, such as ``item-{id}``; ``{id}`` alone makes it text."""
+    item_file: IdFile | None = None
+    """File with the API's id of each item: columns ``id``, as in the data, and ``api_id``. Replaces the format."""
+    user_format: IdFormat | None = None
+    """The API's id of a user, made from that of the data."""
+    varies: bool = False
+    """Whether it may answer the same question in another way the next time."""
+    signature: Signature | None = None
+    """How calls are signed, where a header does not do."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """Put the preset's settings under those given, and send no body with GET."""
+        if not isinstance(values, Mapping):
+            return values
+        filled = with_preset(values)
+        return {"body": None, **filled} if filled.get("method") == "GET" else filled
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._check_secrets()
+        self._check_placeholders()
+        self._check_calls()
+        address = urlsplit(self.address)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise _refusal(f"url must be a full address like https://shop.example/recommend, but is {self.url!r}")
+        if self.gives_scores and not self.score:
+            raise _refusal("gives_scores is set, but this API gives none; leave it out, or say in score where they are")
+        return self
+
+    def _check_secrets(self) -> None:
+        """Refuse what looks like a secret, without showing it."""
+        address = urlsplit(self.address)
+        given = {"url": dict(parse_qsl(address.query)), "query": self.query, "values": self.values, "body": self.body}
+        found = [f"{table}: {name}" for table, value in given.items() for name in _texts(value) if _SECRET.search(name)]
+        if "@" in address.netloc or found:
+            place = found[0] if found else "url"
+            raise _refusal(
+                f"{place} must hold no secret, it is written to results; send it in a header from the environment"
+            )
+        for name, value in self.headers.items():
+            if _SECRET.search(name) and not variables(value):
+                raise _refusal(
+                    f"header {name} carries a secret, which settings must not hold; write ${{NAME}} and put it "
+                    "into the environment variable NAME"
+                )
+
+    def _check_placeholders(self) -> None:
+        """Refuse a placeholder that stands for nothing, and calls that do not say whom they are about."""
+        own, shown = set(self.values), _SHOWS[self.reads]
+        if wrong := [name for name in own if not _NAME.fullmatch(name) or name in _TAKEN]:
+            raise _refusal(f"values.{wrong[0]}: choose a name of lower-case letters, digits and _ that is not taken")
+        one = own | shown | {"k", "gives_scores", "session"}
+        call = one | {"offset"} if self.question is None else own | {"k", "gives_scores"}
+        more = {"page"} if self.question is None else set()
+        for where, template, known in (
+            ("url", self.url, call),
+            ("query", dict(self.query), call | more),
+            ("body", self.body, call | (more or {"questions"})),
+            ("question", self.question, one),
+            ("item", self.item, own | {"item", "time"}),
+            ("headers", dict(self.headers), own),
+        ):
+            if unknown := names(template) - known:
+                raise _refusal(
+                    f"{where}: {{{min(unknown)}}} stands for nothing here; set values.{min(unknown)}, or use one of: "
+                    f"{', '.join(sorted(known))}"
+                )
+        if not self._placeholders & shown:
+            raise _refusal(
+                f"reads is {self.reads!r}, so url, query, body or question must name one of: {', '.join(sorted(shown))}"
+            )
+
+    def _check_calls(self) -> None:
+        """Refuse settings that contradict each other about how many calls a question takes."""
+        used = self._placeholders
+        if self.method == "GET" and self.body is not None:
+            raise _refusal("body: GET sends none; use query, or method POST")
+        if self.reads == "session" and ("session" not in used or self.in_pages or self.question is not None):
+            raise _refusal(
+                "the replay of a session must name {session}, and asks one question at a time, without pages"
+            )
+        if ("page" in used) != (self.next_page is not None):
+            raise _refusal("{page} says where a page begins, and next_page where to read that; give both or neither")
+        if (self.question is None) != (self.answers is None):
+            raise _refusal("question is what one call asks several of, answers where their answers lie; give both")
+        if (self.question is None) != ("questions" not in used):
+            raise _refusal("question and {questions} in the body belong together; give both or neither")
+        if self.question is None and self.batch_size > 1:
+            raise _refusal("batch_size: several questions in one call need question and answers")
+
+    @property
+    def _placeholders(self) -> set[str]:
+        return names([self.url, dict(self.query), self.body, self.question])
+
+    @property
+    def address(self) -> str:
+        """The url with ``values`` put in."""
+        return write(self.url, {name: self.values.get(name, f"{{{name}}}") for name in names(self.url)})
+
+    @property
+    def in_pages(self) -> bool:
+        """Whether a list may take several calls."""
+        return bool(self._placeholders & {"page", "offset"})
+
+    @property
+    def newest(self) -> int | None:
+        """Newest items of a history that can make a difference; ``None`` for all."""
+        return 1 if self.reads == "last_item" else self.max_history
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this API from others at the same address; empty for the default shape."""
+        told = {name: value for name, value in self if name in _ANSWERS and value != _default(name)}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12] if told else ""
+
+    def item_ids(self, ids: IdMap) -> IdMap:
+        """Return the items in the ids that the API speaks.
+
+        Raises:
+            SettingsError: when the file names no id for an item, or one id twice.
+            DataError: when it cannot be read.
+        """
+        if self.item_file is None:
+            return _formatted(ids, self.item_format)
+        frames = [table.frame for table in open_tables(self.item_file, {"id": "id", "api_id": "api_id"})]
+        pairs = pl.concat(frames).cast(pl.String).unique()
+        if pairs["id"].n_unique() < len(pairs) or pairs["api_id"].n_unique() < len(pairs):
+            raise SettingsError(f"{self.item_file} must name each id and each api_id once, but names one twice.")
+        named = ids.raw.cast(pl.String).to_frame("id").join(pairs, on="id", how="left", maintain_order="left")
+        if missing := named.filter(pl.col("api_id").is_null())["id"].to_list():
+            raise SettingsError(
+                f"{self.item_file} gives no api_id for {len(missing):,} of {len(ids):,} items, for example "
+                f"{missing[:3]}; add them, or leave the items out of the data."
+            )
+        return IdMap(named["api_id"], first=ids.first)
+
+    def user_ids(self, ids: IdMap) -> IdMap:
+        """Return the users in the ids that the API speaks."""
+        return _formatted(ids, self.user_format)
+
+
+def _formatted(ids: IdMap, format: str | None) -> IdMap:
+    if format is None:
+        return ids
+    before, after = format.split("{id}")
+    return IdMap(before + ids.raw.cast(pl.String) + after, first=ids.first)
+
+
+def _texts(template: Any) -> Iterator[str]:
+    """Yield the names of all members, at any depth, whose value is text as it stands."""
+    if isinstance(template, Mapping):
+        for name, value in template.items():
+            if isinstance(value, str) and not names(value):
+                yield name
+            yield from _texts(value)
+    elif isinstance(template, list):
+        for value in template:
+            yield from _texts(value)
+
+
+def _default(name: str) -> Any:
+    return ShapeSettings.model_fields[name].get_default(call_default_factory=True, validated_data={})
+
+
+def _refusal(reason: str) -> SettingsError:
+    """Not a ``ValueError``, to which the settings around would be added, with whatever they hold."""
+    return SettingsError(f"http teacher: {reason}")

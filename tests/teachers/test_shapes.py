@@ -1,0 +1,415 @@
+"""Questions to calls and replies to answers, without a network."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path as File
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recdistill.data.dataset import IdMap, Sequences
+from recdistill.errors import SettingsError, TeacherError
+from recdistill.teachers.base import Answer, Failure, Request
+from recdistill.teachers.exchange import Call, Reply
+from recdistill.teachers.http import HttpTeacher
+from recdistill.teachers.paths import Path
+from recdistill.teachers.shape_settings import ShapeSettings
+from recdistill.teachers.shapes import DeclaredShape
+
+URL = "https://shop.example/recommend"
+ITEMS = IdMap(["a", "b", "c", "d"], first=1)
+
+
+def settings(**given: Any) -> ShapeSettings:
+    return ShapeSettings.parse({"url": URL, **given})
+
+
+def talk(
+    declared: ShapeSettings, requests: list[Request], replies: list[Any], k: int = 3
+) -> tuple[list[Call], list[Answer | Failure]]:
+    """Hold a conversation; returns the calls that were made and the outcomes."""
+    names = iter(f"s{n}" for n in range(1, 100))
+    conversation = DeclaredShape(declared, new_session=lambda: next(names)).converse(requests, k)
+    calls: list[Call] = []
+    waiting: Iterator[Any] = iter(replies)
+    reply: Reply | None = None
+    while True:
+        try:
+            calls.append(next(conversation) if reply is None else conversation.send(reply))
+        except StopIteration as end:
+            assert list(waiting) == [], "a reply was not asked for"
+            return calls, end.value
+        body = next(waiting)
+        reply = Reply(200, {}, body if isinstance(body, bytes) else json.dumps(body).encode())
+
+
+def about(*history: str, user: str | None = None) -> Request:
+    return Request(0, list(history), user)
+
+
+def sent(call: Call) -> Any:
+    assert call.body is not None
+    return json.loads(call.body)
+
+
+def answer(outcome: Answer | Failure) -> Answer:
+    assert isinstance(outcome, Answer)
+    return outcome
+
+
+def test_the_default_shape() -> None:
+    (call,), (outcome,) = talk(settings(), [about("a", "ü")], [{"items": ["b", 7], "scores": [2, 1]}])
+    assert call == Call("POST", URL, {"Content-Type": "application/json"}, '{"history":["a","ü"],"k":3}'.encode())
+    assert (answer(outcome).items, answer(outcome).scores) == (["b", 7], None)
+
+
+# Paths
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "found"),
+    [
+        ("items[*]", {"items": [1, 2]}, [1, 2]),
+        ("[*]", [1, 2], [1, 2]),
+        (".", 5, [5]),
+        (".id", {"id": 5}, [5]),
+        ("metadata.score", {"metadata": {"score": 0.5}}, [0.5]),
+        ("results[*].hits[*]", {"results": [{"hits": [1]}, {"hits": [2, 3]}]}, [1, 2, 3]),
+        ("results[1][0]", {"results": [[1], [2]]}, [2]),
+        ("outputs[name=ids].data[*]", {"outputs": [{"name": "scores"}, {"name": "ids", "data": [4]}]}, [4]),
+        ("x-id", {"x-id": None}, [None]),
+        ("items[*].id", {"items": []}, []),
+    ],
+)
+def test_a_path_leads_to_values(path: str, value: Any, found: list[Any]) -> None:
+    assert Path.parse(path).all(value) == found
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("items[*]", {"error": "no", "code": 3}, "an object with 'items', but it is an object with 'error', 'code'"),
+        ("items[*]", {"items": {}}, "a list, but it is an empty object"),
+        ("items[*].id", {"items": ["a"]}, "an object with 'id', but it is text"),
+        ("[2]", [1, 2], "a list of more than 2, but it is a list of 2"),
+        (
+            "out[name=ids]",
+            {"out": [{"name": "x"}]},
+            "a list with an object whose 'name' is 'ids', but it is a list of 1",
+        ),
+        ("id", None, "an object with 'id', but it is null"),
+        ("id", True, "but it is true or false"),
+        ("id", 1.5, "but it is a number"),
+        ("id", [], "but it is an empty list"),
+        ("z", dict.fromkeys("abcdefg", 0), "with 'a', 'b', 'c', 'd', 'e', …"),
+    ],
+)
+def test_a_path_that_leads_nowhere_says_where_and_what_is_there(path: str, value: Any, said: str) -> None:
+    with pytest.raises(TeacherError) as caught:
+        Path.parse(path).all(value)
+    assert f"nothing at {path!r}: there should be " in str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["items[", "items[*", "a..b", "[x]", "items[*]]", "[-1]"])
+def test_what_is_no_path_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="is no path, from"):
+        Path.parse(path)
+
+
+# What is sent
+
+
+def test_an_item_is_an_object_where_the_api_wants_one() -> None:
+    declared = settings(
+        item={"product": {"id": "{item}"}}, body={"events": "{history}", "n": "{length}", "to": "{last_item}"}
+    )
+    (call,), _ = talk(declared, [about("a", "b")], [{"items": []}])
+    assert sent(call) == {"events": [{"product": {"id": "a"}}, {"product": {"id": "b"}}], "n": 2, "to": "b"}
+
+
+def test_items_get_times_in_their_order() -> None:
+    """An API that sorts what it is told by time must see the order of the history."""
+    declared = settings(item={"id": "{item}", "at": "{time}"}, body="{history}")
+    (call,), _ = talk(declared, [about("a", "b", "c")], [{"items": []}])
+    times = [event["at"] for event in sent(call)]
+    assert times == sorted(times)
+    assert len(set(times)) == 3
+
+
+def test_addresses_are_quoted_so_that_no_id_changes_what_is_asked() -> None:
+    declared = settings(
+        url="{server}/users/{user}/items",
+        values={"server": "https://shop.example/v1", "lang": "en/gb"},
+        query={"n": "{k}", "lang": "{lang}", "fresh": True},
+        method="GET",
+        reads="user",
+    )
+    (call,), _ = talk(declared, [about("a", user="../me?k=1&ü")], [{"items": []}])
+    assert call.url == ("https://shop.example/v1/users/..%2Fme%3Fk%3D1%26%C3%BC/items?n=3&lang=en%2Fgb&fresh=true")
+    assert (call.method, call.body, dict(call.headers)) == ("GET", None, {})
+
+
+def test_a_history_in_the_address_is_joined_by_commas() -> None:
+    (call,), _ = talk(
+        settings(method="GET", url=f"{URL}?v=2", query={"items": "{history}"}), [about("a", "b,c")], [{"items": []}]
+    )
+    assert call.url == f"{URL}?v=2&items=a%2Cb%2Cc"
+
+
+def test_k_is_no_more_than_one_call_gives() -> None:
+    (call,), _ = talk(settings(max_k=2), [about("a")], [{"items": []}])
+    assert sent(call)["k"] == 2
+
+
+# What comes back
+
+
+@pytest.mark.parametrize(
+    ("declared", "reply"),
+    [
+        ({"items": "list[*]"}, {"list": ["b", "c"], "scores": [2, 1]}),
+        ({"items": "list[*]", "id": "item.id", "score": "item.score"}, {
+            "list": [{"item": {"id": "b", "score": 2}}, {"item": {"id": "c", "score": 1}}]
+        }),
+        ({"items": "out[name=i].data[*]", "score": "out[name=s].data[*]"}, {
+            "out": [{"name": "s", "data": [2, 1]}, {"name": "i", "data": ["b", "c"]}]
+        }),
+    ],
+)  # fmt: skip
+def test_scores_lie_beside_the_ids_or_in_a_list_of_their_own(declared: dict[str, Any], reply: Any) -> None:
+    _, (outcome,) = talk(settings(gives_scores=True, **declared), [about("a")], [reply])
+    assert (answer(outcome).items, answer(outcome).scores) == (["b", "c"], [2.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (b"<html>", "something that is not JSON"),
+        (b"[" * 100_000, "something that is not JSON"),
+        (b"\xff", "something that is not JSON"),
+        ({"items": [{"id": "b"}]}, r"nothing at 'metadata.score': there should be an object with 'metadata'"),
+        ({"items": [{"id": None, "metadata": {"score": 1}}]}, "integers or strings, but one is None"),
+        ({"items": [{"id": "b", "metadata": {"score": None}}]}, "finite numbers, but one is None"),
+    ],
+)
+def test_a_reply_that_makes_no_sense_is_refused_by_what_is_wrong(reply: Any, said: str) -> None:
+    declared = settings(id="id", score="metadata.score", gives_scores=True)
+    with pytest.raises(TeacherError, match=said):
+        talk(declared, [about("a")], [reply])
+
+
+# Pages
+
+
+def test_pages_are_turned_by_offset_until_one_is_short() -> None:
+    declared = settings(body={"h": "{history}", "from": "{offset}", "n": "{k}"}, max_k=2)
+    calls, (outcome,) = talk(declared, [about("a")], [{"items": [1, 2]}, {"items": [3, 4]}, {"items": [5]}], k=9)
+    assert [(sent(call)["from"], sent(call)["n"]) for call in calls] == [(0, 2), (2, 2), (4, 2)]
+    assert answer(outcome).items == [1, 2, 3, 4, 5]
+
+
+def test_no_page_is_turned_for_more_than_was_asked_for() -> None:
+    declared = settings(body={"h": "{history}", "from": "{offset}"}, max_k=2)
+    calls, (outcome,) = talk(declared, [about("a")], [{"items": [1, 2]}, {"items": [3, 4]}], k=3)
+    assert len(calls) == 2
+    assert answer(outcome).items == [1, 2, 3]
+
+
+@pytest.mark.parametrize("last", [{}, {"next": None}, {"next": ""}])
+def test_pages_are_turned_by_token_until_there_is_none(last: dict[str, Any]) -> None:
+    """The first call has no token, so its member is left out rather than sent as null."""
+    declared = settings(
+        body={"h": "{history}", "page": "{page}"}, next_page="next", gives_scores=True, id="id", score="s"
+    )
+    first = {"items": [{"id": "b", "s": 3}], "next": "t1"}
+    calls, (outcome,) = talk(declared, [about("a")], [first, {"items": [{"id": "c", "s": 2}], **last}])
+    assert [sent(call) for call in calls] == [{"h": ["a"]}, {"h": ["a"], "page": "t1"}]
+    assert (answer(outcome).items, answer(outcome).scores) == (["b", "c"], [3.0, 2.0])
+
+
+def test_an_empty_page_is_the_last() -> None:
+    declared = settings(body={"h": "{history}", "page": "{page}"}, next_page="next")
+    calls, (outcome,) = talk(declared, [about("a")], [{"items": [1], "next": "t"}, {"items": [], "next": "u"}])
+    assert len(calls) == 2
+    assert answer(outcome).items == [1]
+
+
+def test_an_api_that_gives_the_same_page_again_is_not_paid_for_more_of_them() -> None:
+    declared = settings(body={"h": "{history}", "from": "{offset}"}, max_k=1)
+    with pytest.raises(TeacherError, match="the page before once more"):
+        talk(declared, [about("a")], [{"items": [1]}, {"items": [1]}])
+
+
+def test_scores_that_rise_from_page_to_page_are_refused() -> None:
+    declared = settings(body={"h": "{history}", "from": "{offset}"}, max_k=1, gives_scores=True)
+    with pytest.raises(TeacherError, match="scores rise"):
+        talk(declared, [about("a")], [{"items": [1], "scores": [1]}, {"items": [2], "scores": [2]}], k=2)
+
+
+# Several questions, sessions, single items
+
+
+BATCH = {
+    "body": {"instances": "{questions}"},
+    "question": {"history": "{history}"},
+    "answers": "predictions[*]",
+    "batch_size": 3,
+}
+
+
+def test_several_questions_in_one_call_one_bad_answer_spoils_no_other() -> None:
+    replies = [{"predictions": [{"items": ["x"]}, {"itemz": []}, {"items": ["z"]}]}]
+    (call,), outcomes = talk(settings(**BATCH), [about("a"), about("b"), about("c")], replies)
+    assert sent(call) == {"instances": [{"history": ["a"]}, {"history": ["b"]}, {"history": ["c"]}]}
+    assert [answer(outcomes[0]).items, answer(outcomes[2]).items] == [["x"], ["z"]]
+    assert isinstance(outcomes[1], Failure)
+    assert outcomes[1].paid
+    assert "nothing at 'items[*]'" in outcomes[1].reason
+
+
+def test_another_number_of_answers_than_questions_is_refused() -> None:
+    """They could not be told apart."""
+    with pytest.raises(TeacherError, match=r"1 answers at 'predictions\[\*\]' to 2 questions"):
+        talk(settings(**BATCH), [about("a"), about("b")], [{"predictions": [{"items": []}]}])
+
+
+SESSION = {"reads": "session", "method": "GET", "query": {"s": "{session}", "i": "{item}"}, "items": "[*]"}
+
+
+def test_a_session_is_replayed_from_its_beginning_under_a_new_name_and_the_last_answer_counts() -> None:
+    calls, (outcome,) = talk(settings(**SESSION), [about("a", "b", "a")], [["x"], ["y"], ["z"]])
+    assert [call.url for call in calls] == [f"{URL}?s=s1&i={item}" for item in "aba"]
+    assert answer(outcome).items == ["z"]
+
+
+def test_the_names_of_sessions_do_not_repeat() -> None:
+    shape = DeclaredShape(settings(**SESSION))
+    assert len({next(shape.converse([about("a")], 1)).url for _ in range(100)}) == 100
+
+
+@pytest.mark.parametrize("declared", [SESSION, {"reads": "last_item", "body": "{last_item}"}])
+def test_without_an_item_there_is_nothing_to_ask(declared: dict[str, Any]) -> None:
+    calls, (outcome,) = talk(settings(**declared), [about()], [])
+    assert calls == []
+    assert isinstance(outcome, Failure)
+    assert (outcome.calls, outcome.paid) == (0, False)
+
+
+def test_a_teacher_of_single_items_is_asked_once_for_all_histories_that_end_alike() -> None:
+    """The ledger files answers under what was asked: the cut must be made before."""
+    teacher = HttpTeacher(ITEMS, url=URL, reads="last_item", body={"id": "{last_item}"})
+    requests = teacher.requests(Sequences.from_lists([[1, 3], [2, 4, 3]]))
+    assert [request.history for request in requests] == [["c"], ["c"]]
+    assert (teacher.takes, teacher.max_history) == ("history", 1)
+
+
+def test_a_limit_keeps_the_newest_items() -> None:
+    teacher = HttpTeacher(ITEMS, url=URL, max_history=2)
+    assert [request.history for request in teacher.requests(Sequences.from_lists([[1, 2, 3]]))] == [["b", "c"]]
+
+
+def test_a_teacher_of_users_is_told_the_users_of_the_data() -> None:
+    users = IdMap([7, 9], first=0)
+    teacher = HttpTeacher(ITEMS, url=URL, reads="user", body={"u": "{user}"}, user_format="u-{id}", users=users)
+    requests = teacher.requests(Sequences.from_lists([[1], [2]]), np.array([1, 0]))
+    assert [request.user for request in requests] == ["u-9", "u-7"]
+    assert teacher.takes == "user"
+
+
+def test_a_teacher_of_users_without_users_is_refused() -> None:
+    with pytest.raises(
+        SettingsError, match=r"told the user alone.*pass users.*or choose a shape that is told the history"
+    ):
+        HttpTeacher(ITEMS, url=URL, reads="user", body={"u": "{user}"})
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"), [(SESSION, "a call for each item of its history"), ({"varies": True}, "reads too low")]
+)
+def test_what_costs_more_or_is_worth_less_is_said_beforehand(
+    declared: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="recdistill.teachers"):
+        HttpTeacher(ITEMS, url=URL, **declared)
+    assert said in caplog.text
+
+
+# Ids
+
+
+def test_a_format_turns_ids_both_ways() -> None:
+    teacher = HttpTeacher(IdMap([5, 6, 7], first=1), url=URL, item_format="item-{id}", exclude_history=False)
+    assert teacher.requests(Sequences.from_lists([[1, 3]]))[0].history == ["item-5", "item-7"]
+    listed = teacher.ranking({0: Answer(["item-7", "product-6", "5", "item-6"])}, Sequences.from_lists([[1]]), 4)
+    assert listed.items.tolist() == [[3, 2, 0, 0]]
+    assert teacher.dropped["unknown"] == 2
+
+
+def test_a_file_turns_ids_both_ways(tmp_path: File) -> None:
+    (tmp_path / "ids.csv").write_text("api_id,id,title\nsku9,7,Hat\nsku8,5,Cap\nsku7,6,Bag\nsku6,4,Old\n")
+    teacher = HttpTeacher(IdMap([5, 6, 7], first=1), url=URL, item_file=str(tmp_path / "ids.csv"))
+    assert teacher.requests(Sequences.from_lists([[1, 3]]))[0].history == ["sku8", "sku9"]
+    assert teacher.ranking({0: Answer(["sku9", "sku6"])}, Sequences.from_lists([[1]]), 2).items.tolist() == [[3, 0]]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("id,api_id\n5,x\n", "gives no api_id for 2 of 3 items, for example .*6.*7"),
+        ("id,api_id\n5,x\n6,x\n7,y\n", "each api_id once, but names one twice"),
+        ("id,api_id\n5,x\n5,y\n6,z\n7,w\n", "each id and each api_id once"),
+    ],
+)
+def test_a_file_of_ids_that_leaves_doubts_is_refused(tmp_path: File, content: str, said: str) -> None:
+    (tmp_path / "ids.csv").write_text(content)
+    with pytest.raises(SettingsError, match=said):
+        HttpTeacher(IdMap([5, 6, 7], first=1), url=URL, item_file=str(tmp_path / "ids.csv"))
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"url": "{server}/x"}, r"url: {server} stands for nothing here; set values.server, or use one of: .*history"),
+        ({"body": {"u": "{user}"}}, r"body: {user} stands for nothing"),
+        ({"body": {"k": "{k}"}}, r"reads is 'history', so url, query, body or question must name one of: history"),
+        ({"reads": "user"}, r"body: {history} stands for nothing here"),
+        ({"headers": {"X-Shop": "{shop}"}}, r"headers: {shop} stands for nothing here; set values.shop"),
+        ({"item": "{time} {k}"}, r"item: {k} stands for nothing here"),
+        ({"values": {"Shop": 1}}, r"values.Shop: choose a name of lower-case letters"),
+        ({"values": {"user": 1}}, r"values.user: choose a name .* that is not taken"),
+        ({"method": "GET", "query": {"h": "{history}"}, "body": {}}, "GET sends none"),
+        ({"reads": "session", "body": "{item}"}, r"must name {session}"),
+        ({**SESSION, "query": {"s": "{session}", "i": "{item}", "o": "{offset}"}}, "without pages"),
+        ({"body": {"h": "{history}", "p": "{page}"}}, "give both or neither"),
+        ({"next_page": "next"}, "give both or neither"),
+        ({"batch_size": 2}, "need question and answers"),
+        ({"answers": "a[*]"}, "give both"),
+        ({**BATCH, "body": {"history": 1}}, r"question and {questions} in the body belong together"),
+        ({"items": "items"}, r"'items' leads to one value; add \[\*\]"),
+        ({"id": "a..b"}, "is no path"),
+        ({"item_format": "item"}, "must name {id} once"),
+        ({"gives_scores": True, "score": ""}, "this API gives none"),
+        ({"url": "ftp://shop.example"}, "must be a full address"),
+    ],
+)  # fmt: skip
+def test_settings_that_contradict_each_other_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        settings(**given)
+
+
+def test_answers_are_kept_apart_where_different_things_are_asked_at_one_address() -> None:
+    def identity(**given: Any) -> str:
+        return HttpTeacher(ITEMS, url="{server}/r", values={"server": "https://shop.example"}, **given).identity
+
+    related = {"body": {"h": "{history}", "model": "related"}}
+    assert HttpTeacher(ITEMS, url=URL, rate=5, concurrency=2).identity == URL
+    assert identity().startswith("https://shop.example/r#")
+    assert identity(**related) == identity(**related, rate=5, max_history=3)
+    assert len({identity(), identity(**related), identity(body={"h": "{history}", "model": "bought"})}) == 3
+    assert identity(**related, identity="shop-1") == "shop-1"
