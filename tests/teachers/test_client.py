@@ -1,0 +1,328 @@
+"""How hard the API is asked, when it is given up, and what is charged for it; faults stand in test_faults.py."""
+
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recdistill.data.dataset import IdMap, Sequences
+from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
+from recdistill.teachers.base import Answer, Failure, Outcome, Request, Take
+from recdistill.teachers.client import Client, TransportSettings, Window
+from recdistill.teachers.exchange import Call, Conversation
+from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_teacher import LedgerTeacher
+from recdistill.teachers.meter import Charge, Meter, MeteredTeacher, Pace, Unsent
+
+from .raw_api import Body, RawApi, response
+
+GOOD = response({"items": ["1"]})
+BUSY = response(b"busy", "503 Service Unavailable")
+
+
+@dataclass(frozen=True)
+class Paged:
+    """Some questions in one call, and as many calls one after another as there are pages."""
+
+    url: str
+    batch_size: int = 1
+    pages: int = 1
+
+    def converse(self, requests: Sequence[Request], k: int) -> Conversation:
+        for page in range(self.pages):
+            rows = ",".join(str(request.row) for request in requests)
+            yield Call("POST", self.url, body=f'{{"rows": [{rows}], "page": {page}}}'.encode())
+        return [Answer([request.row + 1]) for request in requests]
+
+    def sign(self, call: Call) -> Call:
+        return call
+
+
+class Paying(MeteredTeacher):
+    """A teacher with a shape of its own."""
+
+    def __init__(self, shape: Paged, **settings: Any) -> None:
+        self.shape = shape
+        self.client = Client(TransportSettings.parse({"first_wait": 0.001, **settings}))
+        self.charge = self.client.settings.charge
+        self.ids = IdMap(list(range(1, 1001)), first=1)
+        self.exclude_history = False
+
+    @property
+    def identity(self) -> str:
+        return "paying"
+
+    def answers(self, take: Take, k: int, meter: Meter | None = None) -> Iterator[list[Outcome]]:
+        return self.client.answers(self.shape, take, k, meter=meter)
+
+
+@pytest.fixture
+def api() -> Iterator[RawApi]:
+    with RawApi(lambda body: GOOD).serve() as api:
+        yield api
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        yield ledger
+
+
+def histories(n: int) -> Sequences:
+    return Sequences.from_lists([[row + 1] for row in range(n)])
+
+
+def collect(teacher: Paying, n: int, outcomes: list[Outcome]) -> None:
+    """Ask n questions and note what comes of them as soon as it is known."""
+    waiting = iter(range(n))
+    for block in teacher.answers(lambda most: [Request(row, [row + 1]) for row in islice(waiting, most)], 1):
+        outcomes += block
+
+
+def rows_asked(api: RawApi) -> list[int]:
+    return sorted(row for body in api.asked for row in body["rows"])
+
+
+# how much at once
+
+
+def test_the_window_halves_once_for_each_wave_and_grows_by_one_for_each_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [10.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    window = Window(8)
+    assert [window.shrink(sent_at=9.0), window.shrink(sent_at=9.5), window.free(0)] == [True, False, 4]
+    now[0] = 11.0
+    assert [window.shrink(sent_at=10.5), window.free(1), window.free(5)] == [True, 1, 0]
+    for _ in range(3):  # 2 + 1/2 + 1/2.5 + 1/2.9 is more than 3
+        window.grow()
+    assert window.free(0) == 3
+    for _ in range(100):
+        window.grow()
+    assert window.free(0) == 8
+
+
+def test_the_window_never_closes() -> None:
+    window = Window(4)
+    for sent_at in range(10):
+        window._shrunk_at = -math.inf
+        window.shrink(sent_at=float(sent_at))
+    assert window.free(0) == 1
+
+
+def test_an_api_that_bears_less_is_asked_less_at_once(api: RawApi) -> None:
+    """It bears two calls at once; of the first eight, six are too much, then the window finds out."""
+    in_flight = [0]
+
+    def at_most_two(body: Body) -> Iterator[bytes | float]:
+        in_flight[0] += 1
+        too_much = in_flight[0] > 2
+        yield 0.01
+        in_flight[0] -= 1
+        yield response(b"", "429 Too Many Requests") if too_much else GOOD
+
+    api.answer = at_most_two
+    teacher = Paying(Paged(api.url), concurrency=8)
+    assert len(teacher.rank(histories(100), 1)) == 100
+    assert teacher.client.calls["answered"] == 100
+    assert teacher.client.calls["429"] < 60
+    assert teacher.client.window.free(0) < 8
+
+
+def test_one_refusal_holds_all_requests(api: RawApi) -> None:
+    api.answer = lambda body: response(b"", "429 Too Many Requests", Retry_After="0.4") if len(api.asked) == 3 else GOOD
+    Paying(Paged(api.url), concurrency=2).rank(histories(20), 1)
+    gaps = [later - earlier for earlier, later in zip(api.times[2:], api.times[3:], strict=False)]
+    assert max(gaps) >= 0.35
+    assert sum(gap > 0.1 for gap in gaps) == 1
+
+
+def test_threads_share_one_rate(api: RawApi) -> None:
+    teacher = Paying(Paged(api.url), rate=50)
+    threads = [threading.Thread(target=teacher.rank, args=(histories(5), 1)) for _ in range(4)]
+    start = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(api.asked) == 20
+    assert time.monotonic() - start >= 19 / 50
+
+
+def test_turns_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    pace = Pace()
+    assert [pace.admit([], 2.0) for _ in range(3)] == [0.0, 2.0, 4.0]
+    now[0] = 103.0
+    pace.hold(5.0)
+    assert (pace.held(), pace.admit([], 2.0), pace.admit([], 2.0)) == (5.0, 5.0, 7.0)
+    now[0] = 120.0
+    assert (pace.held(), pace.admit([], 2.0)) == (0.0, 0.0)
+
+
+def test_processes_share_turns_and_waits_by_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two openings of one file stand for two processes."""
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    with Ledger(tmp_path / "ledger.sqlite") as one, Ledger(tmp_path / "ledger.sqlite") as two:
+        page = one.page("api", 10, 0)
+        assert [asked.admit(page, [], None, 2.0) for asked in (one, two, one)] == [0.0, 2.0, 4.0]
+        two.hold(page, 60.0)
+        one.hold(page, 5.0)  # a shorter wait takes nothing from a longer one
+        assert one.held(page) == 60.0
+        assert one.admit(page, [], None, 2.0) == 60.0
+        assert two.admit(page, [], None, 0.0) == 60.0  # without a rate as well
+
+
+# when to stop
+
+
+def test_nothing_but_failed_calls_is_given_up_after_a_time(api: RawApi) -> None:
+    """Long before each request has been tried as often as is allowed."""
+    api.answer = lambda body: BUSY
+    start = time.monotonic()
+    with pytest.raises(TeacherError, match=r"gave up after 0.3 s of failed calls only \(dead_after\); the last: .*503"):
+        Paying(Paged(api.url), dead_after=0.3, attempts=1000, give_up_after=1000, longest_wait=0.05).rank(
+            histories(100), 1
+        )
+    assert 0.3 < time.monotonic() - start < 5
+
+
+def test_waits_that_the_api_asked_for_are_no_failures(api: RawApi) -> None:
+    api.answer = lambda body: response(b"", "503 Busy", Retry_After="0.3") if len(api.asked) <= 3 else GOOD
+    assert len(Paying(Paged(api.url), dead_after=0.2).rank(histories(1), 1)) == 1
+
+
+def test_an_api_that_answers_now_and_then_is_not_dead(api: RawApi) -> None:
+    api.answer = lambda body: GOOD if len(api.asked) % 4 == 0 else [0.05, None]
+    teacher = Paying(Paged(api.url), dead_after=0.4, concurrency=1, attempts=10)
+    assert len(teacher.rank(histories(8), 1)) == 8
+
+
+def test_what_waits_is_not_sent_once_asking_is_stopped(api: RawApi) -> None:
+    """The key is refused while the other request waits for its turn, a minute away."""
+    api.answer = lambda body: response(b"", "401 Unauthorized")
+    outcomes: list[Outcome] = []
+    start = time.monotonic()
+    with pytest.raises(TeacherError, match="fare no better"):
+        collect(Paying(Paged(api.url), rate=1 / 60), 2, outcomes)
+    assert len(api.asked) == 1
+    assert time.monotonic() - start < 10
+    assert {request.row: type(outcome) for request, outcome in outcomes} == {0: Failure, 1: Unsent}
+
+
+def test_a_fault_of_our_own_keeps_what_is_in_flight(api: RawApi) -> None:
+    """One request makes the shape raise; the other's answer is on its way and still handed on."""
+
+    class Broken(Paged):
+        def converse(self, requests: Sequence[Request], k: int) -> Conversation:
+            if requests[0].row == 1:
+                raise ZeroDivisionError
+            return super().converse(requests, k)
+
+    api.answer = lambda body: [0.1, GOOD]
+    outcomes: list[Outcome] = []
+    with pytest.raises(ZeroDivisionError):
+        collect(Paying(Broken(api.url)), 2, outcomes)
+    assert [request.row for request, _ in outcomes] == [0]
+
+
+# what is charged
+
+
+@pytest.mark.parametrize(
+    ("charge", "spent"),
+    [
+        ("queries", 6),
+        ("calls", 2 * 3 + 1),  # two batches of three pages, and a retry
+        ("rows", (4 + 2) * 3 + 4),  # the retry was one of four
+    ],
+)
+def test_what_is_charged(api: RawApi, ledger: Ledger, charge: Charge, spent: int) -> None:
+    """Six questions, four in a call, three pages each, and one call that had to be sent again."""
+    api.answer = lambda body: BUSY if len(api.asked) == 1 else GOOD
+    keeper = LedgerTeacher(Paying(Paged(api.url, 4, 3), charge=charge, concurrency=1), ledger, budget=100)
+    keeper.rank(histories(6), 1)
+    assert (keeper.stats().spent, keeper.stats().charge, keeper.stats().answers) == (spent, charge, 6)
+    assert keeper.stats().calls == len(api.asked) == 7
+
+
+@pytest.mark.parametrize(
+    ("charge", "budget", "calls", "answers"),
+    [
+        ("calls", 5, 5, 8),
+        ("rows", 11, 6, 9),
+    ],  # eleven rows: five calls about two, the first for nothing, and one about one
+)
+def test_the_budget_is_a_ceiling_on_calls_and_rows_and_is_spent_to_the_last(
+    api: RawApi, ledger: Ledger, charge: Charge, budget: int, calls: int, answers: int
+) -> None:
+    """Twenty questions, two in a call, and the first call sent twice."""
+    api.answer = lambda body: BUSY if len(api.asked) == 1 else GOOD
+    keeper = LedgerTeacher(Paying(Paged(api.url, 2), charge=charge, concurrency=1), ledger, budget=budget)
+    with pytest.raises(BudgetExhausted, match=f"the budget of {budget} {charge} .* is spent") as caught:
+        keeper.rank(histories(20), 1)
+    assert caught.value.answered is not None
+    assert int(caught.value.answered.sum()) == answers
+    assert (keeper.stats().spent, len(api.asked)) == (budget, calls)
+
+
+def test_an_unanswered_page_is_charged_but_the_question_is_not_answered(api: RawApi, ledger: Ledger) -> None:
+    """Two pages a question, and a budget of three calls."""
+    keeper = LedgerTeacher(Paying(Paged(api.url, 1, 2), charge="calls", concurrency=1), ledger, budget=3)
+    _, answered = keeper.rank_within_budget(histories(2), 1)
+    assert answered.tolist() == [True, False]
+    assert (keeper.stats().spent, len(api.asked)) == (3, 3)
+    larger = LedgerTeacher(Paying(Paged(api.url, 1, 2), charge="calls"), ledger, budget=10)
+    larger.rank(histories(2), 1)
+    assert larger.stats().spent == 5
+
+
+def test_openings_of_one_ledger_share_a_budget_of_calls(api: RawApi, tmp_path: Path) -> None:
+    """As processes do; every call, and every retry, is booked before it is sent."""
+    api.answer = lambda body: BUSY if len(api.asked) % 3 == 0 else GOOD
+
+    def run() -> None:
+        with Ledger(tmp_path / "ledger.sqlite") as ledger:
+            keeper = LedgerTeacher(Paying(Paged(api.url), charge="calls", concurrency=3), ledger, budget=40)
+            keeper.rank_within_budget(histories(100), 1)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        assert ledger.stats("paying").spent == 40
+    assert len(api.asked) == 40
+
+
+def test_what_is_charged_cannot_change_once_something_was_spent(api: RawApi, ledger: Ledger) -> None:
+    LedgerTeacher(Paying(Paged(api.url)), ledger)
+    LedgerTeacher(Paying(Paged(api.url), charge="calls"), ledger).rank(histories(2), 1)
+    with pytest.raises(SettingsError, match=r'has counted 2 calls of .* in queries; set charge = "calls"'):
+        LedgerTeacher(Paying(Paged(api.url)), ledger)
+
+
+def test_a_call_carries_no_more_questions_than_the_shape_allows(api: RawApi) -> None:
+    teacher = Paying(Paged(api.url, batch_size=4), concurrency=2)
+    assert teacher.rank(histories(10), 1).items[:, 0].tolist() == list(range(1, 11))
+    assert sorted(len(body["rows"]) for body in api.asked) == [2, 4, 4]
+    assert rows_asked(api) == list(range(10))
+
+
+def test_one_bad_row_does_not_cost_its_batch(api: RawApi, ledger: Ledger) -> None:
+    class Choosy(Paged):
+        def converse(self, requests: Sequence[Request], k: int) -> Conversation:
+            yield Call("POST", self.url, body=b'{"rows": []}')
+            return [Failure("no such user") if request.row == 1 else Answer([request.row + 1]) for request in requests]
+
+    _, answered = LedgerTeacher(Paying(Choosy(api.url, 3)), ledger).rank_within_budget(histories(3), 1)
+    assert answered.tolist() == [True, False, True]

@@ -1,0 +1,289 @@
+"""Every fault in the table of `recdistill.teachers.client`, over a real socket."""
+
+import gzip
+import json
+import math
+import re
+import string
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recdistill.data.dataset import IdMap, Sequences
+from recdistill.errors import TeacherError
+from recdistill.teachers.base import Answer, Failure, Request
+from recdistill.teachers.http import HttpTeacher
+from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_teacher import LedgerTeacher
+
+from .raw_api import Body, Part, RawApi, Script, response
+
+IDS = IdMap([*string.ascii_lowercase, "ünï-🛒", "a b"], first=1)
+GOOD = response({"items": ["b", "c"]})
+
+
+@pytest.fixture
+def api() -> Iterator[RawApi]:
+    with RawApi(lambda body: GOOD).serve() as api:
+        yield api
+
+
+def first(api: RawApi, fault: Script) -> None:
+    """Answer the first call with a fault and all others well."""
+    api.answer = lambda body: fault if len(api.asked) == 1 else GOOD
+
+
+def ask(api: RawApi, **settings: Any) -> Answer | Failure:
+    """Ask one question, about "a", and return what came of it."""
+    waiting = [Request(0, ["a"])]
+    blocks = list(teacher(api, **settings).answers(lambda n: [waiting.pop()] if waiting else [], 2))
+    ((_, outcome),) = [pair for block in blocks for pair in block]
+    return outcome
+
+
+def teacher(api: RawApi, **settings: Any) -> HttpTeacher:
+    return HttpTeacher(IDS, **{"url": api.url, "first_wait": 0.01, "timeout": 5.0, **settings})
+
+
+def head(length: int, **headers: str) -> bytes:
+    """Return what comes before a body of so many bytes."""
+    return response(b"", Content_Length=str(length), **headers)
+
+
+# what passes: sent again
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ([None], "cut"),
+        ([b"HTTP/1.1 200", None], "cut"),
+        ([GOOD[:-5], None], "cut"),
+        ([b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"ite\r\n', None], "cut"),
+        ([1.5, GOOD], "timeout"),
+        ([GOOD[:-5], 1.5, GOOD[-5:]], "timeout"),
+        ([part for byte in GOOD for part in (bytes([byte]), 0.05)], "timeout"),
+        (response({"error": "busy"}, "500 Internal Server Error"), "500"),
+        (response(b"<html>bad gateway</html>", "502 Bad Gateway"), "502"),
+    ],
+    ids=["before headers", "in headers", "in body", "in chunks", "late", "stuck", "trickle", "500", "502"],
+)
+def test_a_passing_fault_is_sent_again(api: RawApi, fault: Script, kind: str) -> None:
+    first(api, fault)
+    asked = teacher(api, timeout=0.5 if kind == "timeout" else 5.0)
+    waiting = [Request(0, ["a"])]
+    blocks = list(asked.answers(lambda n: [waiting.pop()] if waiting else [], 2))
+    (((_, outcome),),) = blocks
+    assert isinstance(outcome, Answer)
+    assert (outcome.items, outcome.calls) == (["b", "c"], 2)
+    assert asked.client.calls == {kind: 1, "answered": 1}
+
+
+def test_what_was_cut_or_late_may_have_been_paid_for(api: RawApi) -> None:
+    api.answer = lambda body: [None]
+    outcome = ask(api, attempts=2)
+    assert isinstance(outcome, Failure)
+    assert (outcome.paid, outcome.calls) == (True, 2)
+    assert "broke the connection" in outcome.reason
+
+
+# what does not pass: a failure that was paid for, and is not paid for again
+
+
+def deep(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"items": ["b", ',
+        b"",
+        b"<!doctype html><title>Please log in</title>",
+        deep(100_000),
+        b'{"items": null}',
+        b'{"items": {"0": "b"}}',
+        b'{"items": [["b"]]}',
+        b'{"items": [null]}',
+        b'{"items": [true]}',
+        b'{"error": {"code": 17, "message": "no such model"}}',
+        b'"b"',
+        b"\xff\xfe\x00",
+    ],
+    ids=[
+        "cut json",
+        "empty",
+        "html",
+        "deep",
+        "null",
+        "object",
+        "nested",
+        "no id",
+        "bool",
+        "error",
+        "text",
+        "not utf-8",
+    ],
+)
+def test_a_senseless_answer_is_a_failure_that_quotes_it(api: RawApi, body: bytes) -> None:
+    api.answer = lambda asked: response(body)
+    outcome = ask(api)
+    assert isinstance(outcome, Failure)
+    assert (outcome.paid, outcome.calls, len(api.asked)) == (True, 1, 1)
+    assert re.search(f"{api.url} answered 200 with ", outcome.reason)
+    assert len(outcome.reason) < 600
+
+
+@pytest.mark.parametrize("scores", [[math.nan, 0.0], [math.inf, 0.0], [2.0, -math.inf], ["2", "1"], [1.0], None])
+def test_senseless_scores_are_a_failure(api: RawApi, scores: object) -> None:
+    api.answer = lambda asked: response({"items": ["b", "c"], "scores": scores})
+    outcome = ask(api, gives_scores=True)
+    assert isinstance(outcome, Failure)
+    assert (outcome.paid, len(api.asked)) == (True, 1)
+
+
+@pytest.mark.parametrize("status", ["301 Moved Permanently", "302 Found", "307 Temporary Redirect"])
+def test_a_redirect_is_refused_and_never_followed(api: RawApi, status: str) -> None:
+    with RawApi(lambda body: GOOD).serve() as elsewhere:
+        api.answer = lambda body: response(b"", status, Location=elsewhere.url)
+        outcome = ask(api)
+        assert isinstance(outcome, Failure)
+        assert f"redirects to {elsewhere.url!r}, which is not followed" in outcome.reason
+        assert (outcome.paid, len(api.asked), elsewhere.asked) == (False, 1, [])
+
+
+# too much to read
+
+
+def endless() -> Iterator[Part]:
+    """Send a body without an end, 64 MiB at most."""
+    yield head(1 << 40)
+    for _ in range(1024):
+        yield b" " * 65536
+
+
+def test_a_reply_over_the_limit_is_not_read_on(api: RawApi) -> None:
+    api.answer = lambda body: endless()
+    outcome = ask(api, largest_reply=100_000)
+    assert isinstance(outcome, Failure)
+    assert "more than 100,000 bytes, which were not read on" in outcome.reason
+    assert (outcome.paid, len(api.asked)) == (True, 1)
+    assert api.sent_bytes < 32 * 2**20  # what the socket's buffers hold, not what it would have sent
+
+
+@pytest.mark.parametrize(
+    ("encoding", "packed"),
+    [("gzip", gzip.compress(bytes(64 * 2**20))), ("deflate", zlib.compress(bytes(64 * 2**20)))],
+    ids=["gzip", "deflate"],
+)
+def test_a_small_reply_that_unpacks_to_a_huge_one_is_refused(api: RawApi, encoding: str, packed: bytes) -> None:
+    assert len(packed) < 100_000
+    api.answer = lambda body: response(packed, Content_Encoding=encoding)
+    outcome = ask(api, largest_reply=100_000)
+    assert isinstance(outcome, Failure)
+    assert "more than 100,000 bytes" in outcome.reason
+
+
+def test_a_reply_of_just_the_limit_is_read(api: RawApi) -> None:
+    body = json.dumps({"items": ["b", "c"]}).encode()
+    api.answer = lambda asked: response(body)
+    assert isinstance(ask(api, largest_reply=len(body)), Answer)
+    assert isinstance(ask(api, largest_reply=len(body) - 1), Failure)
+
+
+def test_a_packed_reply_is_unpacked(api: RawApi) -> None:
+    api.answer = lambda body: response(gzip.compress(b'{"items": ["b"]}'), Content_Encoding="gzip")
+    outcome = ask(api)
+    assert isinstance(outcome, Answer)
+    assert outcome.items == ["b"]
+
+
+def test_a_reply_that_cannot_be_unpacked_is_a_failure(api: RawApi) -> None:
+    api.answer = lambda body: response(b"not packed at all", Content_Encoding="gzip")
+    outcome = ask(api)
+    assert isinstance(outcome, Failure)
+    assert "sent what cannot be read" in outcome.reason
+    assert (outcome.paid, len(api.asked)) == (True, 1)
+
+
+def test_an_endless_error_is_not_read_on(api: RawApi) -> None:
+    def endless_error() -> Iterator[Part]:
+        yield b"HTTP/1.1 404 Not Found\r\nContent-Length: 99999999999\r\n\r\n"
+        for _ in range(1024):
+            yield b"no " * 20000
+
+    api.answer = lambda body: endless_error()
+    outcome = ask(api)
+    assert isinstance(outcome, Failure)
+    assert "answered 404" in outcome.reason
+    assert api.sent_bytes < 32 * 2**20
+
+
+# odd lists: answers, kept as they are, and cleaned each time that they are read
+
+
+@pytest.mark.parametrize(
+    ("items", "listed", "dropped"),
+    [
+        (["b"], [2, 0, 0], {}),
+        ([], [0, 0, 0], {}),
+        (["b", "b", "c"], [2, 3, 0], {"repeated": 1}),
+        (["new", "b", 17], [2, 0, 0], {"unknown": 2}),
+        (["a", "b"], [2, 0, 0], {"seen": 1}),
+        (["ünï-🛒", "a b"], [27, 28, 0], {}),
+        (["b", "c", "d", "e"], [2, 3, 4], {}),
+    ],
+    ids=["short", "empty", "twice", "unknown", "of the history", "unicode", "long"],
+)
+def test_an_odd_list_is_kept_and_cleaned_when_it_is_read(
+    api: RawApi, tmp_path: Path, items: list[Any], listed: list[int], dropped: dict[str, int]
+) -> None:
+    api.answer = lambda body: response({"items": items})
+    for _ in range(2):  # from the API, then from the ledger
+        with Ledger(tmp_path / "ledger.sqlite") as ledger:
+            asked = teacher(api)
+            ranking = LedgerTeacher(asked, ledger).rank(Sequences.from_lists([[1]]), 3)
+        assert ranking.items.tolist() == [listed]
+        assert {what: n for what, n in asked.dropped.items() if n} == dropped
+    assert len(api.asked) == 1
+
+
+# nothing lost
+
+
+def test_faults_of_every_kind_lose_nothing(api: RawApi, tmp_path: Path) -> None:
+    """Each third call meets another fault; in the end each question is answered, and charged once."""
+    passing: list[Script] = [
+        [None],
+        [GOOD[:20], None],
+        response(b"busy", "503 Service Unavailable", Retry_After="0"),
+        response(b"slow down", "429 Too Many Requests", Retry_After="0"),
+        response(b"oops", "500 Internal Server Error"),
+    ]
+
+    def answer(body: Body) -> Script:
+        n = len(api.asked)
+        return passing[n // 3 % len(passing)] if n % 3 == 0 else GOOD
+
+    api.answer = answer
+    histories = Sequences.from_lists([[row // 26 + 1, row % 26 + 1] for row in range(300)])
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        keeper = LedgerTeacher(teacher(api, attempts=10), ledger, budget=300)
+        assert len(keeper.rank(histories, 2)) == 300
+        stats = keeper.stats()
+    assert (stats.answers, stats.spent, stats.failures, stats.lost) == (300, 300, 0, 0)
+    assert stats.calls == len(api.asked)
+
+
+def test_a_dead_api_is_given_up_and_what_was_bought_is_kept(api: RawApi, tmp_path: Path) -> None:
+    api.answer = lambda body: GOOD if len(api.asked) <= 50 else [None]
+    histories = Sequences.from_lists([[row // 26 + 1, row % 26 + 1] for row in range(300)])
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        keeper = LedgerTeacher(teacher(api, attempts=2, give_up_after=3, concurrency=4), ledger)
+        with pytest.raises(TeacherError, match=r"gave up after 3 failed requests in a row.*broke the connection"):
+            keeper.rank(histories, 2)
+        assert keeper.stats().answers == 50
+    assert len(api.asked) <= 50 + 2 * 8
