@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from werkzeug import Response
 
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
@@ -385,6 +386,18 @@ def test_a_ledger_of_a_later_format_is_refused(path: Path) -> None:
         Ledger(path)
 
 
+def test_a_ledger_of_the_first_format_is_upgraded_and_keeps_everything(path: Path) -> None:
+    with sqlite3.connect(path) as old:
+        old.executescript((Path(__file__).parent / "ledger_1.sql").read_text(encoding="utf-8"))
+    old.close()
+    teacher = FakeTeacher(9)
+    with Ledger(path) as ledger:
+        stats = ledger.stats("fake")
+        assert (stats.answers, stats.spent, stats.failures, stats.budget, stats.charge) == (2, 3, 2, 7, "queries")
+        assert LedgerTeacher(teacher, ledger, budget=7).rank(histories(2), 1).items.tolist() == [[2], [3]]
+    assert teacher.asked == []
+
+
 def test_a_damaged_ledger_is_named(path: Path) -> None:
     with Ledger(path) as ledger:
         LedgerTeacher(FakeTeacher(3000), ledger).rank(histories(2000), 10)
@@ -425,24 +438,28 @@ LETTERS = IdMap(list(string.ascii_lowercase), first=1)
 LABELLER = """
 import string, sys
 import numpy as np
+from werkzeug import Response
+
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 
-url, path, n, concurrency, budget = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+url, path, charge, n, concurrency, budget = *sys.argv[1:4], *map(int, sys.argv[4:])
 ids = IdMap(list(string.ascii_lowercase), first=1)
 rows = Sequences.from_lists([[row // 26 + 1, row % 26 + 1] for row in range(n)])
 with Ledger(path) as ledger:
-    teacher = HttpTeacher(ids, url=url, identity="api", concurrency=concurrency)
+    teacher = HttpTeacher(ids, url=url, identity="api", concurrency=concurrency, charge=charge, first_wait=0.01)
     keeper = LedgerTeacher(teacher, ledger, budget=budget)
     print(int(keeper.rank_within_budget(rows, 1)[1].sum()))
 """
 
 
-def label(api: Api, path: Path, n: int, concurrency: int, budget: int) -> subprocess.Popen[str]:
+def label(
+    api: Api, path: Path, n: int, concurrency: int, budget: int, charge: str = "queries"
+) -> subprocess.Popen[str]:
     """Start a process that labels the first n two-letter histories."""
-    arguments = [api.url, str(path), str(n), str(concurrency), str(budget)]
+    arguments = [api.url, str(path), charge, str(n), str(concurrency), str(budget)]
     return subprocess.Popen([sys.executable, "-c", LABELLER, *arguments], stdout=subprocess.PIPE, text=True)
 
 
@@ -488,6 +505,17 @@ def test_processes_share_one_budget_and_ask_nothing_twice(api: Api, path: Path) 
         outs = [process.communicate(timeout=60)[0] for process in (first, second)]
     assert outs == ["60\n", "60\n"]
     assert asked(api).total() == len(asked(api)) == 60
+
+
+def test_processes_share_one_budget_of_calls(api: Api, path: Path) -> None:
+    """Each fifth call has to be sent again, which costs as well: of 60 calls, 48 are answers."""
+    api.answer = lambda body: Response("busy", 500) if len(api.asked) % 5 == 0 else slowly(body)
+    with label(api, path, 100, 4, 60, "calls") as first, label(api, path, 100, 4, 60, "calls") as second:
+        assert first.wait(60) == second.wait(60) == 0
+    with Ledger(path) as ledger:
+        stats = ledger.stats("api")
+    assert (stats.spent, len(api.asked)) == (60, 60)
+    assert stats.answers == 48
 
 
 def test_what_another_process_is_just_asking_is_waited_for(api: Api, path: Path) -> None:
