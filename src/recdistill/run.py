@@ -271,7 +271,8 @@ def open_teacher(run: Run, split: Split, folder: Path) -> Iterator[Teacher | Non
         yield local_teacher(Student.load(settings.folder), split, gives_scores=settings.gives_scores)
     else:
         with Ledger(Path(settings.ledger) if settings.ledger else folder / LEDGER) as ledger:
-            yield LedgerTeacher(HttpTeacher(split.dataset.items, settings), ledger, budget=settings.budget)
+            api = HttpTeacher(split.dataset.items, settings, users=split.dataset.users)
+            yield LedgerTeacher(api, ledger, budget=settings.budget)
 
 
 def local_teacher(student: Student, split: Split, *, gives_scores: bool = True) -> LocalTeacher:

@@ -15,11 +15,14 @@ from pathlib import Path
 import cornac.data
 import cornac.models
 import numpy as np
+import polars as pl
 import pytest
 
 import recdistill as rd
 from recdistill.data.dataset import IdMap, RawId
 from recdistill.errors import SettingsError
+from recdistill.run import run_distillation
+from recdistill.runfile import Run
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 
@@ -89,6 +92,22 @@ def test_its_server_is_extracted_by_what_it_answers_about_users(piece: Piece, se
         stats = kept.stats()
     assert (stats.answers, stats.spent, stats.calls) == (len(train), len(train), len(train))
     piece.check(student, lists, train)
+
+
+def test_a_run_file_is_enough_to_extract_its_server(piece: Piece, server: Server, tmp_path: Path) -> None:
+    bought = pl.DataFrame(piece.pairs(), schema=["user_id", "item_id"], orient="row")
+    bought.write_csv(tmp_path / "bought.csv")
+    run = Run.parse(
+        {
+            "data": {"path": str(tmp_path / "bought.csv"), "time": ""},
+            "student": {"name": "sasrec", "dim": 8, "n_blocks": 1, "max_len": 8},
+            "method": {"name": "kd", "top_k": 10},
+            "teacher": {"kind": "http", "preset": "cornac", "values": {"server": server.url}, "budget": 1000},
+            "training": {"epochs": 1},
+        }
+    )
+    result = run_distillation(run, tmp_path / "run")
+    assert result.facts["queries"]["answers"] == len(piece.split.train)
 
 
 def test_a_user_that_its_server_does_not_know_is_asked_about_once(piece: Piece, server: Server, tmp_path: Path) -> None:
