@@ -198,7 +198,7 @@ def _google_credentials(key: str, scope: str, name: str) -> Any:
         raise _not_installed("google") from error
     try:
         return Credentials.from_service_account_info(json.loads(key), scopes=[scope])
-    except (ValueError, TypeError):  # whose text may quote the key
+    except (ValueError, TypeError, AttributeError):  # whose text may quote the key
         raise SettingsError(
             f"environment variable {name} does not hold the key of a Google service account, which is a JSON object."
         ) from None
@@ -211,7 +211,7 @@ def _renew(credentials: Any) -> None:
     try:
         credentials.refresh(partial(Request(), timeout=_TOKEN_TIMEOUT))
     except GoogleAuthError as error:
-        raise TeacherError(f"no token from Google: {error}") from error
+        raise TeacherError(f"no token from Google: {' '.join(map(str, error.args[:1]))}") from error
 
 
 def _not_installed(extra: str) -> SettingsError:
