@@ -14,7 +14,7 @@ import torch
 
 from recdistill.data.dataset import IdMap, RawId, Sequences
 from recdistill.errors import SettingsError, TeacherError
-from recdistill.teachers.base import Answer, Outcome, Take
+from recdistill.teachers.base import Answer, Outcome, Request, Take
 from recdistill.teachers.callable import CallableTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
@@ -288,7 +288,7 @@ def test_no_more_is_taken_than_can_be_asked_at_once() -> None:
     teacher = CallableTeacher(Shift(), identity="mine", ids=IDS, batched=False, concurrency=3)
     hand_out, taken = handing_out(teacher, 5), 0
 
-    def take(most: int) -> list[Any]:
+    def take(most: int) -> list[Request]:
         nonlocal taken
         requests = hand_out(most)
         taken += len(requests)
@@ -334,6 +334,30 @@ def test_on_ctrl_c_what_is_in_flight_is_still_yielded() -> None:
         blocks.extend(teacher.answers(lambda n: list(islice(waiting, n)), 1))
     assert told(blocks) == [["b"], ["b"]]
     assert [request.history for request in waiting] == [["c"]]
+
+
+def test_what_is_in_flight_is_still_yielded_when_no_more_can_be_taken() -> None:
+    """A ledger that cannot book any more may still be able to keep what was bought."""
+    refused = asyncio.Event()
+
+    async def fn(history: list[RawId], k: int) -> list[str]:
+        if history == ["c"]:
+            await refused.wait()
+        return ["b"]
+
+    teacher = CallableTeacher(fn, identity="mine", ids=IDS, batched=False, concurrency=2)
+    waiting = teacher.requests(HISTORIES.newest(1))
+
+    def take(most: int) -> list[Request]:
+        if not waiting:
+            refused.set()
+            raise OSError("disk full")
+        return [waiting.pop() for _ in range(most)]
+
+    blocks: list[list[Outcome]] = []
+    with pytest.raises(OSError, match="disk full"):
+        blocks.extend(teacher.answers(take, 1))
+    assert told(blocks) == [["b"], ["b"]]
 
 
 def test_what_is_in_flight_is_cancelled_when_nobody_listens_any_more() -> None:

@@ -115,7 +115,7 @@ class CallableTeacher(OutsideTeacher):
         return inspect.iscoroutinefunction(self.fn) or inspect.iscoroutinefunction(type(self.fn).__call__)
 
     def answers(self, take: Take, k: int) -> Iterator[list[Outcome]]:
-        """Call the function; on Ctrl-C ``async`` calls in flight are still waited for and yielded.
+        """Call the function; on Ctrl-C or an error ``async`` calls in flight are still waited for and yielded.
 
         Raises:
             TeacherError: when a batch failed, or too many calls in a row.
@@ -157,11 +157,11 @@ class _Walk:
                 yield self._succeed(requests, answers)
 
     def at_once(self, loop: PrivateLoop) -> Iterator[list[Outcome]]:
-        """Make several calls at a time; on Ctrl-C those in flight are still waited for, a second one drops them."""
+        """Make several at a time; on Ctrl-C or an error those in flight are waited for, a second Ctrl-C drops them."""
         try:
             while loop.run(self._step()):
                 yield self._collect()
-        except KeyboardInterrupt:
+        except (Exception, KeyboardInterrupt):
             loop.run(self._wait(asyncio.ALL_COMPLETED))
             yield self._collect()
             raise
