@@ -14,6 +14,7 @@ from recdistill.cli.data import app as data_app
 from recdistill.cli.demo import demo
 from recdistill.cli.distill import distill
 from recdistill.cli.evaluate import evaluate
+from recdistill.cli.ledger import app as ledger_app
 from recdistill.cli.recommend import recommend
 from recdistill.cli.registry import methods, models
 from recdistill.cli.train import train
@@ -42,6 +43,7 @@ def _root(
 
 app.command()(demo)
 app.add_typer(data_app, name="data")
+app.add_typer(ledger_app, name="ledger")
 for command in (train, distill, evaluate, compare, recommend, methods, models):
     app.command()(command)
 

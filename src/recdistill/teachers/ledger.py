@@ -26,6 +26,7 @@ What was committed survives a kill at any instant. A power cut may take the answ
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -159,6 +160,14 @@ class Stats:
         """What the budget still allows; ``None`` where there is none."""
         return None if self.budget is None else max(0, self.budget - self.spent)
 
+    def figures(self) -> dict[str, str]:
+        """Return every figure by its name, as text."""
+        ceiling = "no budget" if self.left is None else f"{self.left:,} left of {self.budget:,}"
+        counts = {"calls": self.calls, "failures": self.failures, "lost": self.lost, "open": self.open}
+        return {"answers": f"{self.answers:,}", "spent": f"{self.spent:,} {self.charge}, {ceiling}"} | {
+            name: f"{count:,}" for name, count in counts.items()
+        }
+
 
 class Ledger:
     """The file of answers.
@@ -241,7 +250,7 @@ class Ledger:
             answers = _find(db, page, requests)
             busy: set[Digest] = set()
             for attempt, request, pid, started, booked_at in _in_flight(db, page, requests):
-                if now - booked_at < _STALE and _alive(pid, started):
+                if now - booked_at < _STALE and alive(pid, started):
                     busy.add(request)
                 else:
                     db.execute("UPDATE attempts SET ended_at = ?, outcome = 'lost' WHERE id = ?", (now, attempt))
@@ -265,7 +274,7 @@ class Ledger:
             return {
                 request
                 for _, request, pid, started, booked_at in _in_flight(db, page, requests)
-                if now - booked_at < _STALE and _alive(pid, started)
+                if now - booked_at < _STALE and alive(pid, started)
             }
 
     def admit(self, page: Page, requests: Sequence[Digest], budget: int | None, gap: float) -> float:
@@ -405,6 +414,16 @@ class Ledger:
         return None
 
     @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Give the database to one thread, to read from.
+
+        Raises:
+            TeacherError: for whatever SQLite raises meanwhile.
+        """
+        with self._guard() as db:
+            yield db
+
+    @contextmanager
     def _guard(self) -> Iterator[sqlite3.Connection]:
         """Give the connection to one thread, and turn its errors into ours."""
         if os.getpid() != self._pid:
@@ -441,6 +460,11 @@ class Ledger:
                 raise
             if durable:
                 self._durable_at = time.monotonic()
+
+
+def digest(question: str) -> Digest:
+    """Return under what the answer to a question is filed."""
+    return hashlib.blake2b(question.encode(), digest_size=16).digest()
 
 
 def _teacher(db: sqlite3.Connection, identity: str) -> int:
@@ -492,7 +516,7 @@ def _started(pid: int) -> int | None:
     return None if state in "ZX" else int(fields[18])
 
 
-def _alive(pid: int, started: int) -> bool:
+def alive(pid: int, started: int) -> bool:
     """Return whether the very process that noted ``started`` still runs."""
     if started:
         return _started(pid) == started

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from recdistill.data.dataset import Sequences
 from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
 from recdistill.teachers.base import Answer, Bools, Failure, Outcome, Ranking, Request, Teacher
-from recdistill.teachers.ledger import Digest, Ledger, Page, Question, Stats
+from recdistill.teachers.ledger import Digest, Ledger, Page, Question, Stats, digest
 from recdistill.teachers.meter import Charge, MeteredTeacher, Unsent
 
 _log = logging.getLogger("recdistill.teachers")
@@ -148,7 +147,7 @@ class LedgerTeacher(Teacher):
             raise TeacherError(f"teacher {self.identity!r} answers for users; pass the user of each history.")
         asked = {"history": request.history} if self.takes == "history" else {"user": request.user}
         text = json.dumps(asked, separators=(",", ":"), ensure_ascii=False)
-        return Question(hashlib.blake2b(text.encode(), digest_size=16).digest(), text)
+        return Question(digest(text), text)
 
 
 class _Errand:
