@@ -45,10 +45,10 @@ class CallableTeacher(OutsideTeacher):
     All its calls run on one event loop of the teacher's own, so a client with open connections can be kept from call to
     call; open it inside the function, at the first call, if it asks for a running loop.
 
-    A call fails when it raises or returns something else than was agreed; it is never made again. Where calls are for
-    one history each, that history goes without an answer, and ``give_up_after`` such calls in a row end the walk. A
-    failed batch ends it at once. Under a budget everything in a failed call counts as spent, because it may have been
-    paid for: keep ``batch_size`` small where that matters.
+    A call fails when it raises or returns something else than was agreed; it is not made again before the next run.
+    Where calls are for one history each, that history goes without an answer, and ``give_up_after`` failed calls in a
+    row end the run. A failed batch ends it at once. Under a budget everything in a failed call counts as spent, because
+    it may have been paid for: keep ``batch_size`` small where that matters.
 
     Args:
         fn: the function.
