@@ -15,11 +15,12 @@ help:
 demo: .venv/installed
 	$(BIN)/recdistill demo
 
+# One thread for each of two processes: threads of both on the same cores wait for each other most of the time.
 test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
 
 clean:
 	rm -rf .venv runs/demo
