@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
 import os
 import re
 import time
@@ -71,7 +72,8 @@ def hide(text: str, secrets: Iterable[str]) -> str:
     'key ***, ***'
     """
     for value in secrets:
-        forms = {value, quote(value, ""), json.dumps(value)[1:-1], b64encode(value.encode()).decode()}
+        in_base_64 = b64encode(value.encode()).decode().rstrip("=")
+        forms = {value, quote(value), quote(value, ""), json.dumps(value)[1:-1], in_base_64}
         for form in sorted(forms, key=len, reverse=True):
             text = text.replace(form, "***")
     return text
@@ -116,6 +118,7 @@ class SigV4(Settings):
             from botocore.credentials import Credentials
         except ImportError as error:
             raise _not_installed("aws") from error
+        logging.getLogger("botocore.auth").setLevel(logging.INFO)  # for debugging it writes down session tokens
         key = Credentials(secret(self.access_key), secret(self.secret_key), os.environ.get(self.session_token) or None)
         request = AWSRequest(call.method, call.url, headers=dict(call.headers), data=call.body)
         SigV4Auth(key, self.service, self.region).add_auth(request)

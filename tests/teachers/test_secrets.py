@@ -1,0 +1,216 @@
+"""Nothing that a run leaves behind holds a secret: not its output, its log, its errors, its folder, or its ledger."""
+
+import json
+import logging
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
+
+from recdistill.cli import main
+from recdistill.data.dataset import IdMap, Sequences
+from recdistill.errors import SettingsError
+from recdistill.run import LEDGER
+from recdistill.teachers import signing
+from recdistill.teachers.exchange import Call
+from recdistill.teachers.http import HttpConfig, HttpTeacher
+from recdistill.teachers.shapes import DeclaredShape
+
+SECRET = 'Zx9+/q"w%8'
+"""Reads differently in an address, in JSON and in base 64."""
+NAMES = ("SHOP_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "GOOGLE_SERVICE_ACCOUNT_KEY")
+AUTH: dict[str, dict[str, Any]] = {
+    "header": {"headers": {"Authorization": "Bearer ${SHOP_KEY}"}},
+    "hmac": {"signature": {"kind": "hmac", "key": "SHOP_KEY"}},
+    "sigv4": {"signature": {"kind": "sigv4", "region": "eu-west-1"}},
+    "google": {"signature": {"kind": "google"}},
+}
+
+
+def forms(secret: str) -> list[str]:
+    encoded = b64encode(secret.encode()).decode()
+    return [secret, quote(secret, ""), quote(secret), json.dumps(secret)[1:-1], encoded.rstrip("="), encoded]
+
+
+def answers(request: Request) -> Response:
+    listed = [f"p{n}" for n in range(12)]
+    return Response(json.dumps({"items": listed[: request.get_json()["k"]]}), mimetype="application/json")
+
+
+def repeats(status: int, **headers: str) -> Callable[[Request], Response]:
+    """Answer with whatever has come, and the secret in every form that there is."""
+
+    def answer(request: Request) -> Response:
+        said = " ".join([*forms(SECRET), str(request.headers), str(request.environ["REQUEST_URI"])])
+        return Response(said, status, headers)
+
+    return answer
+
+
+def repeats_in_json(request: Request) -> Response:
+    return Response(json.dumps({SECRET: {"items": SECRET}}), mimetype="application/json")
+
+
+def repeats_as_item(request: Request) -> Response:
+    return Response(json.dumps({"items": [{"id": SECRET}]}), mimetype="application/json")
+
+
+FAULTS = {
+    "refused": repeats(403),
+    "broken": repeats(400),
+    "busy": repeats(503),
+    "no JSON": repeats(200),
+    "another JSON": repeats_in_json,
+    "no ids": repeats_as_item,
+    "redirect": repeats(302, Location=f"http://elsewhere.example/?key={quote(SECRET, '')}"),
+}
+
+
+@pytest.fixture(autouse=True)
+def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.setenv(name, SECRET)
+    token = SimpleNamespace(valid=True, token=SECRET)
+    monkeypatch.setattr(signing, "_google_credentials", lambda key, scope, name: token)
+
+
+@pytest.fixture
+def serve(api_server: HTTPServer) -> Iterator[Callable[[Callable[[Request], Response]], str]]:
+    def start(answer: Callable[[Request], Response]) -> str:
+        api_server.expect_request("/recommend", method="POST").respond_with_handler(answer)
+        return str(api_server.url_for("/recommend"))
+
+    yield start
+    api_server.clear()
+
+
+def run(sections: dict[str, Any], folder: Path) -> tuple[int, str]:
+    """Distil from the command line; returns the exit code, and the texts of all errors on the way."""
+    folder.mkdir()
+    text = "".join(
+        f"[{section}]\n" + "".join(f"{name} = {_toml(value)}\n" for name, value in inner.items())
+        for section, inner in sections.items()
+    )
+    (folder / "run.toml").write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        main(["distill", str(folder / "run.toml"), "--out", str(folder / "out")])
+    said = []
+    error: BaseException | None = stopped.value
+    while error is not None:
+        said.append(f"{error!r} {error}")
+        error = error.__cause__ or error.__context__
+    return int(stopped.value.code or 0), "\n".join(said)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value.items()) + " }"
+    return json.dumps(value)
+
+
+def assert_clean(where: dict[str, bytes]) -> None:
+    """Look for the secret, in every form that it may have, in everything there is."""
+    found = [(place, form) for place, content in where.items() for form in forms(SECRET) if form.encode() in content]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("auth", "answer"),
+    [(AUTH[name], answers) for name in AUTH] + [(AUTH["header"], FAULTS[name]) for name in FAULTS],
+    ids=[*AUTH, *FAULTS],
+)
+def test_a_run_leaves_no_secret_anywhere(
+    auth: dict[str, Any],
+    answer: Callable[[Request], Response],
+    serve: Callable[[Callable[[Request], Response]], str],
+    little_run: dict[str, Any],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    patience = {"attempts": 2, "first_wait": 0, "give_up_after": 2}
+    teacher = {"kind": "http", "url": serve(answer), "identity": "shop", **patience, **auth}
+    method = {"name": "kd", "top_k": 4}
+    with caplog.at_level(logging.DEBUG):
+        sections = little_run | {"teacher": teacher, "method": method, "training": {"epochs": 1}}
+        code, errors = run(sections, tmp_path / "run")
+    out, err = capfd.readouterr()
+    files = {str(path): path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert any(path.endswith(LEDGER) for path in files)
+    assert code == (0 if answer is answers else 2), err
+
+    # The lowest layer's log for debugging quotes the API's own headers, such as the address that it redirects to.
+    log = "\n".join(record.getMessage() for record in caplog.records if not record.name.startswith("httpcore"))
+    texts = {"stdout": out, "stderr": err, "log": log, "errors": errors}
+    assert_clean({place: text.encode() for place, text in texts.items()} | files)
+
+
+def test_the_search_finds_what_it_looks_for() -> None:
+    """Else all of the above would say nothing."""
+    for form in forms(SECRET):
+        with pytest.raises(AssertionError):
+            assert_clean({"log": f"key {form} refused".encode()})
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ({"headers": {"X-Api-Key": SECRET}}, "header X-Api-Key carries a secret"),
+        ({"query": {"api_key": SECRET}}, "query: api_key must hold no secret"),
+        ({"values": {"token": SECRET}}, "values: token must hold no secret"),
+        ({"body": {"h": "{history}", "auth": {"password": SECRET}}}, "body: password must hold no secret"),
+        ({"body": [{"h": "{history}"}, {"secret": SECRET}]}, "body: secret must hold no secret"),
+        ({"url": f"https://shop.example/?access_token={quote(SECRET, '')}"}, "url: access_token must hold no secret"),
+        ({"url": "https://me:Zx9@shop.example/"}, "url must hold no secret"),
+        ({"url": "{server}/r", "values": {"server": "https://me:Zx9@shop.example"}}, "url must hold no secret"),
+        ({"signature": {"kind": "hmac", "key": SECRET}}, "signature names an environment variable"),
+    ],
+)
+def test_a_secret_in_the_settings_is_refused_without_being_shown(given: dict[str, Any], place: str) -> None:
+    with pytest.raises(SettingsError, match=place) as caught:
+        HttpConfig.parse({"url": "https://shop.example", **given})
+    assert "Zx9" not in str(caught.value)
+
+
+def test_what_only_sounds_like_a_secret_may_be_sent() -> None:
+    body = {"history": "{history}", "tokens": 3, "sort_key": "{sort}"}
+    assert HttpConfig.parse({"url": "https://shop.example", "body": body, "values": {"sort": "price"}}).body == body
+
+
+@pytest.mark.parametrize("auth", AUTH.values(), ids=AUTH)
+def test_a_variable_that_is_not_set_is_named_before_anything_is_booked(
+    auth: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(name)
+    teacher = HttpTeacher(IdMap(["a"], first=1), url="https://shop.example", **auth)
+    with pytest.raises(SettingsError, match=r"environment variable \w+ is not set"):
+        teacher.answers(lambda n: pytest.fail("a query was booked"), 1)
+
+
+@pytest.mark.parametrize("value", [f"{SECRET}\n", f"{SECRET}é"])
+def test_a_variable_that_no_header_can_hold_is_named_without_being_shown(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The HTTP library's own error would quote it."""
+    monkeypatch.setenv("SHOP_KEY", value)
+    teacher = HttpTeacher(IdMap(["a"], first=1), url="http://127.0.0.1:9", attempts=1, **AUTH["header"])
+    with pytest.raises(SettingsError, match="environment variable SHOP_KEY holds a line break or letters") as caught:
+        teacher.rank(Sequences.from_lists([[1]]), 1)
+    assert "Zx9" not in str(caught.value)
+
+
+@pytest.mark.parametrize("auth", AUTH.values(), ids=AUTH)
+def test_a_call_holds_no_secret_until_it_is_signed(auth: dict[str, Any]) -> None:
+    """What the client says about a call, it says about the unsigned one."""
+    shape = DeclaredShape(HttpConfig.parse({"url": "https://shop.example", **auth}))
+    call = Call("POST", "https://shop.example", {"Content-Type": "application/json"}, b"{}")
+    assert SECRET not in repr(call)
+    assert shape.sign(call) != call
+    assert (call.url, dict(call.headers)) == ("https://shop.example", {"Content-Type": "application/json"})
