@@ -52,7 +52,7 @@ class Report(Progress, Protocol):
     def say(self, text: str) -> None:
         """Take note of a sentence."""
 
-    def preparing(self, what: str, done: int, total: int) -> None:
+    def preparing(self, what: str, done: int, total: int, note: str = "") -> None:
         """Take note of a preparation, such as probing a teacher."""
 
 
@@ -62,7 +62,7 @@ class Quiet(Silent):
     def say(self, text: str) -> None:
         """Do nothing."""
 
-    def preparing(self, what: str, done: int, total: int) -> None:
+    def preparing(self, what: str, done: int, total: int, note: str = "") -> None:
         """Do nothing."""
 
 
@@ -122,7 +122,7 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
         report.say(f"{folder}: finished before; to run it anew, choose another folder{_keep_answers(run, folder)}")
         return Result.load(folder)
     split = load_split(run)
-    _note(folder, run, split)
+    note(folder, run, split)
     dataset = split.dataset
     report.say(
         f"{folder}: {run.method.name} for {run.student.name}; {dataset.n_users:,} users, {dataset.n_items:,} items, "
@@ -183,28 +183,48 @@ def learn(
         SettingsError: when the method needs a teacher, or scores, that are not there; or uses none.
     """
     report = report or Quiet()
-    dataset = split.dataset
-    learner = Method.registry[method.name](method.config)
-    check_needs(learner, teacher)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(training.seed)
-        model = build_model(student.name, dataset.n_items, student.config)
-    setting = Setting(
-        train=split.train,
-        users=np.arange(len(split.train)),
-        n_items=dataset.n_items,
-        teacher=teacher,
-        max_len=model.max_len,
-        seed=training.seed,
-        folder=folder,
-        progress=report.preparing,
+    model, learner, setting = set_up(
+        split, student, method, seed=training.seed, teacher=teacher, folder=folder, progress=report.preparing
     )
 
     def validate(model: Model) -> float:
-        return evaluate(model, split.valid, n_items=dataset.n_items, ks=(10,)).mean("ndcg", 10)
+        return evaluate(model, split.valid, n_items=split.dataset.n_items, ks=(10,)).mean("ndcg", 10)
 
     fitted = fit(model, learner, setting, training, validate=validate, folder=folder, progress=report)
-    return Student.of(model, dataset, protocol=split.protocol, mask_seen=masks_seen(split)), fitted
+    return Student.of(model, split.dataset, protocol=split.protocol, mask_seen=masks_seen(split)), fitted
+
+
+def set_up(
+    split: Split,
+    student: Choice,
+    method: Choice,
+    *,
+    seed: int,
+    teacher: Teacher | None,
+    folder: Path | None,
+    progress: Callable[[str, int, int], None],
+) -> tuple[Model, Method, Setting]:
+    """Build a model and a method, and what the method may look at.
+
+    Raises:
+        SettingsError: when the method needs a teacher, or scores, that are not there; or uses none.
+    """
+    learner = Method.registry[method.name](method.config)
+    check_needs(learner, teacher)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(student.name, split.dataset.n_items, student.config)
+    setting = Setting(
+        train=split.train,
+        users=np.arange(len(split.train)),
+        n_items=split.dataset.n_items,
+        teacher=teacher,
+        max_len=model.max_len,
+        seed=seed,
+        folder=folder,
+        progress=progress,
+    )
+    return model, learner, setting
 
 
 def check_needs(method: Method, teacher: Teacher | None) -> None:
@@ -270,9 +290,19 @@ def open_teacher(run: Run, split: Split, folder: Path) -> Iterator[Teacher | Non
     elif isinstance(settings, RunTeacher):
         yield local_teacher(Student.load(settings.folder), split, gives_scores=settings.gives_scores)
     else:
-        with Ledger(Path(settings.ledger) if settings.ledger else folder / LEDGER) as ledger:
-            api = HttpTeacher(split.dataset.items, settings, users=split.dataset.users)
-            yield LedgerTeacher(api, ledger, budget=settings.budget)
+        with Ledger(ledger_file(settings, folder)) as ledger:
+            yield keep_answers(settings, split, ledger)
+
+
+def ledger_file(settings: ApiTeacher, folder: Path) -> Path:
+    """Return where a run in ``folder`` keeps the answers of an API."""
+    return Path(settings.ledger) if settings.ledger else folder / LEDGER
+
+
+def keep_answers(settings: ApiTeacher, split: Split, ledger: Ledger) -> LedgerTeacher:
+    """Return the API that a run names as a teacher, with the answers that are in a ledger."""
+    api = HttpTeacher(split.dataset.items, settings, users=split.dataset.users)
+    return LedgerTeacher(api, ledger, budget=settings.budget)
 
 
 def local_teacher(student: Student, split: Split, *, gives_scores: bool = True) -> LocalTeacher:
@@ -311,10 +341,10 @@ def _keep_answers(run: Run, folder: Path) -> str:
     """Say how another run gets at the answers that this one has paid for."""
     if not isinstance(run.teacher, ApiTeacher):
         return ""
-    return f", and --set teacher.ledger={run.teacher.ledger or folder / LEDGER} to use the answers already paid for"
+    return f", and --set teacher.ledger={ledger_file(run.teacher, folder)} to use the answers already paid for"
 
 
-def _note(folder: Path, run: Run, split: Split) -> None:
+def note(folder: Path, run: Run, split: Split) -> None:
     """Write down what is about to be done, or check that it is what was begun."""
     if (folder / RUN).is_file():
         _check_data(folder, split)

@@ -18,6 +18,7 @@ from recdistill.methods.base import Method
 from recdistill.models.base import Model
 from recdistill.registry import import_all
 from recdistill.settings import Settings, nearest
+from recdistill.teachers.client import TransportSettings
 from recdistill.teachers.http import HttpConfig
 from recdistill.trainer import TrainerSettings
 
@@ -114,10 +115,7 @@ class RunTeacher(Settings):
 
 TeacherSettings: TypeAlias = ApiTeacher | RunTeacher
 _TEACHERS: dict[str, type[TeacherSettings]] = {"http": ApiTeacher, "run": RunTeacher}
-_MAY_CHANGE = {"url", "headers", "concurrency", "rate", "timeout", "attempts", "first_wait", "longest_wait"} | {
-    "give_up_after",
-    "budget",
-}
+_MAY_CHANGE = {"url", "headers", "budget", *TransportSettings.model_fields}
 """How an API is reached and what it may cost: a run that is taken up again may do this in another way."""
 
 

@@ -51,9 +51,9 @@ class Reporter:
         self._forget()
         self._print(text)
 
-    def preparing(self, what: str, done: int, total: int) -> None:
+    def preparing(self, what: str, done: int, total: int, note: str = "") -> None:
         """Take note of a preparation, such as probing a teacher."""
-        self._show(what, done, total, "")
+        self._show(what, done, total, note)
         if done >= total:
             self.say(f"  {what}: {total:,}")
 
