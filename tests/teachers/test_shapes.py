@@ -267,7 +267,13 @@ def test_several_questions_in_one_call_one_bad_answer_spoils_no_other() -> None:
     assert [answer(outcomes[0]).items, answer(outcomes[2]).items] == [["x"], ["z"]]
     assert isinstance(outcomes[1], Failure)
     assert outcomes[1].paid
-    assert "nothing at 'items[*]'" in outcomes[1].reason
+    assert f"{URL} answered one of several with nothing at 'items[*]'" in outcomes[1].reason
+
+
+def test_several_questions_in_one_call_of_which_no_answer_makes_sense_are_refused_together() -> None:
+    """With a wrong path every answer is lost: the client must see failures in a row, and stop paying."""
+    with pytest.raises(TeacherError, match=r"nothing at 'items\[\*\]'"):
+        talk(settings(**BATCH), [about("a"), about("b")], [{"predictions": [{"ids": []}, {"ids": []}]}])
 
 
 def test_another_number_of_answers_than_questions_is_refused() -> None:

@@ -16,7 +16,7 @@ from recdistill.teachers.base import Answer, Failure, Request, check_items, chec
 from recdistill.teachers.exchange import Call, Conversation, Reply
 from recdistill.teachers.paths import Path
 from recdistill.teachers.shape_settings import ShapeSettings
-from recdistill.teachers.signing import fill_in, secret, variables
+from recdistill.teachers.signing import fill_in, hide, secret, variables
 from recdistill.teachers.templates import fill, names, text, write
 
 _FIRST_TIME = datetime(2020, 1, 1, tzinfo=UTC)
@@ -87,7 +87,10 @@ class DeclaredShape:
             raise TeacherError(
                 f"{len(answers)} answers at {self._answers.text!r} to {len(requests)} questions; there must be one each"
             )
-        return [self._try_to_read(answer, k) for answer in answers]
+        outcomes = [self._try_to_read(answer, k) for answer in answers]
+        if all(isinstance(outcome, Failure) for outcome in outcomes):
+            self._read(answers[0], k)  # raises: a reply that holds no answer at all is no reply
+        return outcomes
 
     def _replay(self, request: Request, k: int) -> Generator[Call, Reply, Answer]:
         """Walk through a history as a visitor whom the API has never seen; the last step's answer counts."""
@@ -164,7 +167,7 @@ class DeclaredShape:
         try:
             return self._read(answer, k)
         except TeacherError as error:
-            return Failure(str(error))
+            return Failure(hide(f"{self.settings.address} answered one of several with {error}", self.secrets()))
 
     def _read(self, answer: Any, k: int) -> Answer:
         entries = self._items.all(answer)
