@@ -30,6 +30,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import statistics
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -99,6 +100,8 @@ _OPEN = "WHERE teacher = ? AND k = ? AND round = ? AND request = ? AND ended_at 
 """The attempt that is in flight for one request."""
 _BLOCK = 500
 """Requests looked up by one statement."""
+_NEWEST = 1000
+"""Answers that are looked at to tell how long one takes."""
 _STALE = 15 * 60
 """Seconds after which a query in flight is taken for lost even though its process lives."""
 _DURABLE = 1.0
@@ -376,6 +379,22 @@ class Ledger:
                 (teacher,),
             ).fetchone()
         return Stats(identity, answers, spent, budget, failures, lost, calls, charge, in_flight)
+
+    def spent(self, identity: str) -> int:
+        """Return what a teacher has spent; unlike `stats`, this takes no time."""
+        with self._guard() as db:
+            row = db.execute("SELECT spent FROM teachers WHERE identity = ?", (identity,)).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def seconds_each(self, identity: str) -> float | None:
+        """Return how long a teacher's newest answers took from their booking, in the middle; ``None`` without any."""
+        with self._guard() as db:
+            rows = db.execute(
+                "SELECT ended_at - booked_at FROM attempts JOIN teachers ON teachers.id = teacher "
+                "WHERE identity = ? AND outcome = 'answered' ORDER BY attempts.id DESC LIMIT ?",
+                (identity, _NEWEST),
+            ).fetchall()
+        return float(statistics.median(seconds for (seconds,) in rows)) if rows else None
 
     def _prepare(self) -> None:
         """Make a new file a ledger, and refuse one that is something else."""

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,8 @@ class LedgerTeacher(Teacher):
         self.ids = teacher.ids
         self.exclude_history = teacher.exclude_history
         self.batch_size = teacher.batch_size
+        self.watch: Callable[[Sequence[Outcome]], None] = lambda outcomes: None
+        """Told what came back, once it is written down."""
         self.charge: Charge = teacher.charge if isinstance(teacher, MeteredTeacher) else "queries"
         ledger.set_terms(teacher.identity, budget, self.charge)
 
@@ -104,13 +106,21 @@ class LedgerTeacher(Teacher):
             )
         return ranking, answered
 
+    def look_up(
+        self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None
+    ) -> tuple[set[Digest], set[Digest]]:
+        """Return the different questions about these histories, and those without an answer on disk; asks nothing."""
+        requests = self.teacher.requests(histories, users)
+        asked = {self._question(request).digest for request in requests}
+        return asked, asked - self.ledger.find(self.ledger.page(self.identity, k, self.round), list(asked)).keys()
+
     def _collect(
         self, histories: Sequences, k: int, users: npt.NDArray[np.integer] | None
     ) -> tuple[Ranking, Bools, list[Failure]]:
         """Answer from disk what is there, ask for the rest, and translate."""
         requests = self.teacher.requests(histories, users)
         questions = [self._question(request) for request in requests]
-        errand = _Errand(self.ledger, self.ledger.page(self.identity, k, self.round), self.budget)
+        errand = _Errand(self.ledger, self.ledger.page(self.identity, k, self.round), self.budget, self.watch)
         errand.start(requests, questions)
         while errand.waiting or errand.busy:
             try:
@@ -153,10 +163,13 @@ class LedgerTeacher(Teacher):
 class _Errand:
     """The requests of one ranking: which are answered, waiting, asked by us, or asked by others. Admits our calls."""
 
-    def __init__(self, ledger: Ledger, page: Page, budget: int | None) -> None:
+    def __init__(
+        self, ledger: Ledger, page: Page, budget: int | None, watch: Callable[[Sequence[Outcome]], None]
+    ) -> None:
         self.ledger = ledger
         self.page = page
         self.budget = budget
+        self.watch = watch
         self.answers: dict[Digest, Answer] = {}
         self.failures: list[Failure] = []
         self.exhausted = False
@@ -223,6 +236,7 @@ class _Errand:
             else:
                 self.failures.append(outcome)
                 self.exhausted &= outcome.paid
+        self.watch(block)
 
     def fail(self, reason: str) -> None:
         """Write down why the teacher gave up on what it was asked; it may have been paid for."""

@@ -1,0 +1,50 @@
+"""``recdistill probe``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from recdistill.cli.common import Out, Overrides, RunFile, folder_for, reporting
+
+if TYPE_CHECKING:
+    from recdistill.labelling import Plan
+
+
+def probe(
+    run: RunFile,
+    out: Out = None,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked, and ask nothing.")] = False,
+) -> None:
+    """Ask a run's API what training will want to know, and keep the answers; trains nothing."""
+    from recdistill.labelling import label, plan
+    from recdistill.runfile import Run
+
+    folder, settings = folder_for(run, out), Run.read(run, overrides or ())
+    if dry_run:
+        _print_plan(plan(settings, folder))
+        return
+    with reporting(folder) as reporter:
+        stats = label(settings, folder, reporter, told=_print_plan)
+    for name, figure in stats.figures().items():
+        typer.echo(f"{name:<9} {figure}")
+
+
+def _print_plan(plan: Plan) -> None:
+    """Say how many questions there are, what the budget buys, and how long that takes."""
+    from recdistill.labelling import duration
+
+    stats = plan.stats
+    typer.echo(
+        f"{plan.questions:,} questions, {plan.questions - plan.missing:,} answered before, {plan.missing:,} to ask"
+    )
+    if stats.left is not None:
+        short = plan.missing - plan.affordable
+        typer.echo(
+            f"budget: {stats.left:,} of {stats.budget:,} {stats.charge} left, at {plan.cost_each:.3g} an answer: "
+            + (f"buys {plan.affordable:,}, {short:,} too few" if short else "enough")
+        )
+    took = "not known before the first answers" if plan.seconds is None else duration(plan.seconds)
+    typer.echo(f"time: {took}")

@@ -1,0 +1,214 @@
+"""Asking an API whatever a run's method will want to know, and planning that: no training, no evaluation."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from recdistill.data.dataset import Sequences
+from recdistill.data.splits import Split
+from recdistill.errors import SettingsError
+from recdistill.run import Report, claim, keep_answers, ledger_file, load_split, note, set_up
+from recdistill.runfile import ApiTeacher, Run
+from recdistill.teachers.base import Answer, Outcome, Ranking, Teacher
+from recdistill.teachers.http import HttpTeacher
+from recdistill.teachers.ledger import Ledger, Stats
+from recdistill.teachers.ledger_teacher import LedgerTeacher
+
+_REFRESH = 0.1
+"""Least seconds between two reports of progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run would ask, and what that takes."""
+
+    questions: int
+    """Different ones, over all that the method asks."""
+    missing: int
+    """Those that the ledger has no answer to."""
+    stats: Stats
+    """What was spent before."""
+    concurrency: int
+    rate: float | None
+    """Most calls a second."""
+    seconds_each: float | None
+    """From booking a question to its answer, as measured before; ``None`` without any answer."""
+
+    @property
+    def cost_each(self) -> float:
+        """What an answer costs, in what the budget counts: as measured before, else 1."""
+        return self.stats.spent / self.stats.answers if self.stats.answers else 1.0
+
+    @property
+    def affordable(self) -> int:
+        """How many of the missing answers the budget buys."""
+        return self.missing if self.stats.left is None else min(self.missing, int(self.stats.left / self.cost_each))
+
+    @property
+    def seconds(self) -> float | None:
+        """How long these take; ``None`` while nothing was measured and no rate is set."""
+        calls_each = max(1.0, self.stats.calls / self.stats.answers) if self.stats.answers else 1.0
+        by_rate = 0.0 if self.rate is None else self.affordable * calls_each / self.rate
+        by_latency = 0.0 if self.seconds_each is None else self.affordable * self.seconds_each / self.concurrency
+        return max(by_rate, by_latency) or (0.0 if not self.affordable else None)
+
+
+def plan(run: Run, folder: Path) -> Plan:
+    """Find out what a run would ask, and ask nothing.
+
+    The method is led through its questions by made-up answers. A method whose questions depend on the answers may ask
+    others in earnest, but not many more.
+
+    Raises:
+        SettingsError: when the run has no teacher behind an API.
+    """
+    settings = _api_of(run)
+    split = load_split(run)
+    with _ledger_or_none_yet(ledger_file(settings, folder)) as ledger:
+        return _plan(run, split, keep_answers(settings, split, ledger))
+
+
+def label(run: Run, folder: Path, report: Report, *, told: Callable[[Plan], None]) -> Stats:
+    """Ask what a run's method will want to know, so that training later finds it in the ledger.
+
+    Args:
+        run: whose data, method and teacher.
+        folder: the run's; the run itself may go on there.
+        report: who is told how it goes.
+        told: is given the plan before anything is asked.
+
+    Raises:
+        SettingsError: when the run has no teacher behind an API.
+        TeacherError: when the API refuses the key, or seems dead; what was bought is in the ledger.
+    """
+    settings = _api_of(run)
+    claim(folder, run)
+    split = load_split(run)
+    note(folder, run, split)
+    with Ledger(ledger_file(settings, folder)) as ledger:
+        keeper = keep_answers(settings, split, ledger)
+        before = _plan(run, split, keeper)
+        told(before)
+        keeper.watch = _Watch(keeper, before.affordable, report)
+        _ask_all(run, split, keeper)
+        return keeper.stats()
+
+
+class _Watch:
+    """Tells of progress, spend, rate, errors by class and time left, each time that something was settled."""
+
+    def __init__(self, keeper: LedgerTeacher, total: int, report: Report) -> None:
+        self.keeper = keeper
+        self.total = total
+        self.report = report
+        self.answered = 0
+        self.began = self.told = time.monotonic()
+
+    def __call__(self, outcomes: Sequence[Outcome]) -> None:
+        self.answered += sum(isinstance(outcome, Answer) for _, outcome in outcomes)
+        now = time.monotonic()
+        if now - self.told >= _REFRESH or self.answered >= self.total:
+            self.told = now
+            self.report.preparing("labelling", self.answered, max(self.total, self.answered), self._note(now))
+
+    def _note(self, now: float) -> str:
+        rate = self.answered / max(now - self.began, 1e-9)
+        left = max(0, self.total - self.answered) / rate if rate else math.inf
+        parts = [f"spent {self.keeper.ledger.spent(self.keeper.identity):,} {self.keeper.charge}", f"{rate:,.0f}/s"]
+        if isinstance(self.keeper.teacher, HttpTeacher):
+            calls = self.keeper.teacher.client.calls
+            parts += [f"{kind} ×{n:,}" for kind, n in sorted(calls.items()) if n and kind != "answered"]
+        return "  ".join([*parts, f"{duration(left)} left"])
+
+
+class _Rehearsal(Teacher):
+    """Notes what a teacher would be asked, and makes every answer up."""
+
+    def __init__(self, keeper: LedgerTeacher) -> None:
+        self.keeper = keeper
+        self.gives_scores = keeper.gives_scores
+        self.takes = keeper.takes
+        self.ids = keeper.ids
+        self.exclude_history = keeper.exclude_history
+        self.asked: set[tuple[int, bytes]] = set()
+        self.missing: set[tuple[int, bytes]] = set()
+
+    @property
+    def identity(self) -> str:
+        """That of the teacher itself."""
+        return self.keeper.identity
+
+    def rank(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Ranking:
+        """Return the first items of the catalogue for everybody."""
+        asked, missing = self.keeper.look_up(histories, k, users=users)
+        self.asked |= {(k, question) for question in asked}
+        self.missing |= {(k, question) for question in missing}
+        items = np.tile(np.arange(1, k + 1, dtype=np.int32), (len(histories), 1))
+        return Ranking(items, -items.astype(np.float32) if self.gives_scores else None)
+
+
+def _plan(run: Run, split: Split, keeper: LedgerTeacher) -> Plan:
+    rehearsal = _Rehearsal(keeper)
+    _ask_all(run, split, rehearsal)
+    settings = _api_of(run)
+    return Plan(
+        questions=len(rehearsal.asked),
+        missing=len(rehearsal.missing),
+        stats=keeper.stats(),
+        concurrency=settings.concurrency,
+        rate=settings.rate,
+        seconds_each=keeper.ledger.seconds_each(keeper.identity),
+    )
+
+
+def _ask_all(run: Run, split: Split, teacher: Teacher) -> None:
+    """Let the method ask what it will want to know."""
+    _, learner, setting = set_up(
+        split,
+        run.student,
+        run.method,
+        seed=run.training.seed,
+        teacher=teacher,
+        folder=None,
+        progress=lambda what, done, total: None,
+    )
+    learner.prepare(setting)
+
+
+def _api_of(run: Run) -> ApiTeacher:
+    if not isinstance(run.teacher, ApiTeacher):
+        raise SettingsError('only an API is probed, and this run has none: add [teacher] with kind = "http"')
+    return run.teacher
+
+
+@contextmanager
+def _ledger_or_none_yet(path: Path) -> Iterator[Ledger]:
+    """Open a ledger if it is there, else one that is thrown away."""
+    if path.exists():
+        with Ledger(path) as ledger:
+            yield ledger
+    else:
+        with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / path.name) as ledger:
+            yield ledger
+
+
+def duration(seconds: float) -> str:
+    """Write a time as hours, minutes and seconds.
+
+    >>> duration(75), duration(7384), duration(math.inf)
+    ('1:15', '2:03:04', '?')
+    """
+    if math.isinf(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
