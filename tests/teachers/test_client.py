@@ -1,6 +1,7 @@
 """How hard the API is asked, when it is given up, and what is charged for it; faults stand in test_faults.py."""
 
 import math
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -160,12 +161,12 @@ def test_turns_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     pace = Pace()
-    assert [pace.admit([], 2.0) for _ in range(3)] == [0.0, 2.0, 4.0]
+    assert [pace.turn(2.0) for _ in range(3)] == [0.0, 2.0, 4.0]
     now[0] = 103.0
     pace.hold(5.0)
-    assert (pace.held(), pace.admit([], 2.0), pace.admit([], 2.0)) == (5.0, 5.0, 7.0)
+    assert (pace.held(), pace.turn(2.0), pace.turn(2.0)) == (5.0, 5.0, 7.0)
     now[0] = 120.0
-    assert (pace.held(), pace.admit([], 2.0)) == (0.0, 0.0)
+    assert (pace.held(), pace.turn(2.0)) == (0.0, 0.0)
 
 
 def test_processes_share_turns_and_waits_by_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,12 +174,12 @@ def test_processes_share_turns_and_waits_by_the_ledger(tmp_path: Path, monkeypat
     monkeypatch.setattr(time, "time", lambda: 1000.0)
     with Ledger(tmp_path / "ledger.sqlite") as one, Ledger(tmp_path / "ledger.sqlite") as two:
         page = one.page("api", 10, 0)
-        assert [asked.admit(page, [], None, 2.0) for asked in (one, two, one)] == [0.0, 2.0, 4.0]
+        assert [asked.turn(page, 2.0) for asked in (one, two, one)] == [0.0, 2.0, 4.0]
         two.hold(page, 60.0)
         one.hold(page, 5.0)  # a shorter wait takes nothing from a longer one
         assert one.held(page) == 60.0
-        assert one.admit(page, [], None, 2.0) == 60.0
-        assert two.admit(page, [], None, 0.0) == 60.0  # without a rate as well
+        assert one.turn(page, 2.0) == 60.0
+        assert two.turn(page, 0.0) == 60.0  # without a rate as well
 
 
 # when to stop
@@ -302,6 +303,32 @@ def test_openings_of_one_ledger_share_a_budget_of_calls(api: RawApi, tmp_path: P
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         assert ledger.stats("paying").spent == 40
     assert len(api.asked) == 40
+
+
+def test_what_was_stopped_before_its_turn_is_not_charged(api: RawApi, ledger: Ledger) -> None:
+    api.answer = lambda body: response(b"", "401 Unauthorized")
+    keeper = LedgerTeacher(Paying(Paged(api.url), charge="calls", rate=1 / 60), ledger)
+    with pytest.raises(TeacherError, match="fare no better"):
+        keeper.rank(histories(8), 1)
+    assert (keeper.stats().spent, keeper.stats().failures, keeper.stats().open) == (1, 1, 0)
+
+
+def test_a_connection_that_nobody_takes_was_not_paid_for() -> None:
+    """A full queue of connections that are never accepted, as behind a firewall that drops packets."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        address = server.getsockname()
+        queued = [socket.socket() for _ in range(4)]
+        for line in queued:
+            line.setblocking(False)
+            line.connect_ex(address)
+        outcomes: list[Outcome] = []
+        collect(Paying(Paged(f"http://127.0.0.1:{address[1]}/"), timeout=0.4, attempts=1), 1, outcomes)
+        for line in queued:
+            line.close()
+    ((_, failure),) = outcomes
+    assert isinstance(failure, Failure)
+    assert "cannot be reached: ConnectTimeout" in failure.reason
+    assert not failure.paid
 
 
 def test_what_is_charged_cannot_change_once_something_was_spent(api: RawApi, ledger: Ledger) -> None:

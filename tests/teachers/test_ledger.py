@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -588,6 +589,17 @@ def test_ctrl_c_keeps_what_was_in_flight(api: Api, path: Path) -> None:
         assert 20 <= keeper.stats().answers == len(api.asked) < 100
         keeper.rank(rows, 1)
     assert asked(api).total() == 100
+
+
+def test_many_threads_may_make_a_file_at_once(tmp_path: Path) -> None:
+    """Some of them look at it while others have made half of it."""
+
+    def make(n: int) -> int:
+        with Ledger(tmp_path / f"{n // 8}.sqlite") as ledger:
+            return ledger.page("fake", 1, 0).teacher
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(make, range(160))) == {1}
 
 
 def test_many_processes_may_make_the_file_at_once(path: Path) -> None:

@@ -36,13 +36,15 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import ssl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Annotated
 
@@ -75,7 +77,7 @@ class TransportSettings(Settings):
     rate: PositiveFloat | None = None
     """Most calls a second, retries included; no limit where not given."""
     timeout: PositiveFloat = 30.0
-    """Seconds for one call, from connecting to the last byte."""
+    """Seconds for one call, from connecting to the last byte; at most half of them for connecting."""
     attempts: PositiveInt = 5
     """Most sendings of one call, the first included."""
     permanent: tuple[Annotated[int, Field(ge=400, le=599)], ...] = ()
@@ -106,6 +108,11 @@ class Client:
         self.calls: Counter[str] = Counter()
         """How the calls so far ended: ``answered``, or a class of fault such as ``429``, ``timeout`` or ``cut``."""
 
+    @cached_property
+    def certificates(self) -> ssl.SSLContext:
+        """Whom to trust over TLS; read once, as that takes a while."""
+        return httpx2.create_ssl_context()
+
     def answers(
         self, shape: Shape, take: Take, k: int, *, meter: Meter | None = None, hide: Callable[[str], str] = str
     ) -> Iterator[list[Outcome]]:
@@ -115,7 +122,7 @@ class Client:
             shape: how the API is asked.
             take: hands out requests that are to be asked right now.
             k: length of the lists.
-            meter: admits each call; without one, turns are kept among the threads that share this client.
+            meter: gives turns and charges calls; without one, turns are kept among the threads that share this client.
             hide: takes secrets out of a text, should the API repeat them.
 
         Raises:
@@ -240,18 +247,13 @@ class _Walk:
         self.tasks: set[asyncio.Task[list[Outcome]]] = set()
         self.finished: list[Outcome] = []
         self.in_flight = 0
-        self.landed = asyncio.Condition()
+        self.landed = asyncio.Event()
         self.failed_in_a_row = 0
         self.too_much_in_a_row = 0
         self.failing_since: float | None = None
         self.stopped = asyncio.Event()
         self.gave_up: str | None = None
-        self.http = httpx2.AsyncClient(
-            headers={"User-Agent": f"recdistill/{__version__}", "Accept-Encoding": "gzip, deflate"},
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-            timeout=settings.timeout,
-            limits=httpx2.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency),
-        )
+        self.lines = _Lines(settings.timeout, client.certificates)
 
     async def step(self) -> bool:
         """Keep as many requests in flight as allowed until some have finished; false when all are done."""
@@ -289,7 +291,7 @@ class _Walk:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        await self.http.aclose()
+        await self.lines.close()
 
     def _keep(self, done: set[asyncio.Task[list[Outcome]]]) -> None:
         self.finished += [outcome for task in done if task.exception() is None for outcome in task.result()]
@@ -344,40 +346,38 @@ class _Walk:
         attempt = 0
         while True:
             attempt += 1
-            async with self._place_in_window():
-                await self._wait_for_turn(requests)
+            await self._wait_for_place()
+            try:
+                await self._wait_for_turn()
+                self.meter.charge(requests)
                 tally.calls += 1
                 sent_at = time.monotonic()
-                try:
-                    reply = await self._send(call)
-                except _Refused as refused:
-                    tally.paid |= refused.paid
-                    wait = self._note_refusal(refused, attempt, sent_at)
-                    if wait is None:
-                        raise
-                else:
-                    self._note_reply()
-                    return reply
+                reply = await self._send(call)
+            except _Refused as refused:
+                tally.paid |= refused.paid
+                wait = self._note_refusal(refused, attempt, sent_at)
+                if wait is None:
+                    raise
+            else:
+                self._note_reply()
+                return reply
+            finally:
+                self.in_flight -= 1
+                self.landed.set()
             if not await self._rest(wait):
                 raise _Stopped(f"{call.url} was not asked again, because asking was stopped")
 
-    @asynccontextmanager
-    async def _place_in_window(self) -> AsyncIterator[None]:
+    async def _wait_for_place(self) -> None:
         """Keep no more calls in flight than the API bears just now."""
-        async with self.landed:
-            await self.landed.wait_for(lambda: self.window.free(self.in_flight) > 0)
-            self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            async with self.landed:
-                self.landed.notify_all()
+        while not self.window.free(self.in_flight):
+            self.landed.clear()
+            await self.landed.wait()
+        self.in_flight += 1
 
-    async def _wait_for_turn(self, requests: list[Request]) -> None:
-        """Have a call admitted, and wait until it may be sent."""
+    async def _wait_for_turn(self) -> None:
+        """Keep to the rate, and to the waits that the API asks for."""
         rate = self.settings.rate
-        wait = self.meter.admit(requests, 0.0 if rate is None else 1 / rate)
+        wait = self.meter.turn(0.0 if rate is None else 1 / rate)
         while wait > 0:
             if not await self._rest(wait):
                 raise _Stopped("nothing was sent, because asking was stopped")
@@ -396,13 +396,9 @@ class _Walk:
         """Send a call once."""
         url, signed = call.url, self.shape.sign(call)
         try:
-            async with (
-                asyncio.timeout(self.settings.timeout),
-                self.http.stream(signed.method, signed.url, headers=signed.headers, content=signed.body) as response,
-            ):
-                if not response.is_success:
-                    raise self._refusal(url, response, await _read(response, _ERROR_BYTES))
-                body = await _read(response, self.settings.largest_reply + 1)
+            async with asyncio.timeout(self.settings.timeout):
+                with self.lines.free() as line:
+                    return await self._exchange(line, url, signed)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
             raise _Refused("unreachable", f"{url} cannot be reached: {_name(error)}", again=True) from error
         except (TimeoutError, httpx2.TimeoutException) as error:
@@ -413,6 +409,14 @@ class _Walk:
             raise _Refused("cut", reason, paid=True, again=True) from error
         except httpx2.RequestError as error:
             raise _Refused("unreadable", f"{url} sent what cannot be read: {_name(error)}", paid=True) from error
+
+    async def _exchange(self, line: httpx2.AsyncClient, url: str, signed: Call) -> Reply:
+        """Send a call and read what comes back, as far as it may be read."""
+        request = (signed.method, signed.url)
+        async with line.stream(*request, headers=signed.headers, content=signed.body) as response:
+            if not response.is_success:
+                raise self._refusal(url, response, await _read(response, _ERROR_BYTES))
+            body = await _read(response, self.settings.largest_reply + 1)
         if len(body) > self.settings.largest_reply:
             raise _Refused(
                 "too large",
@@ -495,6 +499,44 @@ class _Walk:
         """Return the beginning of a body in one line, without secrets."""
         text = " ".join(self.hide(body.decode("utf-8", "replace")).split())
         return repr(text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]}…")
+
+
+class _Lines:
+    """HTTP clients of one connection each: a pool of many looks at all of them for each call.
+
+    Cookies are not kept, so that no answer depends on an earlier one.
+    """
+
+    def __init__(self, timeout: float, certificates: ssl.SSLContext) -> None:
+        self.timeout = httpx2.Timeout(timeout, connect=timeout / 2)
+        self.certificates = certificates
+        self.all: list[httpx2.AsyncClient] = []
+        self.idle: list[httpx2.AsyncClient] = []
+
+    @contextmanager
+    def free(self) -> Iterator[httpx2.AsyncClient]:
+        """Give a line that nobody uses."""
+        line = self.idle.pop() if self.idle else self._open()
+        try:
+            yield line
+        finally:
+            self.idle.append(line)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for line in self.all:
+            await line.aclose()
+
+    def _open(self) -> httpx2.AsyncClient:
+        line = httpx2.AsyncClient(
+            headers={"User-Agent": f"recdistill/{__version__}", "Accept-Encoding": "gzip, deflate"},
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            timeout=self.timeout,
+            verify=self.certificates,
+            limits=httpx2.Limits(max_connections=1),
+        )
+        self.all.append(line)
+        return line
 
 
 async def _read(response: httpx2.Response, most: int) -> bytes:

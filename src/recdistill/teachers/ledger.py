@@ -104,6 +104,10 @@ _NEWEST = 1000
 """Answers that are looked at to tell how long one takes."""
 _STALE = 15 * 60
 """Seconds after which a query in flight is taken for lost even though its process lives."""
+_PATIENCE = 60.0
+"""Seconds to wait for another process that is writing."""
+_POLL = 0.01
+"""Seconds between two tries to open a file that another process is making."""
 _DURABLE = 1.0
 """Seconds after which a commit waits until the disk has everything."""
 
@@ -195,7 +199,7 @@ class Ledger:
         self._durable_at = time.monotonic()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
             raise TeacherError(f"ledger {self.path} cannot be opened: {error}.") from error
         try:
@@ -280,40 +284,35 @@ class Ledger:
                 if now - booked_at < _STALE and alive(pid, started)
             }
 
-    def admit(self, page: Page, requests: Sequence[Digest], budget: int | None, gap: float) -> float:
-        """Charge a call about booked requests and give it a turn; returns the seconds until then.
-
-        Args:
-            page: where the requests are filed.
-            requests: those that the call carries.
-            budget: the ceiling.
-            gap: seconds from this turn to the next one.
+    def charge(self, page: Page, requests: Sequence[Digest], budget: int | None) -> None:
+        """Charge a call about booked requests, in one transaction with the check of the budget.
 
         Raises:
-            BudgetExhausted: when the call costs more than is left; nothing is charged then.
+            BudgetExhausted: when it costs more than is left; nothing is charged then.
         """
-        with self._guard() as db:
-            charge, held_until = db.execute(
-                "SELECT charge, held_until FROM teachers WHERE id = ?", (page.teacher,)
-            ).fetchone()
-        if charge == "queries" and not gap:
-            return max(0.0, float(held_until) - time.time())
-        charged = {"queries": [], "calls": requests[:1], "rows": requests}[charge]
         with self._write() as db:
-            now = time.time()
-            spent, next_turn, held_until = db.execute(
-                "SELECT spent, next_turn, held_until FROM teachers WHERE id = ?", (page.teacher,)
-            ).fetchone()
+            spent, charge = db.execute("SELECT spent, charge FROM teachers WHERE id = ?", (page.teacher,)).fetchone()
+            charged = {"queries": [], "calls": requests[:1], "rows": requests}[charge]
             if budget is not None and spent + len(charged) > budget:
                 raise BudgetExhausted(
                     f"the budget of {budget:,} {charge} has {budget - spent:,} left, and a call costs {len(charged):,}"
                 )
-            turn = max(now, float(next_turn), float(held_until))
-            db.execute("UPDATE teachers SET next_turn = ? WHERE id = ?", (turn + gap, page.teacher))
             db.executemany(
                 f"UPDATE attempts SET charged = charged + 1 {_OPEN}", [(*page, request) for request in charged]
             )
             _spend(db, page, len(charged))
+
+    def turn(self, page: Page, gap: float) -> float:
+        """Return the seconds until a call may be sent; the next turn of any process is ``gap`` seconds later."""
+        if not gap:
+            return self.held(page)
+        with self._write() as db:
+            now = time.time()
+            next_turn, held_until = db.execute(
+                "SELECT next_turn, held_until FROM teachers WHERE id = ?", (page.teacher,)
+            ).fetchone()
+            turn = max(now, float(next_turn), float(held_until))
+            db.execute("UPDATE teachers SET next_turn = ? WHERE id = ?", (turn + gap, page.teacher))
         return turn - now
 
     def hold(self, page: Page, seconds: float) -> None:
@@ -399,10 +398,14 @@ class Ledger:
     def _prepare(self) -> None:
         """Make a new file a ledger, and refuse one that is something else."""
         with self._guard() as db:
-            # Looked at before anything is written, so that somebody else's file stays as it is.
-            self._refuse_foreign(db)
-            (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
-            if mode != "wal":
+            # Looked at before anything is written, so that somebody else's file stays as it is; and in one transaction,
+            # as another process may be making it.
+            db.execute("BEGIN")
+            try:
+                self._refuse_foreign(db)
+            finally:
+                db.execute("ROLLBACK")
+            if _switch_to_wal(db) != "wal":
                 raise TeacherError(
                     f"ledger {self.path} cannot be kept here: its file system does not support a write-ahead log; "
                     "put it on a local disk."
@@ -479,6 +482,20 @@ class Ledger:
                 raise
             if durable:
                 self._durable_at = time.monotonic()
+
+
+def _switch_to_wal(db: sqlite3.Connection) -> str:
+    """Return the journal's mode; waits for others that make the file at the same time, as SQLite does not."""
+    give_up = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(_POLL)
+        else:
+            return str(mode)
 
 
 def digest(question: str) -> Digest:

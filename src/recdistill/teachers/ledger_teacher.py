@@ -120,7 +120,7 @@ class LedgerTeacher(Teacher):
         """Answer from disk what is there, ask for the rest, and translate."""
         requests = self.teacher.requests(histories, users)
         questions = [self._question(request) for request in requests]
-        errand = _Errand(self.ledger, self.ledger.page(self.identity, k, self.round), self.budget, self.watch)
+        errand = _Errand(self, self.ledger.page(self.identity, k, self.round))
         errand.start(requests, questions)
         while errand.waiting or errand.busy:
             try:
@@ -161,15 +161,12 @@ class LedgerTeacher(Teacher):
 
 
 class _Errand:
-    """The requests of one ranking: which are answered, waiting, asked by us, or asked by others. Admits our calls."""
+    """The requests of one ranking: which are answered, waiting, asked by us, or asked by others; and our meter."""
 
-    def __init__(
-        self, ledger: Ledger, page: Page, budget: int | None, watch: Callable[[Sequence[Outcome]], None]
-    ) -> None:
-        self.ledger = ledger
+    def __init__(self, keeper: LedgerTeacher, page: Page) -> None:
+        self.keeper = keeper
+        self.ledger = keeper.ledger
         self.page = page
-        self.budget = budget
-        self.watch = watch
         self.answers: dict[Digest, Answer] = {}
         self.failures: list[Failure] = []
         self.exhausted = False
@@ -191,7 +188,7 @@ class _Errand:
         taken: list[Request] = []
         while self.waiting and not taken and not self.exhausted:
             candidates = [self.waiting.popleft() for _ in range(min(n, len(self.waiting)))]
-            booking = self.ledger.book(self.page, [question.digest for _, question in candidates], self.budget)
+            booking = self.ledger.book(self.page, [question.digest for _, question in candidates], self.keeper.budget)
             self.answers |= booking.answers
             left: list[tuple[Request, Question]] = []
             for request, question in candidates:
@@ -206,14 +203,19 @@ class _Errand:
             self.exhausted = bool(left)
         return taken
 
-    def admit(self, requests: Sequence[Request], gap: float) -> float:
-        """Charge a call about some of what is asked, and give it a turn among all processes.
+    def charge(self, requests: Sequence[Request]) -> None:
+        """Charge a call about some of what is asked, unless queries are charged, which was done when they were booked.
 
         Raises:
             BudgetExhausted: when it costs more than is left.
         """
-        digests = [self.asked[request.row].digest for request in requests]
-        return self.ledger.admit(self.page, digests, self.budget, gap)
+        if self.keeper.charge != "queries":
+            digests = [self.asked[request.row].digest for request in requests]
+            self.ledger.charge(self.page, digests, self.keeper.budget)
+
+    def turn(self, gap: float) -> float:
+        """Return the seconds until a call may be sent, among all processes."""
+        return self.ledger.turn(self.page, gap)
 
     def hold(self, seconds: float) -> None:
         """Let no process ask the teacher for so long."""
@@ -236,7 +238,7 @@ class _Errand:
             else:
                 self.failures.append(outcome)
                 self.exhausted &= outcome.paid
-        self.watch(block)
+        self.keeper.watch(block)
 
     def fail(self, reason: str) -> None:
         """Write down why the teacher gave up on what it was asked; it may have been paid for."""

@@ -1,7 +1,8 @@
 """What all callers of one API share: a budget that is a ceiling, and turns that keep to a rate.
 
-A call is admitted before it is sent. Without a ledger the callers are the threads of one teacher, and a `Pace` gives
-them their turns; with one they are all processes that share its file, and it keeps the budget as well.
+Each call waits for its turn, and is charged at the last instant before it is sent. Without a ledger the callers are the
+threads of one teacher, and a `Pace` gives them their turns; with one they are all processes that share its file, and it
+keeps the budget as well.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ Charge: TypeAlias = Literal["queries", "calls", "rows"]
 class Meter(Protocol):
     """Who has to be asked before each call."""
 
-    def admit(self, requests: Sequence[Request], gap: float) -> float:
-        """Charge one call about some requests, and return the seconds to wait before it is sent.
+    def turn(self, gap: float) -> float:
+        """Return the seconds until a call may be sent; the next turn is ``gap`` seconds later."""
+        ...
 
-        Args:
-            requests: what the call is about.
-            gap: seconds from the turn of this call to that of the next one.
+    def charge(self, requests: Sequence[Request]) -> None:
+        """Charge a call about some requests, which is sent right after.
 
         Raises:
-            BudgetExhausted: when the call costs more than is left; nothing is charged then.
+            BudgetExhausted: when it costs more than is left; nothing is charged then.
         """
         ...
 
@@ -49,13 +50,16 @@ class Pace:
         self._lock = threading.Lock()
         self._next_turn = self._held_until = 0.0
 
-    def admit(self, requests: Sequence[Request], gap: float) -> float:
-        """Give a call its turn."""
+    def turn(self, gap: float) -> float:
+        """Return the seconds until a call may be sent."""
         with self._lock:
             now = time.monotonic()
             turn = max(now, self._next_turn, self._held_until)
             self._next_turn = turn + gap
         return turn - now
+
+    def charge(self, requests: Sequence[Request]) -> None:
+        """Charge nothing."""
 
     def hold(self, seconds: float) -> None:
         """Let no thread send anything for so long."""
@@ -73,14 +77,14 @@ class Unsent(Failure):
 
 
 class MeteredTeacher(OutsideTeacher):
-    """A teacher that is asked by calls that cost something, each admitted by a meter."""
+    """A teacher that is asked by calls that cost something, which a meter counts."""
 
     charge: Charge = "queries"
     """What its budget counts; what that means stands in `recdistill.teachers.ledger`."""
 
     @abstractmethod
     def answers(self, take: Take, k: int, meter: Meter | None = None) -> Iterator[list[Outcome]]:
-        """Ask whatever ``take`` hands out, each call admitted by ``meter``; without one, by the teacher's own.
+        """Ask whatever ``take`` hands out, each call in the turn that ``meter`` gives; without one, the teacher's own.
 
         Raises:
             TeacherError: when asking on makes no sense; what was answered until then has been yielded.
