@@ -126,6 +126,31 @@ def speed(rows: pl.DataFrame) -> str:
     )
 
 
+def labelling_speed(rows: pl.DataFrame) -> str:
+    """Answers a second of every setting, and the share of what the API allows; peak memory."""
+    queries = pl.col("dataset").str.extract(r"^(\d+)").cast(pl.Int64)
+    ours = rows.filter(pl.col("system") != "allowed").with_columns(queries.alias("n"))
+    allowed = rows.filter(pl.col("system") == "allowed")
+    cells = ours.group_by("setting", "n", maintain_order=True).agg(
+        _spread("seconds").alias("spread"), _median("seconds").alias("seconds"), _median("peak_mb").alias("peak_mb")
+    )
+    lines = []
+    for row in cells.iter_rows(named=True):
+        bound = allowed.filter(pl.col("setting") == row["setting"])
+        share = _middle(bound, "ratio")
+        lines.append(
+            [
+                row["setting"],
+                f"{row['n']:,}",
+                row["spread"],
+                _number(row["n"] / row["seconds"]),
+                "" if share is None else f"{share:.0%}",
+                _number(row["peak_mb"]),
+            ]
+        )
+    return markdown(["setting", "answers", "seconds", "answers / s", "share of what is allowed", "peak MB"], lines)
+
+
 def quality(rows: pl.DataFrame) -> str:
     """HR@10 and NDCG@10 of every method: all, head and tail users; mean ± deviation over seeds."""
     run = ["dataset", "split", "teacher", "student", "regime", "access", "method", "variant"]
@@ -196,6 +221,7 @@ TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
     "bahsd": ("bahsd", quality),
     "bahsd_paired": ("bahsd_paired", paired),
     "evaluation_speed": ("evaluation_speed", speed),
+    "labelling_speed": ("labelling_speed", labelling_speed),
     "data_size": ("data_size", speed),
 }
 """The result file that each table is made from, and how; any other name is a file of times, shown by `speed`."""
