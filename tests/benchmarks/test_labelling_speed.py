@@ -6,6 +6,7 @@ from benchmarks.results import SPEED, ResultTable
 from benchmarks.tables import make
 
 from benchmarks import labelling_speed
+from recdistill.teachers.ledger import Ledger
 
 
 @pytest.fixture
@@ -61,5 +62,5 @@ def test_memory_and_time_are_noted_after_a_tenth_and_at_the_end(
     out = capsys.readouterr().out
     assert '"10": {"seconds"' in out
     assert '"100": {"seconds"' in out
-    with labelling_speed.Ledger(tmp_path / "ledger.sqlite") as ledger:
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
         assert ledger.stats("simulated").answers == 100

@@ -60,7 +60,7 @@ class Paying(MeteredTeacher):
         return "paying"
 
     def answers(self, take: Take, k: int, meter: Meter | None = None) -> Iterator[list[Outcome]]:
-        return self.client.answers(self.shape, take, k, meter=meter)
+        return self.client.answers(self.shape, take, k, meter=meter, hide=lambda text: text.replace("s3cret", "***"))
 
 
 @pytest.fixture
@@ -346,10 +346,17 @@ def test_a_call_carries_no_more_questions_than_the_shape_allows(api: RawApi) -> 
 
 
 def test_one_bad_row_does_not_cost_its_batch(api: RawApi, ledger: Ledger) -> None:
+    """And what the shape quotes of the reply is told without secrets."""
+
     class Choosy(Paged):
         def converse(self, requests: Sequence[Request], k: int) -> Conversation:
             yield Call("POST", self.url, body=b'{"rows": []}')
-            return [Failure("no such user") if request.row == 1 else Answer([request.row + 1]) for request in requests]
+            return [
+                Failure("no such user, key s3cret") if request.row == 1 else Answer([request.row + 1])
+                for request in requests
+            ]
 
     _, answered = LedgerTeacher(Paying(Choosy(api.url, 3)), ledger).rank_within_budget(histories(3), 1)
     assert answered.tolist() == [True, False, True]
+    with ledger.reading() as db:
+        assert db.execute("SELECT reason FROM failures").fetchall() == [("no such user, key ***",)]

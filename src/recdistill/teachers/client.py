@@ -310,8 +310,13 @@ class _Walk:
             outcomes = [Unsent(str(why), paid=tally.paid)] * len(requests)
         calls = [tally.calls] + [0] * (len(requests) - 1)  # so that they add up
         return [
-            (request, replace(outcome, calls=n)) for request, outcome, n in zip(requests, outcomes, calls, strict=True)
+            (request, self._discreet(replace(outcome, calls=n)))
+            for request, outcome, n in zip(requests, outcomes, calls, strict=True)
         ]
+
+    def _discreet(self, outcome: Answer | Failure) -> Answer | Failure:
+        """Take secrets out of what a shape quotes."""
+        return replace(outcome, reason=self.hide(outcome.reason)) if isinstance(outcome, Failure) else outcome
 
     async def _talk(self, requests: list[Request], tally: _Tally) -> list[Answer | Failure]:
         """Make the calls of a conversation; returns what its shape made of the replies."""
