@@ -14,8 +14,8 @@ from werkzeug import Response
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.teachers.base import Failure, Request
-from recdistill.teachers.client import retry_after
 from recdistill.teachers.http import HttpTeacher
+from recdistill.teachers.wire import retry_after
 
 from .conftest import Api
 

@@ -17,7 +17,7 @@ a connection cut before or within the reply            sent again, after a wait 
                                                        than ``longest_wait``
 401, 403: the key is refused                           a failure, and nothing more is sent                no
 3xx, to this or another host                           a failure: no redirect is followed                 no
-400, 404, 422, …: a permanent error                    a failure                                          no
+400, 404, 422, … and those named in ``permanent``      a failure                                          no
 more than ``largest_reply`` bytes, packed or unpacked  not read on; a failure                             yes
 a body that cannot be unpacked                         a failure                                          yes
 no JSON, HTML, another shape, an error under 200,      a failure, with the beginning of the body; not     yes
@@ -40,31 +40,21 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import aclosing, closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cached_property
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Annotated
 
 import httpx2
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from recdistill import __version__
 from recdistill.errors import BudgetExhausted, TeacherError
 from recdistill.settings import Settings
 from recdistill.teachers.base import Answer, Failure, Outcome, Request, Take
 from recdistill.teachers.exchange import Call, Conversation, Reply, Shape
 from recdistill.teachers.loop import PrivateLoop
 from recdistill.teachers.meter import Charge, Meter, Pace, Unsent
-
-_RETRIED = {408, 425, 429, *range(500, 600)}
-_TOO_MUCH = {429, 503}
-_EXCERPT = 200
-"""Characters of a reply that an error message quotes."""
-_ERROR_BYTES = 64 * 1024
-"""Bytes that are read of a reply that is an error."""
+from recdistill.teachers.wire import Refused, Wire
 
 
 class TransportSettings(Settings):
@@ -176,40 +166,6 @@ class Window:
         return True
 
 
-class _Refused(Exception):
-    """A call that brought no reply.
-
-    Args:
-        kind: the class of fault, in a word or two.
-        reason: what was asked and what came back.
-        paid: whether the API may have served it.
-        again: whether another try may do better.
-        wait: seconds that the API asks to wait before.
-        too_much: whether the API says that it is asked too hard.
-        fatal: whether other requests will fare no better.
-    """
-
-    def __init__(
-        self,
-        kind: str,
-        reason: str,
-        *,
-        paid: bool = False,
-        again: bool = False,
-        wait: float | None = None,
-        too_much: bool = False,
-        fatal: bool = False,
-    ) -> None:
-        super().__init__(reason)
-        self.kind = kind
-        self.reason = reason
-        self.paid = paid
-        self.again = again
-        self.wait = wait
-        self.too_much = too_much
-        self.fatal = fatal
-
-
 class _Stopped(Exception):
     """A call that was not sent, because asking was stopped."""
 
@@ -253,7 +209,7 @@ class _Walk:
         self.failing_since: float | None = None
         self.stopped = asyncio.Event()
         self.gave_up: str | None = None
-        self.lines = _Lines(settings.timeout, client.certificates)
+        self.wire = Wire(settings, shape, hide, client.certificates)
 
     async def step(self) -> bool:
         """Keep as many requests in flight as allowed until some have finished; false when all are done."""
@@ -291,7 +247,7 @@ class _Walk:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        await self.lines.close()
+        await self.wire.close()
 
     def _keep(self, done: set[asyncio.Task[list[Outcome]]]) -> None:
         self.finished += [outcome for task in done if task.exception() is None for outcome in task.result()]
@@ -302,7 +258,7 @@ class _Walk:
         try:
             outcomes: Sequence[Answer | Failure] = await self._talk(requests, tally)
             self.failed_in_a_row = 0
-        except _Refused as refused:
+        except Refused as refused:
             self._count_failure(refused)
             outcomes = [Failure(refused.reason, paid=tally.paid)] * len(requests)
         except (BudgetExhausted, _Stopped) as why:
@@ -340,11 +296,11 @@ class _Walk:
             return outcomes
         except TeacherError as error:
             if call is None or reply is None:
-                raise _Refused("not asked", f"the question cannot be asked: {error}") from error
+                raise Refused("not asked", f"the question cannot be asked: {error}") from error
             self.calls["answered"] -= 1
             self.calls["senseless"] += 1
-            reason = f"{call.url} answered {reply.status} with {self.hide(str(error))}: {self._excerpt(reply.body)}"
-            raise _Refused("senseless", reason) from error
+            reason = f"{call.url} answered {reply.status} with {self.hide(str(error))}: {self.wire.excerpt(reply.body)}"
+            raise Refused("senseless", reason) from error
 
     async def _fetch(self, call: Call, requests: list[Request], tally: _Tally) -> Reply:
         """Send a call until there is a reply, or no hope of one."""
@@ -357,8 +313,8 @@ class _Walk:
                 self.meter.charge(requests)
                 tally.calls += 1
                 sent_at = time.monotonic()
-                reply = await self._send(call)
-            except _Refused as refused:
+                reply = await self.wire.send(call)
+            except Refused as refused:
                 tally.paid |= refused.paid
                 wait = self._note_refusal(refused, attempt, sent_at)
                 if wait is None:
@@ -397,58 +353,6 @@ class _Walk:
             return True
         return False
 
-    async def _send(self, call: Call) -> Reply:
-        """Send a call once."""
-        url, signed = call.url, self.shape.sign(call)
-        try:
-            async with asyncio.timeout(self.settings.timeout):
-                with self.lines.free() as line:
-                    return await self._exchange(line, url, signed)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
-            raise _Refused("unreachable", f"{url} cannot be reached: {_name(error)}", again=True) from error
-        except (TimeoutError, httpx2.TimeoutException) as error:
-            reason = f"{url} did not answer within {self.settings.timeout:g} s (timeout)"
-            raise _Refused("timeout", reason, paid=True, again=True) from error
-        except httpx2.TransportError as error:
-            reason = f"{url} broke the connection: {_name(error)}"
-            raise _Refused("cut", reason, paid=True, again=True) from error
-        except httpx2.RequestError as error:
-            raise _Refused("unreadable", f"{url} sent what cannot be read: {_name(error)}", paid=True) from error
-
-    async def _exchange(self, line: httpx2.AsyncClient, url: str, signed: Call) -> Reply:
-        """Send a call and read what comes back, as far as it may be read."""
-        request = (signed.method, signed.url)
-        async with line.stream(*request, headers=signed.headers, content=signed.body) as response:
-            if not response.is_success:
-                raise self._refusal(url, response, await _read(response, _ERROR_BYTES))
-            body = await _read(response, self.settings.largest_reply + 1)
-        if len(body) > self.settings.largest_reply:
-            raise _Refused(
-                "too large",
-                f"{url} answered with more than {self.settings.largest_reply:,} bytes, which were not read on; raise "
-                "largest_reply if that is right, or ask for shorter lists",
-                paid=True,
-            )
-        return Reply(response.status_code, {name.lower(): value for name, value in response.headers.items()}, body)
-
-    def _refusal(self, url: str, response: httpx2.Response, body: bytes) -> _Refused:
-        """Say what a reply that is no success means."""
-        status = response.status_code
-        reason = f"{url} answered {status} {response.reason_phrase}: {self._excerpt(body)}"
-        if response.is_redirect:
-            target = self.hide(response.headers.get("Location", "nowhere"))
-            reason += f"; it redirects to {target!r}, which is not followed: give the final address"
-            return _Refused("redirect", reason)
-        if status in (401, 403):
-            reason += "; check the headers and the environment variables they name"
-            return _Refused(str(status), reason, fatal=True)
-        if status not in _RETRIED or status in self.settings.permanent:
-            return _Refused(str(status), reason)
-        wait = retry_after(response.headers.get("Retry-After"))
-        if wait is not None and wait > self.settings.longest_wait:
-            reason += f"; it asks to wait {wait:,.0f} s, more than longest_wait ({self.settings.longest_wait:g} s)"
-        return _Refused(str(status), reason, again=True, wait=wait, too_much=status in _TOO_MUCH)
-
     def _note_reply(self) -> None:
         """Take note that the API lives, and bears what it is asked."""
         self.calls["answered"] += 1
@@ -456,7 +360,7 @@ class _Walk:
         self.too_much_in_a_row = 0
         self.failing_since = None
 
-    def _note_refusal(self, refused: _Refused, attempt: int, sent_at: float) -> float | None:
+    def _note_refusal(self, refused: Refused, attempt: int, sent_at: float) -> float | None:
         """Slow everybody down where that is asked for; return the seconds before another try, ``None`` for no more."""
         self.calls[refused.kind] += 1
         now = time.monotonic()
@@ -487,7 +391,7 @@ class _Walk:
         first, longest = self.settings.first_wait, self.settings.longest_wait
         return min(longest, first * 2.0 ** min(attempt - 1, 30) + random.uniform(0, first))
 
-    def _count_failure(self, refused: _Refused) -> None:
+    def _count_failure(self, refused: Refused) -> None:
         """Stop asking where it makes no sense any more."""
         self.failed_in_a_row += 1
         if refused.fatal:
@@ -495,84 +399,7 @@ class _Walk:
         elif self.failed_in_a_row >= self.settings.give_up_after:
             self._give_up(f"gave up after {self.failed_in_a_row} failed requests in a row (give_up_after)", refused)
 
-    def _give_up(self, why: str, last: _Refused) -> None:
+    def _give_up(self, why: str, last: Refused) -> None:
         if self.gave_up is None:
             self.gave_up = f"{why}; the last: {last.reason}"
             self.stopped.set()
-
-    def _excerpt(self, body: bytes) -> str:
-        """Return the beginning of a body in one line, without secrets."""
-        text = " ".join(self.hide(body.decode("utf-8", "replace")).split())
-        return repr(text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]}…")
-
-
-class _Lines:
-    """HTTP clients of one connection each: a pool of many looks at all of them for each call.
-
-    Cookies are not kept, so that no answer depends on an earlier one.
-    """
-
-    def __init__(self, timeout: float, certificates: ssl.SSLContext) -> None:
-        self.timeout = httpx2.Timeout(timeout, connect=timeout / 2)
-        self.certificates = certificates
-        self.all: list[httpx2.AsyncClient] = []
-        self.idle: list[httpx2.AsyncClient] = []
-
-    @contextmanager
-    def free(self) -> Iterator[httpx2.AsyncClient]:
-        """Give a line that nobody uses."""
-        line = self.idle.pop() if self.idle else self._open()
-        try:
-            yield line
-        finally:
-            self.idle.append(line)
-
-    async def close(self) -> None:
-        """Close every connection."""
-        for line in self.all:
-            await line.aclose()
-
-    def _open(self) -> httpx2.AsyncClient:
-        line = httpx2.AsyncClient(
-            headers={"User-Agent": f"recdistill/{__version__}", "Accept-Encoding": "gzip, deflate"},
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-            timeout=self.timeout,
-            verify=self.certificates,
-            limits=httpx2.Limits(max_connections=1),
-        )
-        self.all.append(line)
-        return line
-
-
-async def _read(response: httpx2.Response, most: int) -> bytes:
-    """Read a body, unpacked piece by piece, and stop at ``most`` bytes."""
-    body = bytearray()
-    async with aclosing(response.aiter_bytes()) as pieces:
-        async for piece in pieces:
-            body += piece[: most - len(body)]
-            if len(body) == most:
-                break
-    return bytes(body)
-
-
-def retry_after(value: str | None) -> float | None:
-    """Return the seconds that a Retry-After header asks to wait, given as seconds or as a date; ``None`` if unreadable.
-
-    >>> retry_after("120"), retry_after("Wed, 21 Oct 2015 07:28:00 GMT"), retry_after("soon")
-    (120.0, 0.0, None)
-    """
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            date = parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        seconds = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def _name(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,218 @@
+"""One call over the wire, and what its fault means."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING
+
+import httpx2
+
+from recdistill import __version__
+from recdistill.teachers.exchange import Call, Reply, Shape
+
+if TYPE_CHECKING:
+    from recdistill.teachers.client import TransportSettings
+
+_RETRIED = {408, 425, 429, *range(500, 600)}
+_TOO_MUCH = {429, 503}
+_EXCERPT = 200
+"""Characters of a reply that an error message quotes."""
+_ERROR_BYTES = 64 * 1024
+"""Bytes that are read of a reply that is an error."""
+
+
+class Refused(Exception):
+    """A call that brought no reply.
+
+    Args:
+        kind: the class of fault, in a word or two.
+        reason: what was asked and what came back.
+        paid: whether the API may have served it.
+        again: whether another try may do better.
+        wait: seconds that the API asks to wait before.
+        too_much: whether the API says that it is asked too hard.
+        fatal: whether other requests will fare no better.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        reason: str,
+        *,
+        paid: bool = False,
+        again: bool = False,
+        wait: float | None = None,
+        too_much: bool = False,
+        fatal: bool = False,
+    ) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+        self.paid = paid
+        self.again = again
+        self.wait = wait
+        self.too_much = too_much
+        self.fatal = fatal
+
+
+class Wire:
+    """Sends calls of one shape, each over a connection of its own.
+
+    Args:
+        settings: limits of time and size.
+        shape: signs each call.
+        hide: takes secrets out of a text.
+        certificates: whom to trust over TLS.
+    """
+
+    def __init__(
+        self, settings: TransportSettings, shape: Shape, hide: Callable[[str], str], certificates: ssl.SSLContext
+    ) -> None:
+        self.settings = settings
+        self.shape = shape
+        self.hide = hide
+        self.lines = _Lines(settings.timeout, certificates)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.lines.close()
+
+    async def send(self, call: Call) -> Reply:
+        """Send a call once, and return the reply.
+
+        Raises:
+            Refused: for anything but a whole reply of success.
+        """
+        url, signed = call.url, self.shape.sign(call)
+        try:
+            async with asyncio.timeout(self.settings.timeout):
+                with self.lines.free() as line:
+                    return await self._exchange(line, url, signed)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+            raise Refused("unreachable", f"{url} cannot be reached: {_name(error)}", again=True) from error
+        except (TimeoutError, httpx2.TimeoutException) as error:
+            reason = f"{url} did not answer within {self.settings.timeout:g} s (timeout)"
+            raise Refused("timeout", reason, paid=True, again=True) from error
+        except httpx2.TransportError as error:
+            reason = f"{url} broke the connection: {_name(error)}"
+            raise Refused("cut", reason, paid=True, again=True) from error
+        except httpx2.RequestError as error:
+            raise Refused("unreadable", f"{url} sent what cannot be read: {_name(error)}", paid=True) from error
+
+    async def _exchange(self, line: httpx2.AsyncClient, url: str, signed: Call) -> Reply:
+        """Send a call and read what comes back, as far as it may be read."""
+        request = (signed.method, signed.url)
+        async with line.stream(*request, headers=signed.headers, content=signed.body) as response:
+            if not response.is_success:
+                raise self._refusal(url, response, await _read(response, _ERROR_BYTES))
+            body = await _read(response, self.settings.largest_reply + 1)
+        if len(body) > self.settings.largest_reply:
+            raise Refused(
+                "too large",
+                f"{url} answered with more than {self.settings.largest_reply:,} bytes, which were not read on; raise "
+                "largest_reply if that is right, or ask for shorter lists",
+                paid=True,
+            )
+        return Reply(response.status_code, {name.lower(): value for name, value in response.headers.items()}, body)
+
+    def _refusal(self, url: str, response: httpx2.Response, body: bytes) -> Refused:
+        """Say what a reply that is no success means."""
+        status = response.status_code
+        reason = f"{url} answered {status} {response.reason_phrase}: {self.excerpt(body)}"
+        if response.is_redirect:
+            target = self.hide(response.headers.get("Location", "nowhere"))
+            reason += f"; it redirects to {target!r}, which is not followed: give the final address"
+            return Refused("redirect", reason)
+        if status in (401, 403):
+            reason += "; check the headers and the environment variables they name"
+            return Refused(str(status), reason, fatal=True)
+        if status not in _RETRIED or status in self.settings.permanent:
+            return Refused(str(status), reason)
+        wait = retry_after(response.headers.get("Retry-After"))
+        if wait is not None and wait > self.settings.longest_wait:
+            reason += f"; it asks to wait {wait:,.0f} s, more than longest_wait ({self.settings.longest_wait:g} s)"
+        return Refused(str(status), reason, again=True, wait=wait, too_much=status in _TOO_MUCH)
+
+    def excerpt(self, body: bytes) -> str:
+        """Return the beginning of a body in one line, without secrets."""
+        text = " ".join(self.hide(body.decode("utf-8", "replace")).split())
+        return repr(text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]}…")
+
+
+class _Lines:
+    """HTTP clients of one connection each: a pool of many looks at all of them for each call.
+
+    Cookies are not kept, so that no answer depends on an earlier one.
+    """
+
+    def __init__(self, timeout: float, certificates: ssl.SSLContext) -> None:
+        self.timeout = httpx2.Timeout(timeout, connect=timeout / 2)
+        self.certificates = certificates
+        self.all: list[httpx2.AsyncClient] = []
+        self.idle: list[httpx2.AsyncClient] = []
+
+    @contextmanager
+    def free(self) -> Iterator[httpx2.AsyncClient]:
+        """Give a line that nobody uses."""
+        line = self.idle.pop() if self.idle else self._open()
+        try:
+            yield line
+        finally:
+            self.idle.append(line)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for line in self.all:
+            await line.aclose()
+
+    def _open(self) -> httpx2.AsyncClient:
+        line = httpx2.AsyncClient(
+            headers={"User-Agent": f"recdistill/{__version__}", "Accept-Encoding": "gzip, deflate"},
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            timeout=self.timeout,
+            verify=self.certificates,
+            limits=httpx2.Limits(max_connections=1),
+        )
+        self.all.append(line)
+        return line
+
+
+async def _read(response: httpx2.Response, most: int) -> bytes:
+    """Read a body, unpacked piece by piece, and stop at ``most`` bytes."""
+    body = bytearray()
+    async with aclosing(response.aiter_bytes()) as pieces:
+        async for piece in pieces:
+            body += piece[: most - len(body)]
+            if len(body) == most:
+                break
+    return bytes(body)
+
+
+def retry_after(value: str | None) -> float | None:
+    """Return the seconds that a Retry-After header asks to wait, given as seconds or as a date; ``None`` if unreadable.
+
+    >>> retry_after("120"), retry_after("Wed, 21 Oct 2015 07:28:00 GMT"), retry_after("soon")
+    (120.0, 0.0, None)
+    """
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        seconds = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _name(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
