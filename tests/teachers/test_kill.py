@@ -4,6 +4,8 @@ import multiprocessing
 import random
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections import Counter
 from multiprocessing.context import ForkServerContext
@@ -35,6 +37,12 @@ def start() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["recdistill.teachers.http", "recdistill.teachers.ledger_teacher"])
     return context
+
+
+def test_labelling_does_without_torch() -> None:
+    """So that a process that only labels starts in half a second."""
+    code = "import sys, recdistill.teachers.http, recdistill.teachers.ledger_teacher; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 class Killer:
