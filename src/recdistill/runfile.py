@@ -115,7 +115,7 @@ class RunTeacher(Settings):
 
 TeacherSettings: TypeAlias = ApiTeacher | RunTeacher
 _TEACHERS: dict[str, type[TeacherSettings]] = {"http": ApiTeacher, "run": RunTeacher}
-_MAY_CHANGE = {"url", "headers", "budget", *TransportSettings.model_fields}
+_MAY_CHANGE = {"url", "headers", "signature", "budget", *TransportSettings.model_fields}
 """How an API is reached and what it may cost: a run that is taken up again may do this in another way."""
 
 

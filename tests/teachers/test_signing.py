@@ -19,6 +19,7 @@ from werkzeug import Request, Response
 
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import SettingsError, TeacherError
+from recdistill.runfile import Run
 from recdistill.teachers import signing
 from recdistill.teachers.exchange import Call
 from recdistill.teachers.http import HttpConfig, HttpTeacher
@@ -206,6 +207,13 @@ def test_what_is_no_key_of_google_is_refused_without_showing_it(key: str, monkey
 
 
 # All
+
+
+def test_a_run_may_be_taken_up_again_with_another_signature() -> None:
+    """Who asks changes no answer."""
+    sections = {"data": {"path": "clicks.csv"}, "teacher": {"kind": "http", "url": "https://shop.example"}}
+    key = {"signature": {"kind": "hmac", "key": "SHOP_KEY"}}
+    assert Run.parse(sections).differences(Run.parse(sections | {"teacher": sections["teacher"] | key})) == []
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from recdistill.teachers.base import Answer, Failure, Request, check_items, chec
 from recdistill.teachers.exchange import Call, Conversation, Reply
 from recdistill.teachers.paths import Path
 from recdistill.teachers.shape_settings import ShapeSettings
-from recdistill.teachers.signing import fill_in, hide, secret, variables
+from recdistill.teachers.signing import fill_in, secret, variables
 from recdistill.teachers.templates import fill, names, text, write
 
 _FIRST_TIME = datetime(2020, 1, 1, tzinfo=UTC)
@@ -167,7 +167,7 @@ class DeclaredShape:
         try:
             return self._read(answer, k)
         except TeacherError as error:
-            return Failure(hide(f"{self.settings.address} answered one of several with {error}", self.secrets()))
+            return Failure(f"{self.settings.address} answered one of several with {error}")
 
     def _read(self, answer: Any, k: int) -> Answer:
         entries = self._items.all(answer)
