@@ -69,12 +69,20 @@ class Recipe:
 
 
 _BEAUTY: Values = {"model": {"max_len": 50, "dropout": 0.5}, "training": {"batch_size": 256, "epochs": 200}}
-_ML: Values = {"model": {"max_len": 200, "dropout": 0.2}, "training": {"batch_size": 128, "epochs": 200}}
+_ML: Values = {
+    "model": {"max_len": 200, "dropout": 0.1},
+    "training": {"batch_size": 32, "epochs": 200, "patience": 4},
+}
 
 RECIPES = [
     Recipe("amazon-beauty", "sasrec", seeds=(0, 1, 2), **_BEAUTY),
     Recipe("ml-1m", "sasrec", seeds=(0, 1, 2), **_ML),
-    Recipe("amazon-beauty", "gru4rec", **_BEAUTY),
+    Recipe(
+        "amazon-beauty",
+        "gru4rec",
+        model={"max_len": 50, "dropout": 0.2},
+        training={"batch_size": 128, "epochs": 200, "patience": 5},
+    ),
     Recipe("amazon-beauty", "bert4rec", **_BEAUTY),
     Recipe("amazon-beauty", "sasrec", "sampled_softmax", **_BEAUTY),
     Recipe("amazon-beauty", "sasrec", "gbce", **_BEAUTY),
