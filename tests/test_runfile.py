@@ -1,4 +1,5 @@
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,21 @@ def test_what_was_dumped_is_the_same_run() -> None:
 def test_what_makes_no_sense_is_refused_with_the_right_name(sections: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         parse(**sections)
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        {"headers": {"Authorization": "Bearer s3cret"}},
+        {"headers": "s3cret"},
+        {"signature": {"kind": "hmac", "secret": "s3cret"}},
+        {"headers": {"X-Key": "${KEY}"}, "signature": "s3cret", "timeout": -1},
+    ],
+)
+def test_no_error_repeats_what_may_be_a_secret(teacher: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError) as refused:
+        parse(teacher=API | teacher)
+    assert "s3cret" not in "".join(traceback.format_exception(refused.value))
 
 
 def test_a_toml_file_is_read_with_overrides(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ not public; those below are this library's own.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -66,8 +67,8 @@ def probe(setting: Setting, *, scales: Sequence[float] = (1.0,), k: int) -> Prob
     Args:
         setting: the training histories and the teacher.
         scales: shares of the newest part of the history to show; 1, the whole of it, must be among them. The others are
-            shares of what the student reads of it, since on longer histories half of it could say all the same. At
-            least one item is shown, and a scale that shows as many items as the next one up is not asked.
+            shares of what student and teacher read of it, since on longer histories half of it could say all the same.
+            At least one item is shown, and a scale that shows as many items as the next one up is not asked.
         k: length of the lists; no longer than the catalogue is asked for.
 
     Raises:
@@ -84,8 +85,13 @@ def probe(setting: Setting, *, scales: Sequence[float] = (1.0,), k: int) -> Prob
             f"probing shows teacher {teacher.identity!r} parts of a history, but it answers for a user as a whole; "
             "use method 'kd', or set scales to [1.0]."
         )
+    if teacher.max_history == 1 and len(scales) > 1:
+        raise SettingsError(
+            f"probing shows teacher {teacher.identity!r} parts of a history, but it is told the last item alone, with "
+            "which every part ends; use method 'kd', or set scales to [1.0]."
+        )
     shares, lengths = tuple(sorted(scales)), setting.train.lengths
-    read = lengths if setting.max_len is None else np.minimum(lengths, setting.max_len)
+    read = np.minimum(lengths, min(setting.max_len or sys.maxsize, teacher.max_history or sys.maxsize))
     shown = np.stack([np.ceil(share * read - 1e-9) for share in shares]).astype(np.int64)
     shown[-1] = lengths
     asked = shown > 0

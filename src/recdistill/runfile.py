@@ -98,7 +98,7 @@ class ApiTeacher(HttpConfig):
 
     kind: Literal["http"] = "http"
     budget: PositiveInt | None = None
-    """Most queries ever spent on this teacher, over all runs that share the ledger; no limit where not given."""
+    """Most of what ``charge`` counts, over all runs that share the ledger; no limit where not given."""
     ledger: Location | None = None
     """File of paid answers; in the run's folder where not given. Runs that share it share the answers."""
 

@@ -10,11 +10,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recdistill.errors import SettingsError
 
+_MAY_BE_SECRET = frozenset({"headers", "signature"})
+"""Settings whose values no error repeats."""
+
 
 class Settings(BaseModel):
     """Plain values that are saved with every result; unknown names are refused with the nearest right one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, where: str = "settings") -> Self:
@@ -48,7 +51,9 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
             known = _fields_at(model, path[:-1])
             lines.append(f"{where}: unknown setting {name!r}{nearest(path[-1], known)}")
         else:
-            lines.append(f"{where}: {name or 'value'}: {problem['msg']} (got {problem['input']!r})")
+            hidden = isinstance(problem["input"], Mapping) or not _MAY_BE_SECRET.isdisjoint(path)
+            got = "" if hidden else f" (got {problem['input']!r})"
+            lines.append(f"{where}: {name or 'value'}: {problem['msg']}{got}")
     return "\n".join(lines)
 
 

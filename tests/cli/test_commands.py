@@ -10,6 +10,7 @@ from recdistill import __version__
 from recdistill.cli import main
 from recdistill.run import Result, run_training
 from recdistill.runfile import Run
+from recdistill.teachers.presets import presets
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +48,20 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "--help")
     assert code == 0
-    for command in ["demo", "data", "train", "distill", "evaluate", "compare", "recommend", "methods", "models"]:
+    jobs = ["demo", "data", "train", "distill", "probe", "ledger", "evaluate", "compare", "recommend"]
+    for command in [*jobs, "methods", "models", "presets"]:
         assert re.search(rf"\b{command}\b", out), command
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "--version") == (0, f"recdistill {__version__}\n", "")
+
+
+def test_presets_says_what_each_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "presets")
+    assert code == 0
+    for name, about in presets().items():
+        assert re.search(rf"^{name} +{about.split()[0]}", out, re.MULTILINE), name
 
 
 @pytest.mark.parametrize(

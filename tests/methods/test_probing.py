@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,26 @@ def test_a_teacher_that_answers_for_users_cannot_be_shown_a_part_of_a_history() 
     teacher.takes = "user"
     with pytest.raises(SettingsError, match="use method 'kd'"):
         probe(setting([[1, 2]], teacher), scales=(0.5, 1.0), k=2)
+
+
+def test_a_teacher_that_is_told_the_last_item_alone_cannot_be_probed() -> None:
+    teacher = Oracle(successors)
+    teacher.max_history = 1
+    with pytest.raises(SettingsError, match=r"told the last item alone.*use method 'kd'"):
+        probe(setting([[1, 2]], teacher), scales=(0.5, 1.0), k=2)
+
+
+def test_scales_are_shares_of_what_both_student_and_teacher_read() -> None:
+    def asked(max_len: int | None, max_history: int | None) -> list[int]:
+        teacher = Oracle(successors)
+        teacher.max_history = max_history
+        probe(replace(setting([[1, 2, 3, 4, 5, 6, 7, 8]], teacher), max_len=max_len), scales=(0.5, 1.0), k=1)
+        return [len(history) for history in teacher.asked]
+
+    assert asked(None, None) == [8, 4]
+    assert asked(6, None) == [8, 3]
+    assert asked(6, 4) == [8, 2]
+    assert asked(1, None) == [8, 1]
 
 
 def test_a_teacher_that_answers_nothing_is_refused() -> None:

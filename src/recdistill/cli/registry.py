@@ -1,4 +1,4 @@
-"""``recdistill methods`` and ``recdistill models``: what can be chosen, and every setting with its default."""
+"""``recdistill methods``, ``models`` and ``presets``: what can be chosen, with every setting and its default."""
 
 from __future__ import annotations
 
@@ -30,6 +30,22 @@ def models(name: Name = None) -> None:
 
     import_all("recdistill.models")
     show("model", Model.registry, name)
+
+
+def presets() -> None:
+    """List the APIs whose shape is known by name, for `preset` in the `[teacher]` section of a run file."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from recdistill.teachers.presets import presets as known
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name, about in known().items():
+        table.add_row(Text(name, style="bold"), Text(about))
+    Console().print(table)
 
 
 def show(kind: str, registry: Mapping[str, Any], name: str | None) -> None:
