@@ -33,7 +33,7 @@ def models(name: Name = None) -> None:
 
 
 def presets() -> None:
-    """List the APIs whose shape is known by name, for `preset` in the `[teacher]` section of a run file."""
+    """List the APIs whose shape is known by name: what `preset` of a teacher may be."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
