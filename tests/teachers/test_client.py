@@ -235,6 +235,32 @@ def test_a_fault_of_our_own_keeps_what_is_in_flight(api: RawApi) -> None:
     assert [request.row for request, _ in outcomes] == [0]
 
 
+@pytest.mark.parametrize("charge", ["queries", "calls"])
+@pytest.mark.parametrize("error", [TeacherError("no token, key s3cret"), SettingsError("no package, key s3cret")])
+def test_what_cannot_be_signed_ends_the_asking_and_is_not_charged(
+    api: RawApi, ledger: Ledger, charge: Charge, error: Exception
+) -> None:
+    """The first call is on its way when the second cannot be signed; nobody tries to sign a third."""
+    signed = []
+
+    class Expired(Paged):
+        def sign(self, call: Call) -> Call:
+            signed.append(call)
+            if len(signed) > 1:
+                raise error
+            return call
+
+    api.answer = lambda body: [0.1, GOOD]
+    keeper = LedgerTeacher(Paying(Expired(api.url), charge=charge), ledger, budget=10)
+    with pytest.raises(
+        TeacherError, match=r"fare no better; the last: .* not asked, as .* cannot be signed: no .*\*\*\*"
+    ):
+        keeper.rank(histories(8), 1)
+    stats = keeper.stats()
+    assert (stats.answers, stats.failures, stats.spent, stats.lost, stats.open) == (1, 1, 1, 0, 0)
+    assert (len(signed), rows_asked(api)) == (2, [0])
+
+
 # what is charged
 
 

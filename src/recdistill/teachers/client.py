@@ -16,6 +16,7 @@ a connection cut before or within the reply            sent again, after a wait 
 ``Retry-After``, as seconds or as a date               that wait instead of ours; a failure if longer     no
                                                        than ``longest_wait``
 401, 403: the key is refused                           a failure, and nothing more is sent                no
+a call that cannot be signed: no token, no package     a failure, and nothing more is sent                no
 3xx, to this or another host                           a failure: no redirect is followed                 no
 400, 404, 422, … and those named in ``permanent``      a failure                                          no
 more than ``largest_reply`` bytes, packed or unpacked  not read on; a failure                             yes
@@ -116,7 +117,7 @@ class Client:
             hide: takes secrets out of a text, should the API repeat them.
 
         Raises:
-            TeacherError: when the API refuses the key, or seems dead.
+            TeacherError: when the API refuses the key, or seems dead, or calls cannot be signed.
         """
         first = take(self.window.free(0) * shape.batch_size)
         if not first:
@@ -168,6 +169,9 @@ class Window:
 
 class _Stopped(Exception):
     """A call that was not sent, because asking was stopped."""
+
+    def __init__(self, what: str = "nothing was sent") -> None:
+        super().__init__(f"{what}, because asking was stopped")
 
 
 class _Tally:
@@ -256,6 +260,8 @@ class _Walk:
         """Ask about some requests, call after call, until there are outcomes or no hope of any."""
         tally = _Tally()
         try:
+            if self.stopped.is_set():
+                raise _Stopped
             outcomes: Sequence[Answer | Failure] = await self._talk(requests, tally)
             self.failed_in_a_row = 0
         except Refused as refused:
@@ -310,10 +316,11 @@ class _Walk:
             await self._wait_for_place()
             try:
                 await self._wait_for_turn()
+                sent_at = time.monotonic()
+                signed = self.wire.sign(call)
                 self.meter.charge(requests)
                 tally.calls += 1
-                sent_at = time.monotonic()
-                reply = await self.wire.send(call)
+                reply = await self.wire.send(signed, call.url)
             except Refused as refused:
                 tally.paid |= refused.paid
                 wait = self._note_refusal(refused, attempt, sent_at)
@@ -326,7 +333,7 @@ class _Walk:
                 self.in_flight -= 1
                 self.landed.set()
             if not await self._rest(wait):
-                raise _Stopped(f"{call.url} was not asked again, because asking was stopped")
+                raise _Stopped(f"{call.url} was not asked again")
 
     async def _wait_for_place(self) -> None:
         """Keep no more calls in flight than the API bears just now."""
@@ -341,7 +348,7 @@ class _Walk:
         wait = self.meter.turn(0.0 if rate is None else 1 / rate)
         while wait > 0:
             if not await self._rest(wait):
-                raise _Stopped("nothing was sent, because asking was stopped")
+                raise _Stopped
             wait = self.meter.held()
 
     async def _rest(self, seconds: float) -> bool:

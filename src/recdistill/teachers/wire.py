@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import httpx2
 
 from recdistill import __version__
+from recdistill.errors import SettingsError, TeacherError
 from recdistill.teachers.exchange import Call, Reply, Shape
 
 if TYPE_CHECKING:
@@ -84,13 +85,24 @@ class Wire:
         """Close every connection."""
         await self.lines.close()
 
-    async def send(self, call: Call) -> Reply:
-        """Send a call once, and return the reply.
+    def sign(self, call: Call) -> Call:
+        """Add what proves who is asking.
+
+        Raises:
+            Refused: where that cannot be had.
+        """
+        try:
+            return self.shape.sign(call)
+        except (SettingsError, TeacherError) as error:
+            reason = f"{call.url} was not asked, as the call cannot be signed: {self.hide(str(error))}"
+            raise Refused("not signed", reason, fatal=True) from error
+
+    async def send(self, signed: Call, url: str) -> Reply:
+        """Send a call once, and return the reply; errors name the ``url``, which tells nothing of a signature.
 
         Raises:
             Refused: for anything but a whole reply of success.
         """
-        url, signed = call.url, self.shape.sign(call)
         try:
             async with asyncio.timeout(self.settings.timeout):
                 with self.lines.free() as line:
