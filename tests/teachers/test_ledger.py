@@ -144,6 +144,13 @@ def test_a_teacher_that_takes_users_needs_them(ledger: Ledger) -> None:
         LedgerTeacher(teacher, ledger).rank(histories(1), 1)
 
 
+def test_it_is_told_as_much_of_a_history_as_its_teacher(ledger: Ledger) -> None:
+    """Probing asks whoever it is given how much of a history makes a difference."""
+    teacher = FakeTeacher(9)
+    teacher.max_history = 1
+    assert LedgerTeacher(teacher, ledger).max_history == 1
+
+
 def test_many_requests_are_looked_up(ledger: Ledger) -> None:
     """More than one statement and more than one batch."""
     teacher = FakeTeacher(5000)

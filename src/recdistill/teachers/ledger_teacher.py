@@ -43,6 +43,7 @@ class LedgerTeacher(Teacher):
         self.round = round
         self.gives_scores = teacher.gives_scores
         self.takes = teacher.takes
+        self.max_history = teacher.max_history
         self.ids = teacher.ids
         self.exclude_history = teacher.exclude_history
         self.batch_size = teacher.batch_size
@@ -153,8 +154,6 @@ class LedgerTeacher(Teacher):
         return self.teacher.answers(errand.take, k)
 
     def _question(self, request: Request) -> Question:
-        if self.takes == "user" and request.user is None:
-            raise TeacherError(f"teacher {self.identity!r} answers for users; pass the user of each history.")
         asked = {"history": request.history} if self.takes == "history" else {"user": request.user}
         text = json.dumps(asked, separators=(",", ":"), ensure_ascii=False)
         return Question(digest(text), text)
