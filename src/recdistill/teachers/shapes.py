@@ -39,6 +39,7 @@ class DeclaredShape:
         self._id = Path.parse(settings.id)
         self._score = Path.parse(settings.score) if settings.gives_scores else None
         self._in_url = names(settings.url)
+        self._in_pages = settings.in_pages
         self._next_page = None if settings.next_page is None else Path.parse(settings.next_page)
 
     def converse(self, requests: Sequence[Request], k: int) -> Conversation:
@@ -77,7 +78,7 @@ class DeclaredShape:
     def _ask(self, requests: Sequence[Request], k: int) -> Conversation:
         if self.settings.reads == "session":
             return [(yield from self._replay(requests[0], k))]
-        if self.settings.in_pages:
+        if self._in_pages:
             return [(yield from self._turn_pages(requests[0], k))]
         reply = _content((yield self._call(self._values(requests, k))))
         if self._answers is None:
