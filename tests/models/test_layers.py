@@ -1,5 +1,7 @@
 """Packed rows hold every item once, and dropout drops what it says."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recdistill.models.base import Batch
-from recdistill.models.layers import Attention, Dropout, pack_rows
+from recdistill.models.layers import Attention, Block, Dropout, pack_rows
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.booleans(), st.booleans())
@@ -75,13 +77,37 @@ def test_attention_in_blocks_matches_torch(causal: bool) -> None:
     rows = pack_rows(Batch.from_lists([[1] * n for n in lengths]), min_len=90, causal=causal)
     n_rows, row_len = rows.items.shape
     qkv = torch.randn(n_rows, row_len, 3, 2, 4, generator=draw, requires_grad=True)
-    ours = Attention.apply(qkv, rows.attends, causal, torch.float32)  # type: ignore[no-untyped-call]
+    ours = Attention.apply(qkv, rows.attends, causal)  # type: ignore[no-untyped-call]
     query, key, value = qkv.permute(2, 0, 3, 1, 4)
     theirs = F.scaled_dot_product_attention(query, key, value, attn_mask=rows.attends).transpose(1, 2)
     torch.testing.assert_close(ours, theirs)
     weight = torch.randn(ours.shape, generator=draw)
     for a, b in zip(*(torch.autograd.grad((out * weight).sum(), qkv) for out in (ours, theirs)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_low_precision_is_for_training_alone_and_close_to_full(norm: Any) -> None:
+    batch = Batch.from_lists([[1] * n for n in (70, 3, 20, 41, 1, 7)])
+    attends = pack_rows(batch, min_len=90, causal=True).attends
+    x = torch.randn(*attends.shape[:1], attends.shape[-1], 16, generator=torch.Generator().manual_seed(0))
+
+    def block(precision: Any) -> Block:
+        torch.manual_seed(0)
+        return Block(16, n_heads=2, inner_dim=32, dropout=0.0, norm=norm, causal=True, precision=precision)
+
+    full, low = block("fp32"), block("bf16")
+    assert torch.equal(full.eval()(x, attends), low.eval()(x, attends))
+    outs = [each.train()(x, attends) for each in (full, low)]
+    assert [out.dtype for out in outs] == [torch.float32] * 2
+    assert not torch.equal(*outs)
+    torch.testing.assert_close(*outs, rtol=0.03, atol=0.03)
+    wanted, got = (
+        [g.flatten() for g in torch.autograd.grad(o.cumsum(2).sum(), list(b.parameters()))]
+        for o, b in zip(outs, (full, low), strict=True)
+    )
+    for one, other in zip(wanted, got, strict=True):
+        assert (one - other).norm() < 0.03 * one.norm() + 1e-3
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=30))

@@ -167,26 +167,25 @@ class Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, attends: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, attends: Tensor, causal: bool) -> Tensor:
         """Mix values by attention.
 
         Args:
             ctx: keeps what the gradient needs.
-            qkv: ``(R, L, 3, H, D/H)`` queries, keys and values.
+            qkv: ``(R, L, 3, H, D/H)`` queries, keys and values, in the precision of the products; sums inside them and
+                the softmax are in fp32.
             attends: ``(R, 1, L, L)`` bool: which key each query sees; at least one.
             causal: whether no query sees a key after itself.
-            dtype: of the products; softmax and sums are in fp32.
 
         Returns:
             ``(R, L, H, D/H)``.
         """
         n_rows, row_len, _, n_heads, dim = qkv.shape
-        query, key, value = (x.reshape(n_rows * n_heads, row_len, dim) for x in qkv.to(dtype).permute(2, 0, 3, 1, 4))
-        query = query * dim**-0.5
+        query, key, value = (x.reshape(n_rows * n_heads, row_len, dim) for x in qkv.permute(2, 0, 3, 1, 4))
         hidden = ~attends
         out, shares = torch.empty_like(query), []
         for block, seen in _query_blocks(row_len, causal):
-            logits = torch.bmm(query[:, block], key[:, seen].transpose(1, 2))
+            logits = _scaled_bmm(query[:, block], key[:, seen].transpose(1, 2), dim**-0.5)
             shape = (n_rows, n_heads, *logits.shape[1:])
             logits.view(shape).masked_fill_(hidden[:, :, block, seen], -torch.inf)
             share = torch.softmax(logits, -1, out=logits)
@@ -194,26 +193,29 @@ class Attention(torch.autograd.Function):
             shares.append(share)
         ctx.save_for_backward(query, key, value, out, *shares)
         ctx.shape, ctx.causal = qkv.shape, causal
-        return out.view(n_rows, n_heads, row_len, dim).transpose(1, 2).to(qkv.dtype)
+        return out.view(n_rows, n_heads, row_len, dim).transpose(1, 2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         """Return the gradient of ``qkv``."""
         query, key, value, out, *shares = ctx.saved_tensors
         n_rows, row_len, _, n_heads, dim = ctx.shape
-        grad_out = grad.transpose(1, 2).reshape(out.shape).to(out.dtype)
+        grad_out = grad.transpose(1, 2).reshape(out.shape)
         mean = (grad_out * out).sum(-1, keepdim=True)
-        d_query, d_key, d_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        grads = torch.zeros(3, *query.shape, dtype=query.dtype, device=query.device)
+        d_query, d_key, d_value = grads
         for (block, seen), share in zip(_query_blocks(row_len, ctx.causal), shares, strict=True):
             d_value[:, seen].baddbmm_(share.transpose(1, 2), grad_out[:, block])
             d_logits = torch.bmm(grad_out[:, block], value[:, seen].transpose(1, 2))
             d_logits.sub_(mean[:, block]).mul_(share)
-            d_query[:, block] = torch.bmm(d_logits, key[:, seen])
-            d_key[:, seen].baddbmm_(d_logits.transpose(1, 2), query[:, block])
-        d_query *= dim**-0.5
-        parts = [x.view(n_rows, n_heads, row_len, dim) for x in (d_query, d_key, d_value)]
-        return torch.stack(parts).permute(1, 3, 0, 2, 4).to(grad.dtype), None, None, None
+            d_query[:, block] = _scaled_bmm(d_logits, key[:, seen], dim**-0.5)
+            d_key[:, seen].baddbmm_(d_logits.transpose(1, 2), query[:, block], alpha=dim**-0.5)
+        return grads.view(3, n_rows, n_heads, row_len, dim).permute(1, 3, 0, 2, 4), None, None
+
+
+def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale)
 
 
 def _query_blocks(row_len: int, causal: bool) -> list[tuple[slice, slice]]:
@@ -270,26 +272,36 @@ class Block(nn.Module):
         return out
 
     def _attend(self, x: Tensor, attends: Tensor, asked: Tensor | None) -> Tensor:
-        dtype = compute_dtype(x, self.precision)
-        if asked is None and self.training and x.device.type == "cpu" and dtype != torch.float32:
-            qkv = self.qkv(x).view(*x.shape[:2], 3, self.n_heads, -1)
-            mixed: Tensor = Attention.apply(qkv, attends, self.causal, dtype)  # type: ignore[no-untyped-call]
+        whole, x = x.dtype, x.to(self._dtype(x))
+        if asked is None and x.dtype != whole and x.device.type == "cpu":
+            qkv = _linear(x, self.qkv).view(*x.shape[:2], 3, self.n_heads, -1)
+            mixed: Tensor = Attention.apply(qkv, attends, self.causal)  # type: ignore[no-untyped-call]
         else:
             if asked is None:
-                query, key, value = self.qkv(x).chunk(3, -1)
+                query, key, value = _linear(x, self.qkv).chunk(3, -1)
             else:
-                dim = x.shape[2]
-                query = F.linear(_at(x, asked), self.qkv.weight[:dim], self.qkv.bias[:dim])
-                key, value = F.linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:]).chunk(2, -1)
+                query = _linear(_at(x, asked), self.qkv, slice(x.shape[2]))
+                key, value = _linear(x, self.qkv, slice(x.shape[2], None)).chunk(2, -1)
                 attends = _at(attends[:, 0], asked)[:, None]
             query, key, value = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in (query, key, value))
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attends).transpose(1, 2)
-        out: Tensor = self.attention_dropout(self.attention_out(mixed.flatten(2)))
-        return out
+        out: Tensor = self.attention_dropout(_linear(mixed.flatten(2), self.attention_out))
+        return out.to(whole)
 
     def _transform(self, x: Tensor) -> Tensor:
-        out: Tensor = self.out_dropout(self.inner_out(self.inner_dropout(F.gelu(self.inner(x)))))
-        return out
+        inner = self.inner_dropout(F.gelu(_linear(x.to(self._dtype(x)), self.inner)))
+        out: Tensor = self.out_dropout(_linear(inner, self.inner_out))
+        return out.to(x.dtype)
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """Return the type of the products: low precision is for training alone."""
+        low = self.training and compute_dtype(x, self.precision) == torch.bfloat16
+        return torch.bfloat16 if low else x.dtype
+
+
+def _linear(x: Tensor, layer: nn.Linear, rows: slice = slice(None)) -> Tensor:
+    """Apply some outputs of a linear layer in the precision of ``x``."""
+    return F.linear(x, layer.weight[rows].to(x.dtype), layer.bias[rows].to(x.dtype))
 
 
 def _at(x: Tensor, places: Tensor) -> Tensor:

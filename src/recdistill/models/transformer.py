@@ -42,7 +42,10 @@ class TransformerConfig(Settings):
     tied_embeddings: bool = True
     """Whether items are scored by the vectors that they are read with."""
     precision: Precision = "auto"
-    """Of the attention in training; ``auto`` is bf16 where the processor multiplies it natively."""
+    """Of what the blocks compute in training; ``auto`` is bf16 where the processor multiplies it natively.
+
+    States between the blocks, norms and weights are in fp32, and so is everything outside training.
+    """
     init_std: float = Field(default=0.02, gt=0)
     """Standard deviation of the initial weights."""
 
