@@ -137,6 +137,7 @@ class _Rehearsal(Teacher):
         self.keeper = keeper
         self.gives_scores = keeper.gives_scores
         self.takes = keeper.takes
+        self.max_history = keeper.max_history
         self.ids = keeper.ids
         self.exclude_history = keeper.exclude_history
         self.asked: set[tuple[int, bytes]] = set()
