@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from recdistill.teachers.base import (
     check_scores,
 )
 from recdistill.teachers.loop import PrivateLoop
+from recdistill.teachers.walk import Walk
 
 Function: TypeAlias = Callable[[Any, int], Any]
 
@@ -121,9 +121,9 @@ class CallableTeacher(OutsideTeacher):
             TeacherError: when a batch failed, or too many calls in a row.
         """
         walk = _Walk(self, take, k)
-        yield from walk.at_once(self._loop) if self.is_async else walk.in_turn()
-        if walk.stopped is not None:
-            raise walk.stopped
+        yield from walk.outcomes(self._loop) if self.is_async else walk.in_turn()
+        if walk.gave_up is not None:
+            raise walk.gave_up
 
     def _dense(self, raw: list[RawId]) -> Ints:
         """Return ``(n,)`` dense ids, −1 for unknown ones."""
@@ -133,22 +133,18 @@ class CallableTeacher(OutsideTeacher):
         return np.array([item if isinstance(item, int) and item in known else -1 for item in raw], np.int64)
 
 
-class _Walk:
+class _Walk(Walk):
     """One walk through the requests that ``take`` hands out."""
 
     def __init__(self, teacher: CallableTeacher, take: Take, k: int) -> None:
+        super().__init__(take, teacher.batch_size)
         self.teacher = teacher
-        self.take = take
         self.k = k
-        self.calls: set[asyncio.Task[list[Outcome]]] = set()
-        self.finished: list[Outcome] = []
         self.failed_in_a_row = 0
-        self.stopped: TeacherError | None = None
-        """Why no more calls are made, if so."""
 
     def in_turn(self) -> Iterator[list[Outcome]]:
         """Make one call after the other, in this thread."""
-        while requests := self._next(1):
+        while requests := self.next_requests(1):
             try:
                 answers = self._read(self.teacher.fn(self._asked(requests), self.k), len(requests))
             except Exception as error:
@@ -156,53 +152,17 @@ class _Walk:
             else:
                 yield self._succeed(requests, answers)
 
-    def at_once(self, loop: PrivateLoop) -> Iterator[list[Outcome]]:
-        """Make several at a time; on Ctrl-C or an error those in flight are waited for, a second Ctrl-C drops them."""
-        try:
-            while loop.run(self._step()):
-                yield self._collect()
-        except (Exception, KeyboardInterrupt):
-            loop.run(self._wait(asyncio.ALL_COMPLETED))
-            yield self._collect()
-            raise
-        finally:
-            loop.run(self._drop())
+    def room(self, in_flight: int) -> int:
+        """Return how many more calls may be made."""
+        return self.teacher.concurrency - in_flight
 
-    async def _step(self) -> bool:
-        """Keep as many calls in flight as allowed until some have ended; false when all are done."""
-        size = self.teacher.batch_size
-        requests = self._next(self.teacher.concurrency - len(self.calls))
-        for start in range(0, len(requests), size):
-            self.calls.add(asyncio.create_task(self._call(requests[start : start + size])))
-        busy = bool(self.calls)
-        await self._wait(asyncio.FIRST_COMPLETED)
-        return busy
-
-    async def _call(self, requests: list[Request]) -> list[Outcome]:
+    async def ask(self, requests: list[Request]) -> list[Outcome]:
+        """Make one call, and await what it returns."""
         try:
             answers = self._read(await self.teacher.fn(self._asked(requests), self.k), len(requests))
         except Exception as error:
             return self._fail(requests, error)
         return self._succeed(requests, answers)
-
-    async def _wait(self, until: str) -> None:
-        if self.calls:
-            done, self.calls = await asyncio.wait(self.calls, return_when=until)
-            self.finished += [outcome for call in done for outcome in call.result()]
-
-    async def _drop(self) -> None:
-        """Cancel what is in flight."""
-        for call in self.calls:
-            call.cancel()
-        await asyncio.gather(*self.calls, return_exceptions=True)
-
-    def _collect(self) -> list[Outcome]:
-        finished, self.finished = self.finished, []
-        return finished
-
-    def _next(self, n_calls: int) -> list[Request]:
-        """Take what some calls are to ask about; nothing once they have stopped."""
-        return [] if self.stopped is not None else self.take(n_calls * self.teacher.batch_size)
 
     def _asked(self, requests: list[Request]) -> Any:
         """Return what the function is called with."""
@@ -234,10 +194,11 @@ class _Walk:
                 f"{error}"
             )
         self.failed_in_a_row += 1
-        if self.failed_in_a_row >= teacher.give_up_after and self.stopped is None:
+        if self.failed_in_a_row >= teacher.give_up_after:
             gave_up = f"gave up after {self.failed_in_a_row} failed calls in a row (give_up_after); the last: "
-            self.stopped = TeacherError(reason if teacher.batched else f"{gave_up}{reason}")
-            self.stopped.__cause__ = error
+            why = TeacherError(reason if teacher.batched else f"{gave_up}{reason}")
+            why.__cause__ = error
+            self.give_up(why)
         return [(request, Failure(reason)) for request in requests]
 
 

@@ -55,6 +55,7 @@ from recdistill.teachers.base import Answer, Failure, Outcome, Request, Take
 from recdistill.teachers.exchange import Call, Conversation, Reply, Shape
 from recdistill.teachers.loop import PrivateLoop
 from recdistill.teachers.meter import Charge, Meter, Pace, Unsent
+from recdistill.teachers.walk import Walk
 from recdistill.teachers.wire import Refused, Wire
 
 
@@ -119,20 +120,14 @@ class Client:
         Raises:
             TeacherError: when the API refuses the key, or seems dead, or calls cannot be signed.
         """
-        first = take(self.window.free(0) * shape.batch_size)
-        if not first:
-            return
+        walk = _Walk(self, shape, take, k, meter or self.pace, hide)
         with closing(PrivateLoop()) as loop:
-            walk = _Walk(self, shape, take, k, first, meter or self.pace, hide)
             try:
-                while loop.run(walk.step()):
-                    yield walk.collect()
-            except (Exception, KeyboardInterrupt):
-                loop.run(walk.finish())
-                yield walk.collect()
-                raise
+                yield from walk.outcomes(loop)
             finally:
-                loop.run(walk.close())
+                loop.run(walk.wire.close())
+        if walk.gave_up is not None:
+            raise walk.gave_up
 
 
 class Window:
@@ -182,8 +177,8 @@ class _Tally:
         self.paid = False
 
 
-class _Walk:
-    """One walk through the requests that ``take`` hands out, on one event loop."""
+class _Walk(Walk):
+    """One walk through the requests that ``take`` hands out."""
 
     def __init__(
         self,
@@ -191,72 +186,29 @@ class _Walk:
         shape: Shape,
         take: Take,
         k: int,
-        first: list[Request],
         meter: Meter,
         hide: Callable[[str], str],
     ) -> None:
+        super().__init__(take, shape.batch_size)
         self.settings = settings = client.settings
         self.window = client.window
         self.calls = client.calls
         self.shape = shape
-        self.take = take
         self.k = k
         self.meter = meter
         self.hide = hide
-        self.waiting = first
-        self.tasks: set[asyncio.Task[list[Outcome]]] = set()
-        self.finished: list[Outcome] = []
-        self.in_flight = 0
+        self.sending = 0
         self.landed = asyncio.Event()
         self.failed_in_a_row = 0
         self.too_much_in_a_row = 0
         self.failing_since: float | None = None
-        self.stopped = asyncio.Event()
-        self.gave_up: str | None = None
         self.wire = Wire(settings, shape, hide, client.certificates)
 
-    async def step(self) -> bool:
-        """Keep as many requests in flight as allowed until some have finished; false when all are done."""
-        free = self.window.free(len(self.tasks))
-        if free and not self.waiting and not self.stopped.is_set():
-            self.waiting = self.take(free * self.shape.batch_size)
-        size = self.shape.batch_size
-        for start in range(0, len(self.waiting), size):
-            self.tasks.add(asyncio.create_task(self._converse(self.waiting[start : start + size])))
-        self.waiting = []
-        if not self.tasks:
-            if self.gave_up is not None:
-                raise TeacherError(self.gave_up)
-            return False
-        done, self.tasks = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
-        self._keep(done)
-        for task in done:
-            task.result()  # raises what is not the API's fault
-        return True
+    def room(self, in_flight: int) -> int:
+        """Return how many more conversations may begin."""
+        return self.window.free(in_flight)
 
-    async def finish(self) -> None:
-        """Take nothing new, send nothing again, and wait for what is in flight."""
-        self.stopped.set()
-        if self.tasks:
-            done, self.tasks = await asyncio.wait(self.tasks)
-            self._keep(done)
-
-    def collect(self) -> list[Outcome]:
-        """Hand over what has finished."""
-        finished, self.finished = self.finished, []
-        return finished
-
-    async def close(self) -> None:
-        """Drop what is in flight and close all connections."""
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-        await self.wire.close()
-
-    def _keep(self, done: set[asyncio.Task[list[Outcome]]]) -> None:
-        self.finished += [outcome for task in done if task.exception() is None for outcome in task.result()]
-
-    async def _converse(self, requests: list[Request]) -> list[Outcome]:
+    async def ask(self, requests: list[Request]) -> list[Outcome]:
         """Ask about some requests, call after call, until there are outcomes or no hope of any."""
         tally = _Tally()
         try:
@@ -330,17 +282,17 @@ class _Walk:
                 self._note_reply()
                 return reply
             finally:
-                self.in_flight -= 1
+                self.sending -= 1
                 self.landed.set()
             if not await self._rest(wait):
                 raise _Stopped(f"{call.url} was not asked again")
 
     async def _wait_for_place(self) -> None:
         """Keep no more calls in flight than the API bears just now."""
-        while not self.window.free(self.in_flight):
+        while not self.window.free(self.sending):
             self.landed.clear()
             await self.landed.wait()
-        self.in_flight += 1
+        self.sending += 1
 
     async def _wait_for_turn(self) -> None:
         """Keep to the rate, and to the waits that the API asks for."""
@@ -407,6 +359,4 @@ class _Walk:
             self._give_up(f"gave up after {self.failed_in_a_row} failed requests in a row (give_up_after)", refused)
 
     def _give_up(self, why: str, last: Refused) -> None:
-        if self.gave_up is None:
-            self.gave_up = f"{why}; the last: {last.reason}"
-            self.stopped.set()
+        self.give_up(TeacherError(f"{why}; the last: {last.reason}"))

@@ -1,0 +1,97 @@
+"""Asking about many requests, some of them at once."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+from recdistill.errors import TeacherError
+from recdistill.teachers.base import Outcome, Request, Take
+from recdistill.teachers.loop import PrivateLoop
+
+
+class Walk(ABC):
+    """A walk through the requests that ``take`` hands out, several batches at once on one event loop.
+
+    Args:
+        take: hands out requests that are to be asked right now.
+        batch_size: most requests that are asked together.
+    """
+
+    def __init__(self, take: Take, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.stopped = asyncio.Event()
+        """Set once nothing more is to be asked."""
+        self.gave_up: TeacherError | None = None
+        """Why nothing more is asked, where that is the teacher's fault."""
+        self._take = take
+        self._in_flight: set[asyncio.Task[list[Outcome]]] = set()
+        self._finished: list[Outcome] = []
+
+    @abstractmethod
+    def room(self, in_flight: int) -> int:
+        """Return how many batches more than those in flight may be asked about."""
+
+    @abstractmethod
+    async def ask(self, requests: list[Request]) -> list[Outcome]:
+        """Ask about one batch; raises only what is not the teacher's fault."""
+
+    def give_up(self, why: TeacherError) -> None:
+        """Ask nothing more; the first reason counts."""
+        if self.gave_up is None:
+            self.gave_up = why
+            self.stopped.set()
+
+    def outcomes(self, loop: PrivateLoop) -> Iterator[list[Outcome]]:
+        """Yield what comes back as soon as it is there.
+
+        On Ctrl-C or an error what is in flight is still waited for and yielded, a second Ctrl-C drops it.
+        """
+        try:
+            while loop.run(self._step()):
+                yield self._collect()
+        except (Exception, KeyboardInterrupt):
+            loop.run(self._finish())
+            yield self._collect()
+            raise
+        finally:
+            loop.run(self._drop())
+
+    def next_requests(self, n_batches: int) -> list[Request]:
+        """Take what some batches are to ask about; nothing once asking has stopped."""
+        return self._take(n_batches * self.batch_size) if n_batches and not self.stopped.is_set() else []
+
+    async def _step(self) -> bool:
+        """Ask as much at once as there is room for, until something has come back; false when all is done."""
+        requests = self.next_requests(self.room(len(self._in_flight)))
+        for start in range(0, len(requests), self.batch_size):
+            self._in_flight.add(asyncio.create_task(self.ask(requests[start : start + self.batch_size])))
+        if not self._in_flight:
+            return False
+        for task in await self._land(asyncio.FIRST_COMPLETED):
+            task.result()  # raises what is not the teacher's fault
+        return True
+
+    async def _finish(self) -> None:
+        """Ask nothing more, and wait for what is in flight."""
+        self.stopped.set()
+        if self._in_flight:
+            await self._land(asyncio.ALL_COMPLETED)
+
+    async def _land(self, until: str) -> set[asyncio.Task[list[Outcome]]]:
+        """Wait for what is in flight, keep what came back, and return what has ended."""
+        done, self._in_flight = await asyncio.wait(self._in_flight, return_when=until)
+        self._finished += [outcome for task in done if task.exception() is None for outcome in task.result()]
+        return done
+
+    def _collect(self) -> list[Outcome]:
+        """Hand over what came back."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    async def _drop(self) -> None:
+        """Cancel what is in flight."""
+        for task in self._in_flight:
+            task.cancel()
+        await asyncio.gather(*self._in_flight, return_exceptions=True)
