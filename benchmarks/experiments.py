@@ -83,7 +83,12 @@ RECIPES = [
         model={"max_len": 50, "dropout": 0.2},
         training={"batch_size": 128, "epochs": 200, "patience": 5},
     ),
-    Recipe("amazon-beauty", "bert4rec", **_BEAUTY),
+    Recipe(
+        "amazon-beauty",
+        "bert4rec",
+        model={"max_len": 50, "dropout": 0.3},
+        training={"batch_size": 128, "epochs": 200, "patience": 4, "validate_every": 2},
+    ),
     Recipe("amazon-beauty", "sasrec", "sampled_softmax", **_BEAUTY),
     Recipe("amazon-beauty", "sasrec", "gbce", **_BEAUTY),
     Recipe("amazon-beauty", "sasrec", "bce", **_BEAUTY),
@@ -91,7 +96,12 @@ RECIPES = [
     Recipe("ml-1m", "sasrec", "sampled_softmax", **_ML),
     Recipe("ml-1m", "sasrec", "gbce", **_ML),
     Recipe("ml-1m", "sasrec", "bce", **_ML),
-    Recipe("ml-1m", "bert4rec", **_ML),
+    Recipe(
+        "ml-1m",
+        "bert4rec",
+        model={"max_len": 200, "dropout": 0.1},
+        training={"batch_size": 32, "epochs": 200, "patience": 4, "validate_every": 2},
+    ),
 ]
 
 
