@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING
 
@@ -107,9 +108,9 @@ class Wire:
             async with asyncio.timeout(self.settings.timeout):
                 with self.lines.free() as line:
                     return await self._exchange(line, url, signed)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise Refused("unreachable", f"{url} cannot be reached: {_name(error)}", again=True) from error
-        except (TimeoutError, httpx2.TimeoutException) as error:
+        except TimeoutError as error:
             reason = f"{url} did not answer within {self.settings.timeout:g} s (timeout)"
             raise Refused("timeout", reason, paid=True, again=True) from error
         except httpx2.TransportError as error:
@@ -120,7 +121,7 @@ class Wire:
 
     async def _exchange(self, line: httpx2.AsyncClient, url: str, signed: Call) -> Reply:
         """Send a call and read what comes back, as far as it may be read."""
-        request = (signed.method, signed.url)
+        request = (signed.method, _address(signed.url))
         async with line.stream(*request, headers=signed.headers, content=signed.body) as response:
             if not response.is_success:
                 raise self._refusal(url, response, await _read(response, _ERROR_BYTES))
@@ -132,7 +133,7 @@ class Wire:
                 "largest_reply if that is right, or ask for shorter lists",
                 paid=True,
             )
-        return Reply(response.status_code, {name.lower(): value for name, value in response.headers.items()}, body)
+        return Reply(response.status_code, response.headers, body)
 
     def _refusal(self, url: str, response: httpx2.Response, body: bytes) -> Refused:
         """Say what a reply that is no success means."""
@@ -165,7 +166,7 @@ class _Lines:
     """
 
     def __init__(self, timeout: float, certificates: ssl.SSLContext) -> None:
-        self.timeout = httpx2.Timeout(timeout, connect=timeout / 2)
+        self.timeout = httpx2.Timeout(None, connect=timeout / 2)  # the whole call is timed around it
         self.certificates = certificates
         self.all: list[httpx2.AsyncClient] = []
         self.idle: list[httpx2.AsyncClient] = []
@@ -194,6 +195,12 @@ class _Lines:
         )
         self.all.append(line)
         return line
+
+
+@lru_cache(maxsize=64)
+def _address(url: str) -> httpx2.URL:
+    """Return an address taken apart; most APIs have one for all calls."""
+    return httpx2.URL(url)
 
 
 async def _read(response: httpx2.Response, most: int) -> bytes:
