@@ -139,7 +139,7 @@ def gbce_loss(
 ) -> Tensor:
     r"""Generalised binary cross-entropy: the positive's probability is raised to beta to undo negative sampling.
 
-    .. math:: -\frac{1}{T S} \sum_t \Bigl(\log\sigma^\beta(h_t \cdot v_{y_t})
+    .. math:: -\frac{1}{T} \sum_t \Bigl(\log\sigma^\beta(h_t \cdot v_{y_t})
               + \sum_j \log(1 - \sigma(h_t \cdot v_j))\Bigr), \quad
               \beta = \alpha \bigl(t (1 - \tfrac1\alpha) + \tfrac1\alpha\bigr), \; \alpha = \tfrac{S}{N - 1}
 
@@ -155,7 +155,8 @@ def gbce_loss(
         Scalar, in nats.
 
     Source: Petrov and Macdonald, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with Negative
-    Sampling", RecSys 2023, Eqs. 7 and 10. Differs from the paper: negatives are shared by the batch.
+    Sampling", RecSys 2023, Eqs. 7 and 10. Differs from the paper: negatives are shared by the batch, and the loss is not
+    divided by their number S, which would bring gradients of rare items down to Adam's epsilon.
     """
     n_items, n_negatives = len(embeddings) - 1, len(negatives)
     rate = min(1.0, n_negatives / max(n_items - 1, 1))
@@ -164,7 +165,7 @@ def gbce_loss(
     positive = (states * embeddings[labels]).sum(1)
     logits = (states.to(dtype) @ embeddings[negatives].to(dtype).T).float()
     logits = logits.masked_fill(negatives == labels[:, None], -torch.inf)
-    return (beta * F.softplus(-positive) + F.softplus(logits).sum(1)).mean() / n_negatives
+    return (beta * F.softplus(-positive) + F.softplus(logits).sum(1)).mean()
 
 
 def mask_items(
