@@ -155,8 +155,8 @@ def gbce_loss(
         Scalar, in nats.
 
     Source: Petrov and Macdonald, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with Negative
-    Sampling", RecSys 2023, Eqs. 7 and 10. Differs from the paper: negatives are shared by the batch, and the loss is not
-    divided by their number S, which would bring gradients of rare items down to Adam's epsilon.
+    Sampling", RecSys 2023, Eqs. 7 and 10. Differs from the paper: negatives are shared by the batch, and the loss is
+    not divided by their number S, which would bring gradients of rare items down to Adam's epsilon.
     """
     n_items, n_negatives = len(embeddings) - 1, len(negatives)
     rate = min(1.0, n_negatives / max(n_items - 1, 1))
