@@ -187,14 +187,14 @@ class ShapeSettings(Settings):
                     f"{where}: {{{min(unknown)}}} stands for nothing here; set values.{min(unknown)}, or use one of: "
                     f"{', '.join(sorted(known))}"
                 )
-        if not self._placeholders & shown:
+        if not self.placeholders & shown:
             raise _refusal(
                 f"reads is {self.reads!r}, so url, query, body or question must name one of: {', '.join(sorted(shown))}"
             )
 
     def _check_calls(self) -> None:
         """Refuse settings that contradict each other about how many calls a question takes."""
-        used = self._placeholders
+        used = self.placeholders
         if self.method == "GET" and self.body is not None:
             raise _refusal("body: GET sends none; use query, or method POST")
         if self.reads == "session" and ("session" not in used or self.in_pages or self.question is not None):
@@ -211,7 +211,8 @@ class ShapeSettings(Settings):
             raise _refusal("batch_size: several questions in one call need question and answers")
 
     @property
-    def _placeholders(self) -> set[str]:
+    def placeholders(self) -> set[str]:
+        """What a call names."""
         return names([self.url, dict(self.query), self.body, self.question])
 
     @property
@@ -222,7 +223,7 @@ class ShapeSettings(Settings):
     @property
     def in_pages(self) -> bool:
         """Whether a list may take several calls."""
-        return bool(self._placeholders & {"page", "offset"})
+        return bool(self.placeholders & {"page", "offset"})
 
     @property
     def newest(self) -> int | None:

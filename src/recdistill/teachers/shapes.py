@@ -40,6 +40,7 @@ class DeclaredShape:
         self._score = Path.parse(settings.score) if settings.gives_scores else None
         self._in_url = names(settings.url)
         self._in_pages = settings.in_pages
+        self._names_session = "session" in settings.placeholders
         self._next_page = None if settings.next_page is None else Path.parse(settings.next_page)
 
     def converse(self, requests: Sequence[Request], k: int) -> Conversation:
@@ -143,7 +144,7 @@ class DeclaredShape:
             "length": len(history),
             "last_item": request.history[-1] if request.history else None,
             "user": request.user,
-            "session": self.new_session(),
+            "session": self.new_session() if self._names_session else None,
         }
 
     def _history(self, request: Request) -> list[Any]:
