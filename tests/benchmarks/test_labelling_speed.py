@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ def table(tmp_path: Path) -> ResultTable:
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, *, noisy: bool = False) -> list[tuple[Any, ...]]:
-    """Replace measurements: 12.5 s instead of the 10 that are allowed; returns what was asked for."""
+    """Replace measurements: 12.5 s instead of the 10 that are allowed, 4 on the processor; returns what was asked."""
     asked: list[tuple[Any, ...]] = []
 
     def measure(what: str, *numbers: int) -> tuple[dict[str, Any], bool]:
         asked.append((what, *numbers))
         figures = {"seconds": 12.5, "peak_mb": 90.0}
-        return (figures if what == "label" else {str(numbers[0] // 10): figures, str(numbers[0]): figures}), noisy
+        if what == "label":
+            return figures | {"cpu": 4.0}, noisy
+        return {str(numbers[0] // 10): figures, str(numbers[0]): figures}, noisy
 
     monkeypatch.setattr(labelling_speed, "measure", measure)
     return asked
@@ -51,7 +54,19 @@ def test_the_table_shows_rate_and_share(monkeypatch: pytest.MonkeyPatch, table: 
     labelling_speed.run(table, seconds=10.0, n_recorded=1000, repeats=1)
     made = make("labelling_speed", table.path.parent).splitlines()
     assert made[2] == "| label/concurrency-8 | 1,600 | 12.5 | 128 | 80% | 90.0 |"
+    assert made[3] == "| label/concurrency-8/cpu | 1,600 | 4.00 | 400 |  |  |"
     assert made[-1] == "| record | 1,000 | 12.5 | 80.0 |  | 90.0 |"
+
+
+def test_labelling_is_timed_on_the_wall_and_on_the_processor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with labelling_speed.slow_api() as url:
+        labelling_speed.label(url, tmp_path / "ledger.sqlite", 8, 8)
+    found = json.loads(capsys.readouterr().out)
+    assert found["seconds"] >= labelling_speed.LATENCY
+    assert found["cpu"] > 0
+    assert found["peak_mb"] > 1
 
 
 def test_memory_and_time_are_noted_after_a_tenth_and_at_the_end(
