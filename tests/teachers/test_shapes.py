@@ -291,6 +291,12 @@ def test_a_session_is_replayed_from_its_beginning_under_a_new_name_and_the_last_
     assert answer(outcome).items == ["z"]
 
 
+def test_a_session_is_named_only_where_it_is_told() -> None:
+    """Naming one draws random bytes, for each question."""
+    shape = DeclaredShape(settings(), new_session=lambda: pytest.fail("a session was named"))
+    assert sent(next(shape.converse([about("a")], 3)))["history"] == ["a"]
+
+
 def test_the_names_of_sessions_do_not_repeat() -> None:
     shape = DeclaredShape(settings(**SESSION))
     assert len({next(shape.converse([about("a")], 1)).url for _ in range(100)}) == 100
