@@ -70,8 +70,8 @@ class Recipe:
 
 _BEAUTY: Values = {"model": {"max_len": 50, "dropout": 0.5}, "training": {"batch_size": 256, "epochs": 200}}
 _ML: Values = {
-    "model": {"max_len": 200, "dropout": 0.1},
-    "training": {"batch_size": 32, "epochs": 200, "patience": 4},
+    "model": {"max_len": 200, "dropout": 0.15},
+    "training": {"batch_size": 32, "epochs": 45, "schedule": "cosine", "patience": 45},
 }
 
 RECIPES = [
@@ -99,8 +99,8 @@ RECIPES = [
     Recipe(
         "ml-1m",
         "bert4rec",
-        model={"max_len": 200, "dropout": 0.1},
-        training={"batch_size": 32, "epochs": 200, "patience": 4, "validate_every": 2},
+        model={"max_len": 200, "dropout": 0.15},
+        training={"batch_size": 32, "epochs": 60, "schedule": "cosine", "patience": 60, "validate_every": 3},
     ),
 ]
 
