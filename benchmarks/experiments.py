@@ -69,6 +69,8 @@ class Recipe:
 
 
 _BEAUTY: Values = {"model": {"max_len": 50, "dropout": 0.5}, "training": {"batch_size": 256, "epochs": 200}}
+_BEAUTY_SLOW: Values = {**_BEAUTY, "training": {**_BEAUTY["training"], "patience": 30}}
+"""For losses that first have to push all items down, which stands still on validation data."""
 _ML: Values = {
     "model": {"max_len": 200, "dropout": 0.15},
     "training": {"batch_size": 32, "epochs": 45, "schedule": "cosine", "patience": 45},
@@ -90,8 +92,8 @@ RECIPES = [
         training={"batch_size": 128, "epochs": 200, "patience": 4, "validate_every": 2},
     ),
     Recipe("amazon-beauty", "sasrec", "sampled_softmax", **_BEAUTY),
-    Recipe("amazon-beauty", "sasrec", "gbce", **_BEAUTY),
-    Recipe("amazon-beauty", "sasrec", "bce", **_BEAUTY),
+    Recipe("amazon-beauty", "sasrec", "gbce", **_BEAUTY_SLOW),
+    Recipe("amazon-beauty", "sasrec", "bce", **_BEAUTY_SLOW),
     Recipe("ml-1m", "gru4rec", **_ML),
     Recipe("ml-1m", "sasrec", "sampled_softmax", **_ML),
     Recipe("ml-1m", "sasrec", "gbce", **_ML),
