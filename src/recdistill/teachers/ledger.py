@@ -45,7 +45,7 @@ from recdistill.teachers.base import Answer, Failure
 from recdistill.teachers.meter import Charge, Unsent
 
 _APPLICATION = 0x52444C47  # "RDLG", at a fixed place in the file: whose file it is
-_VERSION = 2
+_VERSION = 1
 _SCHEMA = """
 CREATE TABLE teachers (
     id INTEGER PRIMARY KEY,
@@ -87,15 +87,6 @@ CREATE TABLE failures (
     reason TEXT NOT NULL
 );
 """
-_UPGRADES = {
-    1: """
-ALTER TABLE teachers ADD COLUMN charge TEXT NOT NULL DEFAULT 'queries';
-ALTER TABLE teachers ADD COLUMN next_turn REAL NOT NULL DEFAULT 0;
-ALTER TABLE teachers ADD COLUMN held_until REAL NOT NULL DEFAULT 0;
-ALTER TABLE attempts RENAME COLUMN paid TO charged;
-"""
-}
-"""What makes a file of an earlier format one of the next."""
 _OPEN = "WHERE teacher = ? AND k = ? AND round = ? AND request = ? AND ended_at IS NULL"
 """The attempt that is in flight for one request."""
 _BLOCK = 500
@@ -411,21 +402,20 @@ class Ledger:
                     "put it on a local disk."
                 )
         with self._write() as db:
-            format = self._refuse_foreign(db)
-            if format == _VERSION:
+            if self._refuse_foreign(db):
                 return
-            for statement in (_SCHEMA if format is None else _UPGRADES[format]).split(";\n"):
+            for statement in _SCHEMA.split(";\n"):
                 db.execute(statement)
             db.execute(f"PRAGMA application_id = {_APPLICATION}")
             db.execute(f"PRAGMA user_version = {_VERSION}")
 
-    def _refuse_foreign(self, db: sqlite3.Connection) -> int | None:
-        """Return the format of the ledger that the file is; ``None`` if it is empty."""
+    def _refuse_foreign(self, db: sqlite3.Connection) -> bool:
+        """Return whether the file is a ledger already; if not, it is empty."""
         (application,) = db.execute("PRAGMA application_id").fetchone()
         (version,) = db.execute("PRAGMA user_version").fetchone()
         (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application == _APPLICATION and (version == _VERSION or version in _UPGRADES):
-            return int(version)
+        if application == _APPLICATION and version == _VERSION:
+            return True
         if application == _APPLICATION:
             raise TeacherError(
                 f"ledger {self.path} is in format {version}, this version of recdistill reads {_VERSION}; "
@@ -433,7 +423,7 @@ class Ledger:
             )
         if application or tables:
             raise TeacherError(f"{self.path} is a database of another program, not a ledger; give another file.")
-        return None
+        return False
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
