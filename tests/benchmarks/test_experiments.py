@@ -1,0 +1,59 @@
+"""Recipes, and where what they train is kept."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.experiments import RECIPES, find_recipe, grid, train
+
+from benchmarks import experiments
+from recdistill.data.embedded import load_shop
+from recdistill.data.splits import leave_one_out
+from recdistill.errors import SettingsError
+from recdistill.teachers.fake import FakeTeacher
+
+
+def test_every_recipe_is_a_run_and_has_a_name_of_its_own() -> None:
+    assert len({recipe.name for recipe in RECIPES}) == len(RECIPES)
+    for recipe in RECIPES:
+        run = recipe.run(3)
+        assert (run.student.name, run.training.seed) == (recipe.student, 3)
+        assert run.dump()["method"]["loss"] == recipe.loss
+        assert find_recipe(recipe.dataset, recipe.student, recipe.loss) is recipe
+
+
+def test_a_recipe_is_varied_in_the_settings_named_alone() -> None:
+    recipe = find_recipe("ml-1m", "sasrec")
+    varied = recipe.varied({"model.dropout": 0.7, "training.epochs": 3, "method.precision": "fp32"})
+    before, after = recipe.run(0).dump(), varied.run(0).dump()
+    differing = {(a, b) for a in before for b in before[a] if before[a][b] != after[a][b]}
+    assert differing == {("student", "dropout"), ("training", "epochs"), ("method", "precision")}
+    with pytest.raises(SettingsError, match="did you mean 'dropout'"):
+        recipe.varied({"model.dropuot": 0.7}).run(0)
+
+
+def test_a_grid_is_every_combination() -> None:
+    assert list(grid(["a=[1, 2]", 'b=["x"]'])) == [{"a": 1, "b": "x"}, {"a": 2, "b": "x"}]
+    assert list(grid([])) == [{}]
+
+
+def test_what_was_trained_is_found_by_its_settings_and_its_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: list[Path] = []
+
+    def learn(*_: Any, folder: Path, **__: Any) -> tuple[None, None]:
+        folders.append(folder)
+        return None, None
+
+    monkeypatch.setattr(experiments, "learn", learn)
+    split, recipe = leave_one_out(load_shop()), find_recipe("ml-1m", "sasrec")
+    for run, teacher in (
+        (recipe.run(0), None),
+        (recipe.run(0), None),
+        (recipe.run(1), None),
+        (recipe.varied({"model.dropout": 0.7}).run(0), None),
+        (recipe.run(0), FakeTeacher(3)),
+        (recipe.run(0), FakeTeacher(3, identity="another")),
+    ):
+        train(split, run, recipe.name, teacher=teacher)
+    assert folders[0] == folders[1]
+    assert len(set(folders)) == 5
