@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from recdistill import __version__
-from recdistill.cli import main
 from recdistill.run import Result, run_training
 from recdistill.runfile import Run
 from recdistill.teachers.presets import presets
+
+from .shell import call
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +33,6 @@ def run_file(little_run: dict[str, Any], tmp_path: Path) -> Path:
     path = tmp_path / "little.toml"
     path.write_text("\n".join(lines))
     return path
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Run the command line; returns its exit code, stdout and stderr."""
-    code = 0
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,23 +10,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recdistill.cli import main
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.teachers.callable import CallableTeacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Run the command line; returns its exit code, stdout and stderr."""
-    code = 0
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
+from .shell import call
 
 
 @pytest.fixture

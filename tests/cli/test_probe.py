@@ -6,22 +6,11 @@ from typing import Any
 
 import pytest
 
-from recdistill.cli import main
 from recdistill.labelling import Plan
 from recdistill.teachers.ledger import Ledger, Stats
 
 from ..teachers.raw_api import Body, RawApi, response
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Run the command line; returns its exit code, stdout and stderr."""
-    code = 0
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
+from .shell import call
 
 
 @pytest.fixture
