@@ -29,7 +29,8 @@ def test_gbce_by_hand() -> None:
     loss = gbce_loss(states, embeddings, torch.tensor([1]), torch.tensor([2, 1]), calibration=0.75, precision="fp32")
     alpha = 2 / (4 - 1)
     beta = alpha * (0.75 * (1 - 1 / alpha) + 1 / alpha)
-    expected = -beta * math.log(_sigmoid(1)) - math.log(1 - _sigmoid(-2))  # the second negative is the label
+    start = math.log(2 / beta)
+    expected = -beta * math.log(_sigmoid(1 - start)) - math.log(1 - _sigmoid(-2 - start))  # the second is the label
     assert loss.item() == pytest.approx(expected)
 
 

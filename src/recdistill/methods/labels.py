@@ -139,8 +139,8 @@ def gbce_loss(
 ) -> Tensor:
     r"""Generalised binary cross-entropy: the positive's probability is raised to beta to undo negative sampling.
 
-    .. math:: -\frac{1}{T} \sum_t \Bigl(\log\sigma^\beta(h_t \cdot v_{y_t})
-              + \sum_j \log(1 - \sigma(h_t \cdot v_j))\Bigr), \quad
+    .. math:: -\frac{1}{T} \sum_t \Bigl(\log\sigma^\beta(h_t \cdot v_{y_t} - b)
+              + \sum_j \log(1 - \sigma(h_t \cdot v_j - b))\Bigr), \quad b = \log\tfrac{S}{\beta}, \;
               \beta = \alpha \bigl(t (1 - \tfrac1\alpha) + \tfrac1\alpha\bigr), \; \alpha = \tfrac{S}{N - 1}
 
     Args:
@@ -155,15 +155,18 @@ def gbce_loss(
         Scalar, in nats.
 
     Source: Petrov and Macdonald, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with Negative
-    Sampling", RecSys 2023, Eqs. 7 and 10. Differs from the paper: negatives are shared by the batch, and the loss is
-    not divided by their number S, which would bring gradients of rare items down to Adam's epsilon.
+    Sampling", RecSys 2023, Eqs. 7 and 10. Differs from the paper: negatives are shared by the batch. The loss is not
+    divided by their number S, which would bring gradients of rare items down to Adam's epsilon. And the constant b puts
+    the average item where it belongs from the start; otherwise the first steps push all items down, and Adam's second
+    moment remembers their gradients for a hundred epochs. Neither changes an order.
     """
     n_items, n_negatives = len(embeddings) - 1, len(negatives)
     rate = min(1.0, n_negatives / max(n_items - 1, 1))
     beta = rate * (calibration * (1 - 1 / rate) + 1 / rate)
     dtype = compute_dtype(states, precision)
-    positive = (states * embeddings[labels]).sum(1)
-    logits = (states.to(dtype) @ embeddings[negatives].to(dtype).T).float()
+    start = math.log(n_negatives / beta)
+    positive = (states * embeddings[labels]).sum(1) - start
+    logits = (states.to(dtype) @ embeddings[negatives].to(dtype).T).float() - start
     logits = logits.masked_fill(negatives == labels[:, None], -torch.inf)
     return (beta * F.softplus(-positive) + F.softplus(logits).sum(1)).mean()
 
