@@ -40,6 +40,15 @@ def test_gbce_without_calibration_keeps_the_positive_whole() -> None:
     assert loss.item() == pytest.approx(-math.log(_sigmoid(1)) - math.log(1 - _sigmoid(-2)))
 
 
+def test_gbce_begins_in_balance() -> None:
+    """At equal scores nothing pushes all items down, or up."""
+    shift = torch.zeros(1, 1, requires_grad=True)  # the one coordinate of a state, on items that all are 1
+    embeddings, negatives = torch.ones(60, 1), torch.arange(2, 52)
+    gbce_loss(shift, embeddings, torch.tensor([1]), negatives, calibration=0.75, precision="fp32").backward()
+    assert shift.grad is not None
+    assert shift.grad.item() == pytest.approx(0, abs=1e-6)
+
+
 def _labels(config: LabelLossConfig, rows: list[list[int]], n_items: int) -> LabelLoss:
     return LabelLoss(config, Setting(Sequences.from_lists(rows), np.arange(len(rows)), n_items))
 
