@@ -53,7 +53,7 @@ ABLATIONS: dict[str, Values] = {
     "without InfoNCE": {"contrast_weight": 0.0},
     "outline to the letter": {"ranking": "margin", "quorum": 0.5, "reliable_temperature": 4.0, "gate": "hard"},
 }
-"""BAHSD with one part switched off; the last is what is public of the paper, with nothing of ours."""
+"""BAHSD with one part switched off; the last follows the public outline as closely as our formulas can."""
 EXTRACTIONS: dict[str, Values] = {
     "equal budget": {"n_queries": 60_000},
     "four times the budget": {"n_queries": 240_000},

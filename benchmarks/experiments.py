@@ -70,7 +70,7 @@ class Recipe:
 
 _BEAUTY: Values = {"model": {"max_len": 50, "dropout": 0.5}, "training": {"batch_size": 256, "epochs": 200}}
 _BEAUTY_SLOW: Values = {**_BEAUTY, "training": {**_BEAUTY["training"], "patience": 30}}
-"""For losses that first have to push all items down, which stands still on validation data."""
+"""For losses that compare few items at a time, which at first stand still on validation data."""
 _ML: Values = {
     "model": {"max_len": 200, "dropout": 0.15},
     "training": {"batch_size": 32, "epochs": 45, "schedule": "cosine", "patience": 45},

@@ -53,7 +53,8 @@ _SPINS = "1000"
 """How often a thread looks for its next piece of work before it sleeps; OpenMP's own default is 300,000.
 
 With the default, threads that are done spin on the core that the slowest of them waits for: one other busy process on
-a machine of two cores made training 70 times slower. With this, it is half as fast then, and as fast as ever alone.
+a machine of two cores makes training many times slower. With this it is about half as fast then, and as fast as ever
+alone.
 """
 
 
