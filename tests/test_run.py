@@ -10,6 +10,7 @@ from recdistill.data.embedded import load_shop
 from recdistill.data.splits import leave_one_out
 from recdistill.errors import ArtefactError, RecDistillError, SettingsError
 from recdistill.methods.base import build_method
+from recdistill.probing import probe
 from recdistill.run import (
     EVALUATION,
     GROUPS,
@@ -25,6 +26,7 @@ from recdistill.run import (
     local_teacher,
     run_distillation,
     run_training,
+    set_up,
 )
 from recdistill.runfile import Run
 from recdistill.serving.artefact import Student
@@ -226,6 +228,43 @@ def test_a_method_that_needs_scores_refuses_a_teacher_without_them() -> None:
     with pytest.raises(SettingsError, match="needs scores, but teacher 'fake' gives lists only"):
         check_needs(method, FakeTeacher(3))
     check_needs(method, FakeTeacher(3, gives_scores=True))
+
+
+def test_long_histories_are_learned_from_in_windows_and_asked_about(little_run: Sections) -> None:
+    run = Run.parse(little_run | {"model": {**little_run["model"], "max_len": 2}, "method": {"name": "kd"}})
+    split = load_split(run)
+    teacher = FakeTeacher(split.dataset.n_items)
+    learned, asked = {}, {}
+    for long_histories in ("newest", "windows"):
+        training = TrainerSettings(epochs=1, long_histories=long_histories)
+        setting = set_up(split, run.student, run.method, training, teacher=teacher, folder=None, progress=_nothing)[2]
+        learned[long_histories] = sum(setting.train.newest(2).lengths)
+        before = len(teacher.asked)
+        probe(setting, k=2)
+        asked[long_histories] = len(teacher.asked) - before
+        assert len(setting.users) == len(setting.train) == asked[long_histories]
+    assert asked["newest"] == len(split.train) < asked["windows"]
+    assert learned["windows"] - asked["windows"] == sum(np.maximum(0, split.train.lengths - 1))
+
+
+def test_a_teacher_that_is_told_the_user_cannot_be_asked_about_windows(little_run: Sections) -> None:
+    run = Run.parse(little_run | {"method": {"name": "kd"}})
+    split, teacher = load_split(run), FakeTeacher(3)
+    teacher.takes = "user"
+    training = TrainerSettings(long_histories="windows")
+    with pytest.raises(SettingsError, match=r"for a user as of today.*set long_histories to 'newest'"):
+        set_up(split, run.student, run.method, training, teacher=teacher, folder=None, progress=_nothing)
+
+
+def test_windows_of_a_single_item_are_refused(little_run: Sections) -> None:
+    run = Run.parse(little_run | {"model": {**little_run["model"], "max_len": 1}})
+    training = TrainerSettings(long_histories="windows")
+    with pytest.raises(SettingsError, match="raise its max_len"):
+        set_up(load_split(run), run.student, run.method, training, teacher=None, folder=None, progress=_nothing)
+
+
+def _nothing(what: str, done: int, total: int) -> None:
+    pass
 
 
 def test_a_teacher_of_other_items_is_refused(finished: Result) -> None:

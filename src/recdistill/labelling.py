@@ -177,7 +177,7 @@ def _ask_all(run: Run, split: Split, teacher: Teacher) -> None:
         split,
         run.student,
         run.method,
-        seed=run.training.seed,
+        run.training,
         teacher=teacher,
         folder=None,
         progress=lambda what, done, total: None,

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from recdistill import __version__
-from recdistill.data.dataset import Dataset
+from recdistill.data.dataset import Dataset, Ints, Sequences
 from recdistill.data.embedded import load_shop
 from recdistill.data.groups import Groups
 from recdistill.data.interactions import read_interactions
@@ -184,7 +184,7 @@ def learn(
     """
     report = report or Quiet()
     model, learner, setting = set_up(
-        split, student, method, seed=training.seed, teacher=teacher, folder=folder, progress=report.preparing
+        split, student, method, training, teacher=teacher, folder=folder, progress=report.preparing
     )
 
     def validate(model: Model) -> float:
@@ -198,8 +198,8 @@ def set_up(
     split: Split,
     student: Choice,
     method: Choice,
+    training: TrainerSettings,
     *,
-    seed: int,
     teacher: Teacher | None,
     folder: Path | None,
     progress: Callable[[str, int, int], None],
@@ -212,19 +212,38 @@ def set_up(
     learner = Method.registry[method.name](method.config)
     check_needs(learner, teacher)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(training.seed)
         model = build_model(student.name, split.dataset.n_items, student.config)
+    train, users = split.train, np.arange(len(split.train))
+    if training.long_histories == "windows" and model.max_len is not None:
+        train, users = _with_windows(train, model.max_len, teacher)
     setting = Setting(
-        train=split.train,
-        users=np.arange(len(split.train)),
+        train=train,
+        users=users,
         n_items=split.dataset.n_items,
         teacher=teacher,
         max_len=model.max_len,
-        seed=seed,
+        seed=training.seed,
         folder=folder,
         progress=progress,
     )
     return model, learner, setting
+
+
+def _with_windows(train: Sequences, max_len: int, teacher: Teacher | None) -> tuple[Sequences, Ints]:
+    """Append what long histories were earlier; return the rows and the user of each.
+
+    Raises:
+        SettingsError: when they make no sense.
+    """
+    if max_len < 2:
+        raise SettingsError("long_histories = 'windows' needs a student that reads 2 items or more; raise its max_len")
+    if teacher is not None and teacher.takes == "user":
+        raise SettingsError(
+            f"teacher {teacher.identity!r} answers for a user as of today, so earlier parts of a history have no "
+            "answer of their own; set long_histories to 'newest'."
+        )
+    return train.with_windows(max_len)
 
 
 def check_needs(method: Method, teacher: Teacher | None) -> None:

@@ -37,6 +37,11 @@ class TrainerSettings(Settings):
     """Passes over the training users at most."""
     batch_size: PositiveInt = 256
     """Users per step, over all processes."""
+    long_histories: Literal["newest", "windows"] = "newest"
+    """What is learned from histories longer than the student's ``max_len``: their newest part, or all of it in windows.
+
+    A teacher is asked about every window. Windows count as users in an epoch.
+    """
     learning_rate: PositiveFloat = 1e-3
     """Of AdamW, at its highest."""
     weight_decay: float = Field(default=0.0, ge=0)

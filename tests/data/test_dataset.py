@@ -1,8 +1,11 @@
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recdistill.data.dataset import Dataset, IdMap, Sequences
 from recdistill.errors import DataError
@@ -30,6 +33,21 @@ class TestSequences:
         items, offsets = self.ROWS.take(np.array([2, 0])).newest(2).flat()
         assert items.tolist() == [4, 2, 3]
         assert offsets.tolist() == [0, 1, 3]
+
+    @given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.integers(2, 5))
+    def test_windows_show_every_two_neighbours_and_nothing_else(self, lengths: list[int], n: int) -> None:
+        rows = Sequences.from_offsets(
+            np.arange(1, sum(lengths) + 1, dtype=np.int32), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        )
+        windows, owners = rows.with_windows(n)
+        assert owners[: len(rows)].tolist() == list(range(len(rows)))
+        assert [row.tolist() for row in windows.take(slice(len(rows)))] == [row.tolist() for row in rows]
+        shown = {pair for window in windows.newest(n) for pair in pairwise(window.tolist())}
+        assert shown == {pair for row in rows for pair in pairwise(row.tolist())}
+        for window, owner in zip(windows, owners, strict=True):
+            assert window.tolist() == rows[owner][: len(window)].tolist()
+        assert (windows.lengths[len(rows) :] >= 2).all()
+        assert (np.bincount(owners, minlength=len(rows))[np.array(lengths) <= n] == 1).all()
 
 
 class TestIdMap:

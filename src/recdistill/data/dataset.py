@@ -78,6 +78,24 @@ class Sequences:
         """Drop the ``n`` newest items of each row; a view."""
         return Sequences(self.items, self.starts, np.maximum(self.starts, self.ends - n))
 
+    def with_windows(self, n: int) -> tuple[Sequences, Ints]:
+        """Append each row longer than ``n`` as it stood before its ``n - 1`` newest items, before those, and so on.
+
+        Read by their newest ``n`` items, these rows show every two neighbours of every row.
+
+        Args:
+            n: at least 2; windows overlap by one item.
+
+        Returns:
+            The rows and, after them, earlier states of two items or more, a view; ``(R + W,)`` the row of each.
+        """
+        counts = np.maximum(0, self.lengths - 2) // (n - 1)
+        owner = np.repeat(np.arange(len(self)), counts)
+        steps = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
+        rows = np.concatenate([np.arange(len(self)), owner])
+        dropped = (n - 1) * np.concatenate([np.zeros(len(self), np.int64), steps])
+        return Sequences(self.items, self.starts[rows], self.ends[rows] - dropped), rows
+
     def flat(self) -> tuple[Items, Ints]:
         """Copy the rows into one contiguous array; returns ``items (n,)`` and ``offsets (R+1,)``."""
         lengths = self.lengths
