@@ -1,0 +1,119 @@
+"""Several teachers that answer as one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from recdistill.data.dataset import Sequences
+from recdistill.errors import SettingsError
+from recdistill.teachers.base import Bools, Ranking, Scores, Teacher
+
+
+class EnsembleTeacher(Teacher):
+    r"""Fuses the lists of several teachers into one.
+
+    .. math:: s_i = \sum_m \lambda_m \, p_m(i), \qquad
+              p_m = \mathrm{softmax}(\text{scores of } m) \text{, or } \propto 1/\mathrm{rank}_m \text{ without scores}
+
+    An item that a teacher does not list gets nothing from it. Scores, where all teachers give them, are log s. Every
+    teacher is asked about every history: an answer of the ensemble costs one of each. A teacher whose budget is spent
+    is left out, as long as another answers.
+
+    Args:
+        teachers: two or more, on the same items.
+        weights: λ, one for each teacher; equal if left out.
+
+    Raises:
+        SettingsError: when these teachers cannot answer the same question, or the weights make no sense.
+
+    Source: the mean of the members' predictions is that of Hinton et al., "Distilling the Knowledge in a Neural
+    Network", 2015; reciprocal ranks in its place, where there are no scores, are ours.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], *, weights: Sequence[float] | None = None) -> None:
+        weights = [1.0] * len(teachers) if weights is None else list(weights)
+        _check(teachers, weights)
+        self.teachers = list(teachers)
+        self.weights = [weight / sum(weights) for weight in weights]
+        self.gives_scores = all(teacher.gives_scores for teacher in teachers)
+        self.takes = teachers[0].takes
+        self.exclude_history = teachers[0].exclude_history
+        told = [teacher.max_history for teacher in teachers if teacher.max_history is not None]
+        self.max_history = max(told) if len(told) == len(teachers) else None
+
+    @property
+    def identity(self) -> str:
+        """A hash of the teachers' own identities and weights."""
+        parts = [
+            f"{weight:.6g} {teacher.identity}" for weight, teacher in zip(self.weights, self.teachers, strict=True)
+        ]
+        return f"ensemble-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:12]}"
+
+    def rank(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Ranking:
+        """Return the fused top ``k`` for each history, equal ones in the order of the items.
+
+        Raises:
+            TeacherError: when one of the teachers gives no sensible answer.
+        """
+        return self._fuse([teacher.rank(histories, k, users=users) for teacher in self.teachers], k)
+
+    def rank_within_budget(
+        self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None
+    ) -> tuple[Ranking, Bools]:
+        """Return what can be had, and ``(B,)`` which rows that is: those that one teacher or more answered."""
+        pairs = [teacher.rank_within_budget(histories, k, users=users) for teacher in self.teachers]
+        answered: Bools = np.any([answered for _, answered in pairs], axis=0)
+        return self._fuse([ranking for ranking, _ in pairs], k), answered
+
+    def _fuse(self, rankings: list[Ranking], k: int) -> Ranking:
+        listed = np.concatenate([ranking.items for ranking in rankings], axis=1)
+        shares = [
+            weight * _shares(ranking, self.gives_scores) for weight, ranking in zip(self.weights, rankings, strict=True)
+        ]
+        row, place = np.nonzero(listed)
+        width = int(listed.max(initial=0)) + 1
+        cells, cell = np.unique(row * width + listed[row, place], return_inverse=True)
+        points = np.bincount(cell, np.concatenate(shares, axis=1)[row, place], len(cells))
+        order = np.lexsort((cells, -points, cells // width))
+        owner = cells[order] // width
+        rank = np.arange(len(order)) - np.searchsorted(owner, owner)
+        order, owner, rank = order[rank < k], owner[rank < k], rank[rank < k]
+        items = np.zeros((len(listed), k), np.int32)
+        items[owner, rank] = cells[order] % width
+        if not self.gives_scores:
+            return Ranking(items)
+        scores = np.full(items.shape, -np.inf, np.float32)
+        scores[owner, rank] = np.log(points[order])
+        return Ranking(items, scores)
+
+
+def _shares(ranking: Ranking, by_score: bool) -> npt.NDArray[np.float64]:
+    """Return ``(B, K)`` how a teacher's vote is spread over its list; a row without an answer has none."""
+    listed = ranking.items > 0
+    if by_score and ranking.scores is not None:
+        scores: Scores = np.where(listed, ranking.scores, -np.inf)
+        worth = np.exp(scores.astype(np.float64) - scores.max(axis=1, initial=np.finfo(np.float32).min, keepdims=True))
+        worth = np.maximum(worth, np.finfo(np.float64).tiny)
+    else:
+        worth = np.broadcast_to(1 / np.arange(1.0, listed.shape[1] + 1), listed.shape)
+    worth = np.where(listed, worth, 0.0)
+    shares: npt.NDArray[np.float64] = worth / np.maximum(worth.sum(axis=1, keepdims=True), 1e-300)
+    return shares
+
+
+def _check(teachers: Sequence[Teacher], weights: Sequence[float]) -> None:
+    if len(teachers) < 2:
+        raise SettingsError(f"an ensemble has two teachers or more, and {len(teachers)} was given.")
+    if len(weights) != len(teachers) or min(weights) <= 0:
+        raise SettingsError(f"{len(teachers)} teachers need as many weights above 0, but they are {list(weights)}.")
+    for what, values in (
+        ("what a query consists of", [teacher.takes for teacher in teachers]),
+        ("whether items of the history are listed", [not teacher.exclude_history for teacher in teachers]),
+    ):
+        if len(set(values)) > 1:
+            told = ", ".join(f"{t.identity!r}: {value}" for t, value in zip(teachers, values, strict=True))
+            raise SettingsError(f"the teachers of an ensemble differ in {what} ({told}), so they cannot answer as one.")

@@ -1,0 +1,107 @@
+"""Several teachers as one."""
+
+import numpy as np
+import pytest
+
+from recdistill.data.dataset import Sequences
+from recdistill.errors import SettingsError
+from recdistill.teachers.base import Ranking, Teacher
+from recdistill.teachers.ensemble import EnsembleTeacher
+from recdistill.teachers.fake import FakeTeacher
+
+HISTORIES = Sequences.from_lists([[1], [2, 3]])
+
+
+class Told(Teacher):
+    """Answers what it was told, as far as its budget goes."""
+
+    def __init__(self, items: list[list[int]], scores: list[list[float]] | None = None, budget: int = 99) -> None:
+        self.told = Ranking(np.array(items, np.int32), None if scores is None else np.array(scores, np.float32))
+        self.gives_scores = scores is not None
+        self.budget = budget
+
+    @property
+    def identity(self) -> str:
+        return "told"
+
+    def rank(self, histories: Sequences, k: int, *, users: object = None) -> Ranking:
+        return self.told
+
+    def rank_within_budget(
+        self, histories: Sequences, k: int, *, users: object = None
+    ) -> tuple[Ranking, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+        answered = np.arange(len(histories)) < self.budget
+        return Ranking(np.where(answered[:, None], self.told.items, 0).astype(np.int32)), answered
+
+
+def test_lists_are_fused_by_reciprocal_ranks() -> None:
+    # Shares of a list of three: 6/11, 3/11, 2/11; of a list of two: 2/3, 1/3.
+    fused = EnsembleTeacher([Told([[4, 5, 6], [7, 8, 0]]), Told([[6, 5, 4], [9, 7, 8]])]).rank(HISTORIES, 3)
+    assert fused.scores is None
+    assert fused.items.tolist() == [[4, 6, 5], [7, 9, 8]]
+
+
+def test_a_heavier_teacher_decides() -> None:
+    fused = EnsembleTeacher([Told([[4, 5]]), Told([[6, 4]])], weights=[1, 3]).rank(HISTORIES, 2)
+    assert fused.items.tolist() == [[6, 4]]
+
+
+def test_scores_are_fused_as_probabilities() -> None:
+    first, second = Told([[4, 5]], [[np.log(3), 0.0]]), Told([[5, 6]], [[7 + np.log(9), 7.0]])
+    fused = EnsembleTeacher([first, second]).rank(HISTORIES, 3)
+    assert fused.items.tolist() == [[5, 4, 6]]
+    assert fused.scores is not None
+    assert np.exp(fused.scores) == pytest.approx(np.array([[(0.25 + 0.9) / 2, 0.375, 0.05]]))
+
+
+def test_a_hopeless_score_still_counts_as_listed() -> None:
+    fused = EnsembleTeacher([Told([[4, 5]], [[0.0, -1e4]]), Told([[4, 6]], [[0.0, -1.0]])]).rank(HISTORIES, 3)
+    assert fused.items.tolist() == [[4, 6, 5]]
+    fused.check(6)
+
+
+def test_without_scores_of_all_there_are_none() -> None:
+    fused = EnsembleTeacher([Told([[4, 5]], [[9.0, 0.0]]), Told([[5, 4]])]).rank(HISTORIES, 2)
+    assert fused.scores is None
+    assert fused.items.tolist() == [[4, 5]]
+
+
+def test_who_has_no_budget_left_is_left_out() -> None:
+    lists: list[list[int]] = [[4, 5], [6, 7]]
+    ensemble = EnsembleTeacher([Told(lists, budget=1), Told([[5, 4], [7, 6]], budget=2)])
+    ranking, answered = ensemble.rank_within_budget(HISTORIES, 2)
+    assert answered.tolist() == [True, True]
+    assert ranking.items.tolist() == [[4, 5], [7, 6]]
+    ensemble = EnsembleTeacher([Told(lists, budget=1), Told(lists, budget=0)])
+    assert ensemble.rank_within_budget(HISTORIES, 2)[1].tolist() == [True, False]
+
+
+def test_its_name_follows_from_its_members() -> None:
+    a, b = FakeTeacher(3, identity="a"), FakeTeacher(3, identity="b")
+    names = {EnsembleTeacher(pair).identity for pair in ([a, b], [b, a], [a, a])}
+    names |= {EnsembleTeacher([a, b], weights=[1, 2]).identity}
+    assert len(names) == 4
+    assert EnsembleTeacher([a, b], weights=[2, 2]).identity == EnsembleTeacher([a, b]).identity
+
+
+def test_teachers_that_cannot_answer_together_are_refused() -> None:
+    one, other = FakeTeacher(3), FakeTeacher(3)
+    with pytest.raises(SettingsError, match="two teachers or more, and 1 was given"):
+        EnsembleTeacher([one])
+    for weights in ([1.0], [1.0, 0.0]):
+        with pytest.raises(SettingsError, match="as many weights above 0"):
+            EnsembleTeacher([one, other], weights=weights)
+    other.takes = "user"
+    with pytest.raises(SettingsError, match=r"differ in what a query consists of \('fake': history, 'fake': user"):
+        EnsembleTeacher([one, other])
+    other.takes, other.exclude_history = "history", False
+    with pytest.raises(SettingsError, match="whether items of the history are listed"):
+        EnsembleTeacher([one, other])
+
+
+def test_it_is_told_as_much_as_one_of_them_reads() -> None:
+    one, other = FakeTeacher(3), FakeTeacher(3)
+    one.max_history = 1
+    assert EnsembleTeacher([one, other]).max_history is None
+    other.max_history = 5
+    assert EnsembleTeacher([one, other]).max_history == 5
