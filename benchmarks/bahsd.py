@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +32,18 @@ from recdistill.evaluation.significance import by_user, sign_flip_test
 from recdistill.run import local_teacher
 from recdistill.runfile import Run
 from recdistill.serving.artefact import Student
+from recdistill.teachers.base import Teacher
+from recdistill.teachers.ensemble import EnsembleTeacher
+from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_teacher import LedgerTeacher
 
 RESULTS, SEARCH, PAIRED = (FOLDER / f"bahsd{part}.csv" for part in ("", "_search", "_paired"))
 WORK = Path("runs/bahsd")
 """The rank of every test target by every student, for the paired tests."""
 STUDENT_SEED = 100
 """Added to a student's seed, so that it shares neither first weights nor order of users with its teacher."""
+SECOND = "second generation"
+"""The variant whose teacher is the fusion of the black box and the student of the first generation."""
 COLUMNS = (
     *("dataset", "teacher", "student", "regime", "access", "method", "other", "stratum", "metric", "k"),
     *("value", "other_value", "gain", "p", "seeds", "users"),
@@ -54,12 +62,12 @@ ABLATIONS: dict[str, Values] = {
     "outline to the letter": {"ranking": "margin", "quorum": 0.5, "reliable_temperature": 4.0, "gate": "hard"},
 }
 """BAHSD with one part switched off; the last follows the public outline as closely as our formulas can."""
-EXTRACTIONS: dict[str, Values] = {
-    "equal budget": {"n_queries": 60_000},
-    "four times the budget": {"n_queries": 240_000},
-    "real histories": {"queries": "histories"},
-}
-"""What the extraction baseline is given; BAHSD asks at most three queries a user."""
+QUERIES = {"amazon-beauty": 60_000, "ml-1m": 18_000}
+"""What BAHSD asks where its budget has no end: at most three queries a user."""
+EXTRACTIONS = {"equal budget": 1, "four times the budget": 4, "real histories": 0}
+"""How many times as many queries the extraction baseline may walk; 0 lets it ask about the users' own histories."""
+SMALL, ONE_NEGATIVE = "quarter width", "sasrec-bce"
+BUDGETS = {f"{budget:,} queries": budget for budget in (1_000, 5_000, 20_000)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +109,11 @@ class Row:
     def run(self, changes: Mapping[str, object] | None = None) -> Run:
         """Return the settings that the student is trained with."""
         recipe = find_recipe(self.dataset, self.student)
-        values = recipe.run(self.seed + (0 if self.method == "teacher" else STUDENT_SEED)).dump()
+        generation = 0 if self.method == "teacher" else 2 if self.variant == SECOND else 1
+        values = recipe.run(self.seed + generation * STUDENT_SEED).dump()
         sections = {**values, "method": values["method"] if not self.regime else self._method(recipe, values["method"])}
+        if self.variant == SMALL:
+            sections["student"] = {**values["student"], "dim": values["student"]["dim"] // 4}
         for name, value in (changes or {}).items():
             section, key = name.split(".")
             sections[section] = {**sections[section], key: value}
@@ -112,13 +123,18 @@ class Row:
         settings: Values = {"name": self.method}
         if self.method == "extraction":
             settings["walk_len"] = recipe.model["max_len"]
+            if self.variant == "real histories":
+                settings["queries"] = "histories"
+            else:
+                times = EXTRACTIONS.get(self.variant, 1)
+                settings["n_queries"] = BUDGETS.get(self.variant, times * QUERIES[self.dataset])
         else:
             settings["labels"] = self.regime == "assisted"
             settings["label_loss"] = {key: value for key, value in labels.items() if key != "name"}
         if self.method in ("kd", "bahsd"):
             settings["values"] = "ranks" if self.access == "lists" else "scores"
         settings |= TUNED.get((self.dataset, self.regime, self.access, self.method), {})
-        return settings | EXTRACTIONS.get(self.variant, {}) | ABLATIONS.get(self.variant, {})
+        return settings | ABLATIONS.get(self.variant, {})
 
 
 TUNED: dict[tuple[str, str, str, str], Values] = {}
@@ -149,10 +165,17 @@ def ablation() -> Iterator[Row]:
 
 
 def side() -> Iterator[Row]:
-    """Yield distillation from one architecture into another."""
-    for dataset, regime in itertools.product(DATASETS, METHODS):
+    """Yield a second generation, a smaller student, a weaker teacher, another architecture, and smaller budgets."""
+    for regime, variant in itertools.product(METHODS, (SECOND, SMALL)):
         for method in ("kd", "bahsd"):
-            yield Row(dataset, "bert4rec", "sasrec", method, regime, "lists")
+            yield Row("amazon-beauty", "sasrec", "sasrec", method, regime, "lists", variant)
+    yield Row("amazon-beauty", "sasrec", "sasrec", "labels", variant=SMALL)
+    yield Row("amazon-beauty", ONE_NEGATIVE, "sasrec", "teacher")
+    for regime, teacher in itertools.product(METHODS, (ONE_NEGATIVE, "bert4rec")):
+        for method in ("kd", "bahsd"):
+            yield Row("amazon-beauty", teacher, "sasrec", method, regime, "lists")
+    for budget, method in itertools.product(BUDGETS, ("kd", "extraction", "bahsd")):
+        yield Row("amazon-beauty", "sasrec", "sasrec", method, "pure", "lists", budget)
 
 
 TABLES = {"core": core, "ablation": ablation, "side": side}
@@ -224,11 +247,27 @@ def _teacher(row: Row, split: Split) -> Student:
 
 def _train(row: Row, run: Run, split: Split, teacher: Student) -> tuple[Student, float]:
     print(f"== {row.name}, seed {row.seed}", flush=True)
-    asked = None
-    if row.regime:
-        asked = local_teacher(teacher, split, gives_scores=row.access == "scores")
-    taught, fitted = train(split, run, row.name if asked else f"{row.dataset}/{row.student}/softmax", teacher=asked)
+    if not row.regime:
+        taught, fitted = train(split, run, f"{row.dataset}/{row.student}/softmax")
+    else:
+        with _asked(row, split, teacher) as asked:
+            taught, fitted = train(split, run, row.name, teacher=asked)
     return taught, fitted.seconds / 60
+
+
+@contextmanager
+def _asked(row: Row, split: Split, teacher: Student) -> Iterator[Teacher]:
+    """Give the teacher as the row's student meets it."""
+    black_box = local_teacher(teacher, split, gives_scores=row.access == "scores")
+    if row.variant == SECOND:
+        first = replace(row, variant="")
+        student = _train(first, first.run(), split, teacher)[0]
+        yield EnsembleTeacher([black_box, local_teacher(student, split, gives_scores=row.access == "scores")])
+    elif row.variant in BUDGETS and row.method != "extraction":  # which keeps to its budget by itself
+        with tempfile.TemporaryDirectory() as folder, Ledger(f"{folder}/ledger.sqlite") as ledger:
+            yield LedgerTeacher(black_box, ledger, budget=BUDGETS[row.variant])
+    else:
+        yield black_box
 
 
 def _evaluate(student: Student, split: Split, cases: Cases) -> Evaluation:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.bahsd import ABLATIONS, TABLES, Row, core
+from benchmarks.bahsd import ABLATIONS, SECOND, TABLES, Row, core
 from benchmarks.experiments import find_recipe
 from benchmarks.results import ResultTable
 
@@ -14,6 +14,10 @@ from recdistill.data.dataset import Dataset
 from recdistill.data.embedded import load_shop
 from recdistill.data.splits import leave_one_out
 from recdistill.evaluation.results import Evaluation
+from recdistill.models.base import build_model
+from recdistill.serving.artefact import Student
+from recdistill.teachers.ensemble import EnsembleTeacher
+from recdistill.trainer import Fit
 
 ALL = [row for table in TABLES.values() for row in table()]
 
@@ -28,7 +32,8 @@ def test_every_row_is_a_run_with_a_seed_of_its_own() -> None:
     for row in ALL:
         run = row.run()
         assert run.student.name == row.student
-        assert run.training.seed == row.seed + (0 if row.method == "teacher" else 100)
+        generation = 0 if row.method == "teacher" else 2 if row.variant == SECOND else 1
+        assert run.training.seed == row.seed + 100 * generation
         assert run.method.name == (row.method if row.regime else "supervised")
 
 
@@ -85,3 +90,28 @@ def test_paired_tests_are_user_by_user_over_the_seeds_that_both_have(
         assert (float(row["value"]), float(row["other_value"]), float(row["gain"])) == (1.0, 0.5, 100.0)
         assert float(row["p"]) < 0.01
     assert int(rows[0]["users"]) == dataset.n_users == int(rows[1]["users"]) + int(rows[2]["users"])
+
+
+def test_a_small_student_and_a_small_budget_are_what_they_say() -> None:
+    small = Row("amazon-beauty", "sasrec", "sasrec", "kd", "pure", "lists", "quarter width").run()
+    assert small.student.config.dim == 16  # type: ignore[attr-defined]
+    walks = Row("amazon-beauty", "sasrec", "sasrec", "extraction", "pure", "lists", "1,000 queries").run()
+    assert walks.dump()["method"]["n_queries"] == 1_000
+
+
+def test_what_the_student_of_a_row_may_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = load_shop()
+    split = leave_one_out(dataset)
+    student = Student.of(build_model("sasrec", dataset.n_items, {"dim": 8}), dataset, protocol="test")
+    monkeypatch.setattr(bahsd, "train", lambda *_, **__: (student, Fit()))
+    cell = ("amazon-beauty", "sasrec", "sasrec", "kd", "pure", "lists")
+    histories = split.train.take(np.arange(1_200))
+
+    def answered(variant: str) -> int:
+        with bahsd._asked(Row(*cell, variant), split, student) as asked:
+            return int(asked.rank_within_budget(histories, 3)[1].sum())
+
+    assert answered("") == answered("second generation") == 1_200
+    assert answered("1,000 queries") == 1_000
+    with bahsd._asked(Row(*cell, "second generation"), split, student) as asked:
+        assert isinstance(asked, EnsembleTeacher)
