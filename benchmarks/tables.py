@@ -214,11 +214,34 @@ def paired(rows: pl.DataFrame) -> str:
     )
 
 
+def premise(rows: pl.DataFrame) -> str:
+    """How well each signal sorts hits from misses within a band, and the hit rate of each fifth of its users."""
+    parts = rows.filter(pl.col("part") != "all").pivot(
+        "part", index=["dataset", "teacher", "signal", "band"], values="hit_rate"
+    )
+    whole = rows.filter(pl.col("part") == "all").join(parts, on=["dataset", "teacher", "signal", "band"])
+    points = sorted(rows["part"].unique().drop_nulls().to_list())[:-1]
+    return markdown(
+        ["data", "teacher", "signal", "band of length", "users", "AUC", "p", "HR@10", *(f"fifth {n}" for n in points)],
+        [
+            [
+                *(row[name] for name in ("dataset", "teacher", "signal", "band")),
+                f"{int(row['users']):,}",
+                f"{float(row['auc']):.3f}",
+                f"{float(row['p']):.1g}",
+                *(f"{float(row[name]):.4f}" for name in ("hit_rate", *points)),
+            ]
+            for row in whole.iter_rows(named=True)
+        ],
+    )
+
+
 TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
     "training_speed": ("training_speed", training_speed),
     "training_profile": ("training_speed", training_profile),
     "quality": ("quality", quality),
     "bahsd": ("bahsd", quality),
+    "premise": ("premise", premise),
     "bahsd_paired": ("bahsd_paired", paired),
     "evaluation_speed": ("evaluation_speed", speed),
     "labelling_speed": ("labelling_speed", labelling_speed),

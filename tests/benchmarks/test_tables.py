@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.bahsd import COLUMNS as PAIRED
+from benchmarks.premise import COLUMNS as PREMISE
 from benchmarks.results import FOLDER, QUALITY, SPEED, ResultTable
 from benchmarks.tables import DOCUMENTS, fill, make, markdown
 
@@ -89,6 +90,16 @@ def test_quality_is_the_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
             *("ml-1m", "leave-one-out", "sasrec", "", "labels", "2", "4.50"),
             *("", "", "0.2500", f"0.2000 ± {deviation:.4f}", "", ""),
         ]
+    ]
+
+
+def test_a_signal_of_a_band_stands_in_a_row(tmp_path: Path) -> None:
+    table = ResultTable(tmp_path / "premise.csv", PREMISE)
+    key = {"dataset": "ml-1m", "teacher": "sasrec", "signal": "consistency", "band": 2}
+    table.append(*({**key, "part": part, "users": 4, "hit_rate": part / 10} for part in (1, 2)))
+    table.append({**key, "part": "all", "users": 1234, "hit_rate": 0.15, "auc": 0.75, "p": 1e-9})
+    assert cells(make("premise", tmp_path))[0] == [
+        *("ml-1m", "sasrec", "consistency", "2", "1,234", "0.750", "1e-09", "0.1500", "0.1000", "0.2000")
     ]
 
 

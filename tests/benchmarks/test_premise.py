@@ -1,0 +1,37 @@
+"""Whether reliability predicts hits: the figures of made-up users."""
+
+import numpy as np
+import pytest
+from benchmarks.premise import PARTS, Answered, ask, figures
+
+from benchmarks import premise
+from recdistill.data.embedded import load_shop
+from recdistill.data.splits import leave_one_out
+from recdistill.models.base import build_model
+from recdistill.serving.artefact import Student
+from recdistill.trainer import Fit
+
+
+def test_a_signal_that_sorts_hits_within_a_band_has_an_auc_of_one() -> None:
+    hits = np.array([False] * 5 + [True] * 5)
+    found = Answered({"consistency": np.linspace(0, 1, 10)}, np.concatenate([hits, ~hits]), np.repeat([1, 3], 10))
+    found.signals["consistency"] = np.tile(np.linspace(0, 1, 10), 2)
+    rows = list(figures(found))
+    whole = {row["band"]: row for row in rows if row["part"] == "all"}
+    assert whole[1]["auc"] == 1
+    assert whole[1]["p"] < 0.01
+    assert whole[3]["auc"] == 0
+    assert whole[1]["hit_rate"] == 0.5
+    parts = [row["hit_rate"] for row in rows if row["band"] == 1 and row["part"] != "all"]
+    assert parts == [0, 0, 0.5, 1, 1]
+    assert len(parts) == PARTS
+
+
+def test_users_whose_history_cannot_be_cut_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = load_shop()
+    split = leave_one_out(dataset)
+    student = Student.of(build_model("sasrec", dataset.n_items, {"dim": 8}), dataset, protocol="test")
+    monkeypatch.setattr(premise, "train", lambda *_: (student, Fit()))
+    found = ask(split, "amazon-beauty", "sasrec")
+    assert len(found.hits) == len(found.bands) == len(found.signals["peakedness"]) == (split.train.lengths > 1).sum()
+    assert found.signals["consistency"].min() >= 0
