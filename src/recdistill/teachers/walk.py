@@ -27,6 +27,7 @@ class Walk(ABC):
         """Why nothing more is asked, where that is the teacher's fault."""
         self._take = take
         self._in_flight: set[asyncio.Task[list[Outcome]]] = set()
+        self._landed: asyncio.Queue[asyncio.Task[list[Outcome]]] = asyncio.Queue()
         self._finished: list[Outcome] = []
 
     @abstractmethod
@@ -63,27 +64,30 @@ class Walk(ABC):
         return self._take(n_batches * self.batch_size) if n_batches and not self.stopped.is_set() else []
 
     async def _step(self) -> bool:
-        """Ask as much at once as there is room for, until something has come back; false when all is done."""
+        """Ask as much at once as there is room for, until something has come back; false when all is done.
+
+        One batch comes back at a time: its place is taken by another before the next is looked at. Batches that were
+        sent together would else be sent together again, and wait for each other for ever.
+        """
         requests = self.next_requests(self.room(len(self._in_flight)))
         for start in range(0, len(requests), self.batch_size):
-            self._in_flight.add(asyncio.create_task(self.ask(requests[start : start + self.batch_size])))
+            task = asyncio.create_task(self.ask(requests[start : start + self.batch_size]))
+            self._in_flight.add(task)
+            task.add_done_callback(self._landed.put_nowait)
         if not self._in_flight:
             return False
-        for task in await self._land(asyncio.FIRST_COMPLETED):
-            task.result()  # raises what is not the teacher's fault
+        landed = await self._landed.get()
+        self._in_flight.remove(landed)
+        self._finished += landed.result()  # raises what is not the teacher's fault
         return True
 
     async def _finish(self) -> None:
-        """Ask nothing more, and wait for what is in flight."""
+        """Ask nothing more, wait for what is in flight, and keep what came back."""
         self.stopped.set()
-        if self._in_flight:
-            await self._land(asyncio.ALL_COMPLETED)
-
-    async def _land(self, until: str) -> set[asyncio.Task[list[Outcome]]]:
-        """Wait for what is in flight, keep what came back, and return what has ended."""
-        done, self._in_flight = await asyncio.wait(self._in_flight, return_when=until)
-        self._finished += [outcome for task in done if task.exception() is None for outcome in task.result()]
-        return done
+        for outcomes in await asyncio.gather(*self._in_flight, return_exceptions=True):
+            if not isinstance(outcomes, BaseException):
+                self._finished += outcomes
+        self._in_flight.clear()
 
     def _collect(self) -> list[Outcome]:
         """Hand over what came back."""
