@@ -7,9 +7,19 @@ import pytest
 import torch
 
 from recdistill.data.dataset import Sequences
-from recdistill.methods.base import Setting
-from recdistill.methods.labels import LabelLoss, LabelLossConfig, bce_loss, gbce_loss, mask_items
-from recdistill.models.base import Batch
+from recdistill.methods.base import Setting, TrainingBatch
+from recdistill.methods.labels import (
+    LabelLoss,
+    LabelLossConfig,
+    as_lists,
+    bce_loss,
+    bpr_loss,
+    distinct_pairs,
+    draw_untaken,
+    gbce_loss,
+    mask_items,
+)
+from recdistill.models.base import Batch, Model, build_model
 
 
 def _sigmoid(x: float) -> float:
@@ -22,6 +32,18 @@ def test_bce_by_hand_leaves_out_a_negative_that_is_the_label() -> None:
     first = -math.log(_sigmoid(1)) - math.log(1 - _sigmoid(-2))
     second = -math.log(_sigmoid(1))
     assert loss.item() == pytest.approx((first + second) / 2)
+
+
+def test_bpr_by_hand_leaves_out_what_is_no_negative() -> None:
+    states, embeddings = torch.ones(3, 1), torch.tensor([[9.0], [1.0], [-2.0]])
+    loss = bpr_loss(states, embeddings, torch.tensor([1, 1, 2]), torch.tensor([2, 1, 0]))
+    assert loss.item() == pytest.approx(-math.log(_sigmoid(1 - -2)) / 3)
+
+
+def test_bpr_stays_finite_at_extreme_scores() -> None:
+    states, embeddings = torch.tensor([[1e4]]), torch.tensor([[0.0], [-1.0], [1.0]])
+    loss = bpr_loss(states, embeddings, torch.tensor([1]), torch.tensor([2]))
+    assert loss.item() == pytest.approx(2e4)
 
 
 def test_gbce_by_hand() -> None:
@@ -81,3 +103,81 @@ def test_last_share_hides_only_the_newest_item() -> None:
     masked, labels = mask_items(batch, 99, share=0.9, last_share=1.0, generator=torch.Generator().manual_seed(0))
     assert masked.items.tolist() == [1, 2, 99, 99, 5, 99]
     assert labels.tolist() == [0, 0, 3, 4, 0, 6]
+
+
+TAKEN = [[2, 1, 2], [3], [4, 3, 1, 2], [1, 4]]
+"""Four users and four items; user 2 took all of them, user 0 one of them twice."""
+
+
+def test_pairs_are_counted_once_and_in_order() -> None:
+    rows, items = distinct_pairs(Batch.from_lists(TAKEN), n_items=4)
+    assert rows.tolist() == [0, 0, 1, 2, 2, 2, 2, 3, 3]
+    assert items.tolist() == [1, 2, 3, 1, 2, 3, 4, 1, 4]
+    assert as_lists(rows, items, 4).tolist() == [[1, 2, 0, 0], [3, 0, 0, 0], [1, 2, 3, 4], [1, 4, 0, 0]]
+
+
+def test_negatives_are_what_the_user_has_not_taken_each_alike() -> None:
+    rows, items = distinct_pairs(Batch.from_lists(TAKEN), n_items=4)
+    generator, n = torch.Generator().manual_seed(0), 3000
+    drawn = torch.stack([draw_untaken(rows, items, 4, generator) for _ in range(n)])
+    counts = torch.stack([(drawn == item).sum(0) for item in range(5)], 1) / n
+    left = {0: [3, 4], 1: [1, 2, 4], 2: [0], 3: [2, 3]}
+    expected = torch.zeros(len(rows), 5)
+    for pair, row in enumerate(rows.tolist()):
+        expected[pair, left[row]] = 1 / len(left[row])
+    torch.testing.assert_close(counts, expected, rtol=0, atol=0.05)
+
+
+def test_the_last_item_of_a_large_catalogue_can_be_drawn() -> None:
+    """Rounding must neither reach beyond the catalogue nor spare its end."""
+    items = torch.arange(1, 999_999)  # all of a million but two
+    drawn = draw_untaken(torch.zeros_like(items), items, 1_000_000, torch.Generator().manual_seed(0))
+    assert drawn.unique().tolist() == [999_999, 1_000_000]
+
+
+def _user_model(n_items: int = 4) -> Model:
+    return build_model("mf", n_items, {"dim": 3, "init_std": 1.0}, train=Sequences.from_lists(TAKEN))
+
+
+def _batch(users: list[int]) -> TrainingBatch:
+    rows = Sequences.from_lists([TAKEN[user] for user in users])
+    batch = Batch.from_sequences(rows, users=np.array(users))
+    return TrainingBatch(batch, torch.zeros_like(batch.items), torch.tensor(users), torch.Generator().manual_seed(0))
+
+
+def test_users_learn_all_that_they_took_by_softmax_as_if_each_pair_were_alone() -> None:
+    student, batch = _user_model(), _batch([3, 0, 1])
+    labels = _labels(LabelLossConfig(precision="fp32"), TAKEN, n_items=4)
+    scores = student.scores(batch.batch)[:, 1:].log_softmax(1)
+    pairs = [(0, 1), (0, 4), (1, 1), (1, 2), (2, 3)]  # row of the batch and item
+    expected = -sum(scores[row, item - 1] for row, item in pairs) / len(pairs)
+    assert isinstance(expected, torch.Tensor)
+    loss, queries = labels.with_queries(student, batch)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(labels(student, batch), expected)
+    torch.testing.assert_close(queries, student.encode(batch.batch))
+    wanted, got = (torch.autograd.grad(x, list(student.parameters()), retain_graph=True) for x in (expected, loss))
+    torch.testing.assert_close(got, wanted)
+
+
+def test_users_learn_by_bpr_against_what_is_left() -> None:
+    """User 0 has items 3 and 4 left; where these score alike, the draw does not matter. User 2 has nothing left."""
+    student, batch = _user_model(), _batch([0, 2])
+    table = student.item_embeddings()
+    with torch.no_grad():
+        table[4] = table[3]
+    scores = student.scores(batch.batch)[0].detach()
+    lead = [float(scores[item] - scores[3]) for item in (1, 2)]
+    expected = -sum(math.log(_sigmoid(x)) for x in lead) / 6  # six pairs in the batch, four of them without a negative
+    loss = _labels(LabelLossConfig(loss="bpr"), TAKEN, n_items=4)(student, batch)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_histories_learn_by_bpr_too() -> None:
+    student = build_model("sasrec", 4, {"dim": 4, "dropout": 0.0}).eval()
+    batch = Batch.from_lists([[1, 2], [3]])
+    training = TrainingBatch(batch, torch.tensor([2, 3, 0]), torch.arange(2), torch.Generator().manual_seed(3))
+    negatives = torch.randint(1, 5, (2,), generator=torch.Generator().manual_seed(3))
+    states, table = student.encode_positions(batch)[:2], student.item_embeddings()
+    expected = bpr_loss(states, table, torch.tensor([2, 3]), negatives)
+    torch.testing.assert_close(_labels(LabelLossConfig(loss="bpr"), TAKEN, n_items=4)(student, training), expected)

@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from recdistill.losses import Precision, compute_dtype, sampled_softmax_loss, softmax_cross_entropy
+from recdistill.losses import (
+    Precision,
+    compute_dtype,
+    list_cross_entropy,
+    sampled_softmax_loss,
+    softmax_cross_entropy,
+)
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.models.base import Batch, Model
 from recdistill.models.bert4rec import BERT4Rec
@@ -20,8 +26,12 @@ from recdistill.settings import Settings
 class LabelLossConfig(Settings):
     """How true items are learned."""
 
-    loss: Literal["softmax", "sampled_softmax", "gbce", "bce"] = "softmax"
-    """Full softmax over the catalogue, softmax over shared negatives, generalised or plain binary cross-entropy."""
+    loss: Literal["softmax", "sampled_softmax", "gbce", "bce", "bpr"] = "softmax"
+    """Softmax over the catalogue or over shared negatives, generalised or plain binary cross-entropy, or BPR.
+
+    ``bce`` and ``bpr`` draw one negative for each true item. Models that read the user draw it from what the user has
+    not taken, models that read histories from the whole catalogue.
+    """
     n_negatives: PositiveInt = 1024
     """Negatives drawn per batch and shared by its positions, at most N; for ``sampled_softmax`` and ``gbce``."""
     negatives: Literal["uniform", "popularity"] = "uniform"
@@ -37,7 +47,7 @@ class LabelLossConfig(Settings):
 
 
 class LabelLoss:
-    """The loss on true items for any model that reads histories."""
+    """The loss on true items for any model."""
 
     def __init__(self, config: LabelLossConfig, setting: Setting) -> None:
         self.config = config
@@ -48,19 +58,25 @@ class LabelLoss:
     def __call__(self, student: Model, batch: TrainingBatch) -> Tensor:
         """Return the loss, a mean over labels.
 
-        Causal models learn the next item at every position; models that see both sides learn masked items.
+        Causal models learn the next item at every position; models that see both sides learn masked items; models that
+        read the user learn all items that the user took, each once.
         """
         if isinstance(student, BERT4Rec):
             return self._masked(student, batch)
+        if student.reads == "user":
+            return self._taken(student, batch, student.encode(batch.batch))
         return self._next(student, batch, student.encode_positions(batch.batch))
 
     def with_queries(self, student: Model, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-        """Return the loss, and ``(B, D)`` the student's state after each whole history.
+        """Return the loss, and ``(B, D)`` the student's state after each whole history, or its vector of the user.
 
         Models that see both sides read the histories once more for the state.
         """
         if isinstance(student, BERT4Rec):
             return self._masked(student, batch), student.encode(batch.batch)
+        if student.reads == "user":
+            queries = student.encode(batch.batch)
+            return self._taken(student, batch, queries), queries
         states = student.encode_positions(batch.batch)
         return self._next(student, batch, states), states[batch.batch.last]
 
@@ -80,13 +96,38 @@ class LabelLoss:
         labelled = states if len(at) == len(states) else states[at]
         return self._loss(labelled, student, batch.labels[at], batch.generator)
 
-    def _loss(self, states: Tensor, student: Model, labels: Tensor, generator: torch.Generator) -> Tensor:
+    def _taken(self, student: Model, batch: TrainingBatch, queries: Tensor) -> Tensor:
+        """Take the loss over all pairs of a user and an item; what can be is computed once a user."""
+        config = self.config
+        rows, items = distinct_pairs(batch.batch, student.n_items)
+        if config.loss == "softmax":
+            lists = as_lists(rows, items, len(queries))
+            weights = torch.full_like(queries[:, 0], 1 / len(items))
+            ones = torch.ones_like(lists, dtype=queries.dtype)
+            return list_cross_entropy(
+                queries, student.item_embeddings(), lists, ones, weights=weights, precision=config.precision
+            )
+        untaken = None
+        if config.loss in _PAIRWISE:
+            untaken = draw_untaken(rows, items, student.n_items, batch.generator)
+        return self._loss(queries[rows], student, items, batch.generator, untaken)
+
+    def _loss(
+        self,
+        states: Tensor,
+        student: Model,
+        labels: Tensor,
+        generator: torch.Generator,
+        negatives: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of one true item a state; what it draws, it draws itself where no negatives are given."""
         config, embeddings = self.config, student.item_embeddings()
         if config.loss == "softmax":
             return softmax_cross_entropy(states, embeddings, labels, precision=config.precision)
-        if config.loss == "bce":
-            negatives = torch.randint(1, student.n_items + 1, labels.shape, generator=generator)
-            return bce_loss(states, embeddings, labels, negatives.to(labels.device))
+        if config.loss in _PAIRWISE:
+            if negatives is None:
+                negatives = torch.randint(1, student.n_items + 1, labels.shape, generator=generator).to(labels.device)
+            return _PAIRWISE[config.loss](states, embeddings, labels, negatives)
         if config.loss == "gbce":
             negatives, _ = self._negatives("uniform", student.n_items, generator)
             return gbce_loss(
@@ -115,17 +156,88 @@ def bce_loss(states: Tensor, embeddings: Tensor, labels: Tensor, negatives: Tens
         states: ``(T, D)`` query vectors h.
         embeddings: ``(N+1, D)`` item vectors v.
         labels: ``(T,)`` true items y.
-        negatives: ``(T,)`` drawn items j; where one is the true item, its term is left out.
+        negatives: ``(T,)`` drawn items j; where one is 0 or the true item, its term is left out.
 
     Returns:
         Scalar, in nats.
 
     Source: Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, Eq. 6.
-    Differs from the paper: negatives may come from the user's own history.
+    Differs from the paper: of models that read histories, negatives may come from the user's own.
     """
     positive = (states * embeddings[labels]).sum(1)
     negative = (states * embeddings[negatives]).sum(1)
-    return (F.softplus(-positive) + F.softplus(negative) * (negatives != labels)).mean()
+    return (F.softplus(-positive) + F.softplus(negative) * _real(negatives, labels)).mean()
+
+
+def bpr_loss(states: Tensor, embeddings: Tensor, labels: Tensor, negatives: Tensor) -> Tensor:
+    r"""Bayesian personalised ranking: the true item is to score above a drawn one.
+
+    .. math:: -rac1T \sum_t \log\sigma(h_t \cdot v_{y_t} - h_t \cdot v_{j_t})
+
+    Args:
+        states: ``(T, D)`` query vectors h.
+        embeddings: ``(N+1, D)`` item vectors v.
+        labels: ``(T,)`` true items y.
+        negatives: ``(T,)`` drawn items j; where one is 0 or the true item, its term is left out.
+
+    Returns:
+        Scalar, in nats.
+
+    Source: Rendle et al., "BPR: Bayesian Personalized Ranking from Implicit Feedback", UAI 2009, section 4.1.
+    Differs from the paper: a mean over true items, each with one draw, instead of draws of both; and the regularisation
+    is the optimiser's ``weight_decay``.
+    """
+    lead = (states * (embeddings[labels] - embeddings[negatives])).sum(1)
+    return (F.softplus(-lead) * _real(negatives, labels)).mean()
+
+
+_PAIRWISE = {"bce": bce_loss, "bpr": bpr_loss}
+
+
+def _real(negatives: Tensor, labels: Tensor) -> Tensor:
+    return (negatives > 0) & (negatives != labels)
+
+
+def distinct_pairs(batch: Batch, n_items: int) -> tuple[Tensor, Tensor]:
+    """Return ``(P,)`` row and ``(P,)`` item of all that the users of a batch took, each pair once and in order."""
+    rows = torch.repeat_interleave(torch.arange(len(batch), device=batch.items.device), batch.lengths)
+    keys = torch.unique(rows * (n_items + 1) + batch.items)
+    return keys // (n_items + 1), keys % (n_items + 1)
+
+
+def as_lists(rows: Tensor, items: Tensor, n_rows: int) -> Tensor:
+    """Lay out pairs, ordered by row, as ``(n_rows, K)`` items; 0 is padding, K the longest row."""
+    counts = torch.bincount(rows, minlength=n_rows)
+    places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    lists = items.new_zeros(n_rows, int(counts.max()))
+    lists[rows, places] = items
+    return lists
+
+
+def draw_untaken(rows: Tensor, items: Tensor, n_items: int, generator: torch.Generator) -> Tensor:
+    """Draw for each taken item one that its user has not taken, each of those alike.
+
+    Nothing is drawn twice: a user with m items left draws the r-th of them, r in 0…m−1, and r is turned into an item by
+    counting the taken ones before it. Of these, the j-th (from 0) item i_j has ``i_j − 1 − j`` that are left before it.
+
+    Args:
+        rows: ``(P,)`` int64 user of each taken item.
+        items: ``(P,)`` int64 taken items in 1…N, each pair once, ordered by row and item (see `distinct_pairs`).
+        n_items: N.
+        generator: the source of the draws.
+
+    Returns:
+        ``(P,)`` int64 items; 0 for a user who took all.
+    """
+    counts = torch.bincount(rows)
+    starts = (counts.cumsum(0) - counts)[rows]
+    left = n_items - counts[rows]
+    draws = torch.rand(len(rows), dtype=torch.float64, generator=generator).to(rows.device)
+    nth = (draws * left).long()
+    left_before = items - 1 - (torch.arange(len(rows), device=rows.device) - starts)
+    block = rows * (n_items + 1)
+    taken_before = torch.searchsorted(block + left_before, block + nth, right=True) - starts
+    return torch.where(left > 0, nth + 1 + taken_before, 0)
 
 
 def gbce_loss(

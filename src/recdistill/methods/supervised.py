@@ -10,7 +10,10 @@ from recdistill.models.base import Model
 
 
 class Supervised(Method, name="supervised"):
-    """Learn the next item at every position of the training histories; BERT4Rec learns masked items."""
+    """Learn the next item at every position of the training histories.
+
+    BERT4Rec learns masked items, and models that read the user learn all items that the user took.
+    """
 
     Config = LabelLossConfig
     config: LabelLossConfig
