@@ -12,6 +12,7 @@ from recdistill.errors import DataError
 from recdistill.methods.base import Setting, build_method
 from recdistill.models.base import Batch, Model, build_model
 from recdistill.models.transformer import Transformer
+from recdistill.registry import import_all
 from recdistill.trainer import TrainerSettings, fit
 
 N_ITEMS = 12
@@ -23,7 +24,10 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("bert4rec", {"norm": "post", "tied_embeddings": False}),
     ("gru4rec", {}),
     ("gru4rec", {"hidden_dim": 24, "n_layers": 2, "tied_embeddings": False}),
+    ("hstu", {}),
+    ("hstu", {"temperature": None, "n_blocks": 1, "n_heads": 4, "attention_dim": 3, "linear_dim": 5}),
 ]
+NAMES = sorted({name for name, _ in SHAPES})
 HISTORIES = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7], [9, 3]]
 
 
@@ -40,6 +44,11 @@ def model(request: pytest.FixtureRequest) -> Model:
 def _states(model: Model, batch: Batch) -> torch.Tensor:
     with torch.no_grad():
         return model.encode(batch)
+
+
+def test_no_model_is_left_out() -> None:
+    import_all("recdistill.models")
+    assert sorted(name for name, model in Model.registry.items() if model.reads == "history") == NAMES
 
 
 def test_padding_does_not_matter(model: Model) -> None:
@@ -114,7 +123,7 @@ def test_padding_rows_stay_zero_in_training(model: Model) -> None:
     assert (table[0] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["sasrec", "bert4rec", "gru4rec"])
+@pytest.mark.parametrize("name", NAMES)
 def test_learns_a_cycle(name: str) -> None:
     """Users walk 1, 2, …, 12, 1, … from anywhere: the next item is certain."""
     walks = [[(start + step) % N_ITEMS + 1 for step in range(4 + n % 4)] for n in range(8) for start in range(N_ITEMS)]
@@ -124,7 +133,7 @@ def test_learns_a_cycle(name: str) -> None:
     assert model.scores(Batch.from_lists(asked)).argmax(1).tolist() == [(s + 4) % N_ITEMS + 1 for s in range(N_ITEMS)]
 
 
-@pytest.mark.parametrize("name", ["sasrec", "bert4rec", "gru4rec"])
+@pytest.mark.parametrize("name", NAMES)
 def test_learns_a_checkerboard(name: str) -> None:
     """Half of the users take only even items, half only odd ones, in random order."""
     draw = np.random.default_rng(0)

@@ -111,7 +111,10 @@ class Model(nn.Module, ABC):
     Config: ClassVar[type[Settings]]
     reads: ClassVar[Literal["history", "user"]] = "history"
     causal: ClassVar[bool] = True
-    """Whether the state at an item says what comes next, so that one pass over a history trains on all its prefixes."""
+    """Whether the state at an item says what comes next, so that one pass over a history trains on all its prefixes.
+
+    Models that are not learn from whole histories.
+    """
 
     def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -171,11 +174,57 @@ class Model(nn.Module, ABC):
         return scores
 
 
-def build_model(name: str, n_items: int, settings: dict[str, Any] | Settings | None = None, *, seed: int = 0) -> Model:
-    """Make an untrained model by its registered name; ``seed`` fixes its initial weights.
+class UserModel(Model):
+    """A recommender that reads who asks, not what they took: a vector for each user of the training data.
+
+    A subclass is made with the training sequences, and keeps of them what its answers depend on.
+    """
+
+    reads = "user"
+    causal = False
+
+    def __init__(self, config: Settings, n_items: int, train: Sequences) -> None:
+        """Take the users from ``train``, which has one row a user; rows may be empty."""
+        super().__init__(config, n_items)
+        self.n_users = len(train)
+
+    def _users(self, batch: Batch) -> Tensor:
+        """Return the ``(B,)`` users of a batch.
+
+        Raises:
+            DataError: when there are none, or one is not of the training data.
+        """
+        if batch.users is None:
+            raise DataError(
+                f"model {self.name!r} answers for users, but the batch does not say whose it is; give users"
+            )
+        lowest, highest = (int(x) for x in torch.aminmax(batch.users))
+        if lowest < 0 or highest >= self.n_users:
+            bad = lowest if lowest < 0 else highest
+            raise DataError(f"user {bad} is unknown to this model, which knows users 0…{self.n_users - 1}")
+        return batch.users
+
+
+def build_model(
+    name: str,
+    n_items: int,
+    settings: dict[str, Any] | Settings | None = None,
+    *,
+    train: Sequences | None = None,
+    seed: int = 0,
+) -> Model:
+    """Make an untrained model by its registered name.
+
+    Args:
+        name: of the model.
+        n_items: number of items N.
+        settings: of the model.
+        train: the training sequences, one row a user. Models that read the user learn from them who there is; models
+            that read histories need none.
+        seed: fixes the initial weights.
 
     Raises:
-        SettingsError: for an unknown name or setting.
+        SettingsError: for an unknown name or setting, or a model that reads the user without ``train``.
     """
     import_all("recdistill.models")
     if name not in Model.registry:
@@ -184,4 +233,8 @@ def build_model(name: str, n_items: int, settings: dict[str, Any] | Settings | N
     config = settings if isinstance(settings, Settings) else cls.Config.parse(settings or {}, where=f"model {name}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return cls(config, n_items)
+        if not issubclass(cls, UserModel):
+            return cls(config, n_items)
+        if train is None:
+            raise SettingsError(f"model {name!r} answers for the users of its training data: give train as well")
+        return cls(config, n_items, train)

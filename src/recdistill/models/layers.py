@@ -263,7 +263,7 @@ class Block(nn.Module):
             attends: ``(R, 1, L, L)`` bool: which key each query sees.
             asked: ``(R, Q)`` int64 places in each row; the work of the others is saved.
         """
-        kept = x if asked is None else _at(x, asked)
+        kept = x if asked is None else at_places(x, asked)
         if self.norm == "pre":
             kept = kept + self._attend(self.attention_norm(x), attends, asked)
             return kept + self._transform(self.inner_norm(kept))
@@ -280,9 +280,9 @@ class Block(nn.Module):
             if asked is None:
                 query, key, value = _linear(x, self.qkv).chunk(3, -1)
             else:
-                query = _linear(_at(x, asked), self.qkv, slice(x.shape[2]))
+                query = _linear(at_places(x, asked), self.qkv, slice(x.shape[2]))
                 key, value = _linear(x, self.qkv, slice(x.shape[2], None)).chunk(2, -1)
-                attends = _at(attends[:, 0], asked)[:, None]
+                attends = at_places(attends[:, 0], asked)[:, None]
             query, key, value = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in (query, key, value))
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attends).transpose(1, 2)
         out: Tensor = self.attention_dropout(_linear(mixed.flatten(2), self.attention_out))
@@ -304,8 +304,8 @@ def _linear(x: Tensor, layer: nn.Linear, rows: slice = slice(None)) -> Tensor:
     return F.linear(x, layer.weight[rows].to(x.dtype), layer.bias[rows].to(x.dtype))
 
 
-def _at(x: Tensor, places: Tensor) -> Tensor:
-    """Take ``places (R, Q)`` of the second axis of ``x (R, L, …)``."""
+def at_places(x: Tensor, places: Tensor) -> Tensor:
+    """Take ``places (R, Q)`` of the second axis of ``x (R, L, …)``, which gives ``(R, Q, …)``."""
     return x[torch.arange(len(x), device=x.device)[:, None], places]
 
 
