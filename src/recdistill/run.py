@@ -213,7 +213,7 @@ def set_up(
     check_needs(learner, teacher)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
-        model = build_model(student.name, split.dataset.n_items, student.config)
+        model = build_model(student.name, split.dataset.n_items, student.config, train=split.train)
     train, users = split.train, np.arange(len(split.train))
     if training.long_histories == "windows" and model.max_len is not None:
         train, users = _with_windows(train, model.max_len, teacher)

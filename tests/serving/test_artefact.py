@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from recdistill.data.dataset import IdMap
+from recdistill.data.dataset import Dataset, IdMap, Sequences
 from recdistill.errors import ArtefactError, DataError
-from recdistill.models.base import Batch, Model
+from recdistill.models.base import Batch, Model, build_model
 from recdistill.serving.artefact import Student
 from recdistill.settings import Settings
 
@@ -205,3 +205,102 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(student: Student, tmp
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ArtefactError, match=r"cannot write the student to .*/file"):
         student.save(tmp_path / "file")
+
+
+BOUGHT = [[1, 2], [2, 3, 2, 5], [2]]
+"""What Ann, Bob and Cy bought, of five items called a…e: b four times, the others once at most."""
+
+
+def for_users(name: str, users: list[str] | list[int] | None = None) -> Student:
+    """A student that reads the user; the model sees the first item of each only, the rest was bought later."""
+    sequences = Sequences.from_lists(BOUGHT)
+    dataset = Dataset(
+        IdMap(users or ["Ann", "Bob", "Cy"], first=0), IdMap(["a", "b", "c", "d", "e"], first=1), sequences
+    )
+    model = build_model(name, 5, {"dim": 4}, train=Sequences.from_lists(row[:1] for row in BOUGHT))
+    return Student.of(model, dataset)
+
+
+def ordered(student: Student, user: int) -> list[str]:
+    """Return all items as the model ranks them for a user by their dense number."""
+    with torch.no_grad():
+        scores = student.model.scores(Batch(torch.tensor([1]), torch.tensor([0, 1]), torch.tensor([user])))[0]
+    return [str(student.items.raw[item - 1]) for item in scores.argsort(descending=True).tolist() if item]
+
+
+@pytest.mark.parametrize("name", ["mf", "lightgcn"])
+def test_users_are_answered_by_name_without_what_they_took(name: str) -> None:
+    student = for_users(name)
+    lists = student.recommend_for_users(["Cy", "Ann", "Cy"], k=5)
+    cy = [item for item in ordered(student, 2) if item != "b"]
+    ann = [item for item in ordered(student, 0) if item not in ("a", "b")]
+    assert [[r.item for r in each] for each in lists] == [cy, ann, cy]
+    student.mask_seen = False
+    assert [r.item for r in student.recommend_for_users(["Bob"], k=5)[0]] == ordered(student, 1)
+
+
+@pytest.mark.parametrize("name", ["mf", "lightgcn"])
+def test_a_saved_student_knows_its_users_and_answers_the_same(name: str, tmp_path: Path) -> None:
+    student = for_users(name)
+    student.save(tmp_path)
+    files = ["items.parquet", "model.json", "model.safetensors", "users.parquet"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == files
+    loaded = Student.load(tmp_path)
+    assert loaded.recommend_for_users(["Bob", "Ann"]) == student.recommend_for_users(["Bob", "Ann"])
+    assert loaded.users is not None
+    assert [row.tolist() for row in loaded.users.taken] == BOUGHT
+
+
+def test_integer_users_may_be_given_as_text(tmp_path: Path) -> None:
+    student = Student.load(for_users("mf", users=[7, 8, 9]).save(tmp_path))
+    assert student.recommend_for_users(["8"]) == student.recommend_for_users([8])
+
+
+def test_an_unknown_user_is_refused_by_name() -> None:
+    with pytest.raises(DataError, match=r"1 of 2 users are unknown to the student, for example \['Dan'\].*'popular'"):
+        for_users("mf").recommend_for_users(["Ann", "Dan"])
+
+
+def test_an_unknown_user_gets_the_most_popular_items_on_request() -> None:
+    student = for_users("mf")
+    ann, dan = student.recommend_for_users(["Ann", "Dan"], k=3, unknown_users="popular")
+    assert ann == student.recommend_for_users(["Ann"], k=3)[0]
+    assert [(r.item, r.score) for r in dan] == [("b", 4.0), ("a", 1.0), ("c", 1.0)]
+
+
+def test_no_users_give_no_lists_and_k_is_checked() -> None:
+    assert for_users("mf").recommend_for_users([]) == []
+    with pytest.raises(DataError, match="a list of 0 items"):
+        for_users("mf").recommend_for_users(["Dan"], k=0, unknown_users="popular")
+
+
+def test_histories_and_users_are_not_mixed_up(student: Student) -> None:
+    with pytest.raises(DataError, match="model 'next' answers for histories, not for users: use recommend"):
+        student.recommend_for_users(["Ann"])
+    with pytest.raises(DataError, match="model 'mf' answers for users, not for histories: use recommend_for_users"):
+        for_users("mf").recommend([["a"]])
+
+
+def test_a_model_that_reads_the_user_needs_users(student: Student, tmp_path: Path) -> None:
+    both = for_users("mf")
+    with pytest.raises(ArtefactError, match="model 'mf' reads the user; give users"):
+        Student(both.model, both.items)
+    with pytest.raises(ArtefactError, match="model 'next' reads the history; give no users"):
+        Student(student.model, student.items, users=both.users)
+    both.save(tmp_path)
+    (tmp_path / "users.parquet").unlink()
+    with pytest.raises(ArtefactError, match=r"lacks users\.parquet"):
+        Student.load(tmp_path)
+
+
+def test_as_many_users_as_the_model_knows() -> None:
+    both = for_users("mf")
+    other = build_model("mf", 5, {"dim": 4}, train=Sequences.empty(2))
+    with pytest.raises(ArtefactError, match="the model knows 2 users and the id map 3"):
+        Student(other, both.items, users=both.users)
+
+
+def test_a_student_saved_over_another_leaves_no_users_behind(student: Student, tmp_path: Path) -> None:
+    for_users("mf").save(tmp_path)
+    student.save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["items.parquet", "model.json", "model.safetensors"]

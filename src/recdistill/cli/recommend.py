@@ -19,20 +19,33 @@ def recommend(
         str | None, typer.Option(help="Item ids with commas between them, oldest first.", show_default=False)
     ] = None,
     user: Annotated[
-        str | None, typer.Option(help="A user of the run's data, instead of a history.", show_default=False)
+        str | None, typer.Option(help="A user of the student's or the run's data.", show_default=False)
     ] = None,
     k: Annotated[int, typer.Option("-k", help="How many items to recommend.", min=1)] = 10,
     skip_unknown: Annotated[
         bool, typer.Option("--skip-unknown", help="Leave out items that the student does not know.")
     ] = False,
+    popular_if_unknown: Annotated[
+        bool, typer.Option("--popular-if-unknown", help="Print the most popular items for an unknown --user.")
+    ] = False,
 ) -> None:
-    """Print what a saved student recommends: id, score and title, best first."""
+    """Print what a saved student recommends: id, score and title, best first.
+
+    A student that reads the user, such as mf, is asked with --user, any other with --history; a run's folder knows the
+    histories of its users, so that there --user is enough for both.
+    """
     from recdistill.serving.artefact import Student
     from recdistill.tables import print_recommendations
 
     if (history is None) == (user is None):
         raise SettingsError("give either --history with item ids, or --user with a user of the run's data")
     student = Student.load(run)
+    if student.users is not None and user is not None:
+        wanted = student.recommend_for_users([user], k, unknown_users="popular" if popular_if_unknown else "refuse")
+        print_recommendations(wanted[0])
+        return
+    if popular_if_unknown:
+        raise SettingsError("--popular-if-unknown goes with --user and a student that reads the user, such as mf")
     items: list[RawId]
     if history is not None:
         items = [item.strip() for item in history.split(",") if item.strip()]

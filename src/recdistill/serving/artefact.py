@@ -20,10 +20,11 @@ from recdistill.data.dataset import Dataset, IdMap, RawId, Sequences
 from recdistill.errors import ArtefactError, DataError, SettingsError
 from recdistill.evaluation.scoring import top_k
 from recdistill.files import write_whole
-from recdistill.models.base import Model, build_model
+from recdistill.models.base import Model, UserModel, build_model
 from recdistill.settings import Settings
+from recdistill.teachers.base import Ranking
 
-CARD, WEIGHTS, ITEMS = "model.json", "model.safetensors", "items.parquet"
+CARD, WEIGHTS, ITEMS, USERS = "model.json", "model.safetensors", "items.parquet", "users.parquet"
 FOLDER = "student"
 """Where a run folder keeps its artefact."""
 _FORMAT = 1
@@ -53,7 +54,16 @@ class Card(Settings):
     mask_seen: bool
     """Whether items of the history are left out of the recommendations."""
     sha256: dict[str, str]
-    """Checksum of each of the other two files."""
+    """Checksum of each of the other files."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Users:
+    """Whom a model that reads the user knows."""
+
+    ids: IdMap
+    taken: Sequences
+    """One row a user, in the order of ``ids``: the dense items that the user took, oldest first."""
 
 
 @dataclass(eq=False)
@@ -61,7 +71,8 @@ class Student:
     """A trained model with the ids and titles of its items: raw ids in, raw ids out.
 
     A saved student is a folder of three files: ``model.safetensors`` (weights), ``model.json`` (what they are) and
-    ``items.parquet`` (raw ids and titles, in the model's order). It needs nothing else, and loading it runs no code.
+    ``items.parquet`` (raw ids and titles, in the model's order). For a model that reads the user there is a fourth,
+    ``users.parquet`` (raw ids, and the items of each). It needs nothing else, and loading it runs no code.
     """
 
     model: Model
@@ -72,6 +83,8 @@ class Student:
     """How the data were split for training and evaluation."""
     mask_seen: bool = True
     """Whether items of the history are left out of the recommendations."""
+    users: Users | None = None
+    """For a model that reads the user: whom it knows."""
 
     def __post_init__(self) -> None:
         if len(self.items) != self.model.n_items:
@@ -79,11 +92,20 @@ class Student:
                 f"the model knows {self.model.n_items:,} items and the id map {len(self.items):,}; "
                 f"they do not belong together"
             )
+        if (self.model.reads == "user") != (self.users is not None):
+            wanted = "users" if self.users is None else "no users"
+            raise ArtefactError(f"model {self.model.name!r} reads the {self.model.reads}; give {wanted}")
+        if isinstance(self.model, UserModel) and self.users and len(self.users.ids) != self.model.n_users:
+            raise ArtefactError(
+                f"the model knows {self.model.n_users:,} users and the id map {len(self.users.ids):,}; "
+                f"they do not belong together"
+            )
 
     @classmethod
     def of(cls, model: Model, dataset: Dataset, *, protocol: str = "", mask_seen: bool = True) -> Self:
-        """Join a model with the items of the data that it was trained on."""
-        return cls(model, dataset.items, dataset.titles, protocol, mask_seen)
+        """Join a model with the items, and if it reads them the users, of the data that it was trained on."""
+        users = Users(dataset.users, dataset.sequences) if model.reads == "user" else None
+        return cls(model, dataset.items, dataset.titles, protocol, mask_seen, users)
 
     @property
     def n_parameters(self) -> int:
@@ -102,10 +124,56 @@ class Student:
                 (a history without one known item is refused all the same).
 
         Raises:
-            DataError: for an unknown item, a history without a known item, or a ``k`` below 1.
+            DataError: for an unknown item, a history without a known item, a ``k`` below 1, or a model that reads the
+                user.
         """
+        if self.users is not None:
+            raise DataError(
+                f"model {self.model.name!r} answers for users, not for histories: use recommend_for_users (--user)"
+            )
         rows = self._encode(histories, skip=unknown == "skip")
-        ranking = top_k(self.model, rows, k, rows if self.mask_seen else None)
+        return self._named(top_k(self.model, rows, k, rows if self.mask_seen else None))
+
+    def recommend_for_users(
+        self, users: Sequence[RawId], k: int = 10, *, unknown_users: Literal["refuse", "popular"] = "refuse"
+    ) -> list[list[Recommendation]]:
+        """Return the top ``k`` items for each user of a model that reads the user, best first.
+
+        Args:
+            users: raw user ids.
+            k: length of the lists; a list is shorter where fewer items are left to recommend.
+            unknown_users: what to do with users who were not in the training data: ``refuse`` the request, or answer
+                with the most ``popular`` items, whose score is how often they were taken.
+
+        Raises:
+            DataError: for an unknown user, a ``k`` below 1, or a model that reads histories.
+        """
+        if self.users is None:
+            raise DataError(
+                f"model {self.model.name!r} answers for histories, not for users: use recommend (--history)"
+            )
+        dense = self.users.ids.find(users)
+        known = dense >= 0
+        if unknown_users == "refuse" and not known.all():
+            missing = [user for user, ok in zip(users, known, strict=True) if not ok]
+            raise DataError(
+                f"{len(missing)} of {len(users)} users are unknown to the student, for example {missing[:5]}; its "
+                f"{len(self.users.ids):,} users have ids like {self.users.ids.raw[0]!r}. Pass unknown_users='popular' "
+                f"(--popular-if-unknown) to answer such users with the most popular items."
+            )
+        taken = self.users.taken.take(dense[known])
+        ranking = top_k(self.model, taken, k, taken if self.mask_seen else None, users=dense[known])
+        answers = iter(self._named(ranking))
+        return [next(answers) if ok else self._popular(self.users, k) for ok in known]
+
+    def _popular(self, users: Users, k: int) -> list[Recommendation]:
+        """Return the ``k`` items that were taken most often; of equal ones the first in the id map."""
+        counts = np.bincount(users.taken.flat()[0], minlength=len(self.items) + 1)[1:]
+        best = np.argsort(-counts, kind="stable")[None, :k]
+        return self._named(Ranking((best + 1).astype(np.int32), counts[best].astype(np.float32)))[0]
+
+    def _named(self, ranking: Ranking) -> list[list[Recommendation]]:
+        """Translate lists to raw ids."""
         assert ranking.scores is not None, "a model scores what it ranks"
         real = ranking.items > 0
         listed, scores = ranking.items[real], ranking.scores[real].tolist()
@@ -116,7 +184,7 @@ class Student:
         return [named[end - n : end] for end, n in zip(ends, ranking.lengths.tolist(), strict=True)]
 
     def save(self, folder: Path | str) -> Path:
-        """Write the three files, each whole or not at all, the one that vouches for the others last.
+        """Write the files, each whole or not at all, the one that vouches for the others last.
 
         After a crash in between, the folder is refused when it is loaded, never half used.
 
@@ -130,6 +198,8 @@ class Student:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             contents = {WEIGHTS: save(weights), ITEMS: _parquet(table)}
+            if self.users is not None:
+                contents[USERS] = _parquet(_users_table(self.users))
             card = Card(
                 format=_FORMAT,
                 recdistill=__version__,
@@ -141,6 +211,8 @@ class Student:
             )
             for name, content in contents.items():
                 write_whole(folder / name, content)
+            if self.users is None:
+                (folder / USERS).unlink(missing_ok=True)
             write_whole(folder / CARD, json.dumps(card.model_dump(), indent=2).encode())
         except OSError as error:
             raise ArtefactError(f"cannot write the student to {folder}: {error}") from error
@@ -155,14 +227,16 @@ class Student:
         """
         folder = find(folder)
         card = _read_card(folder)
-        for name in (WEIGHTS, ITEMS):
+        for name in (WEIGHTS, ITEMS, *({USERS} & card.sha256.keys())):
             if not (folder / name).is_file():
                 raise ArtefactError(f"{folder} lacks {name}; copy the whole folder")
             if _sha256((folder / name).read_bytes()) != card.sha256.get(name):
                 raise ArtefactError(f"{folder / name} is damaged: it is not the file that was saved; copy it again")
         try:
             table = pl.read_parquet(folder / ITEMS, columns=["item", "title"])
-            model = build_model(card.model, len(table), card.config)
+            users = _read_users(folder / USERS) if USERS in card.sha256 else None
+            nothing = None if users is None else Sequences.empty(len(users.ids))
+            model = build_model(card.model, len(table), card.config, train=nothing)
             model.load_state_dict(load_file(folder / WEIGHTS))
         except (SettingsError, SafetensorError, RuntimeError, pl.exceptions.PolarsError, OSError) as error:
             raise ArtefactError(f"{folder} cannot be read by recdistill {__version__}: {error}") from error
@@ -173,6 +247,7 @@ class Student:
             None if titles.is_null().all() else titles,
             card.protocol,
             card.mask_seen,
+            users,
         )
 
     def _encode(self, histories: Sequence[Sequence[RawId]], *, skip: bool) -> Sequences:
@@ -222,6 +297,22 @@ def _read_card(folder: Path) -> Card:
         raise ArtefactError(
             f"{folder / CARD} is not a student that recdistill {__version__} can read: {error}"
         ) from error
+
+
+def _users_table(users: Users) -> pl.DataFrame:
+    items, offsets = users.taken.flat()
+    rows = np.repeat(np.arange(len(users.ids), dtype=np.uint32), np.diff(offsets))
+    taken = pl.DataFrame({"row": rows, "items": items}).group_by("row", maintain_order=True).agg("items")
+    named = pl.DataFrame({"user": users.ids.raw}).with_row_index("row")
+    return named.join(taken, on="row", how="left", maintain_order="left").select("user", "items")
+
+
+def _read_users(path: Path) -> Users:
+    table = pl.read_parquet(path, columns=["user", "items"])
+    lengths = table["items"].list.len().fill_null(0).cast(pl.Int64).to_numpy()
+    items = table["items"].explode().drop_nulls().to_numpy()
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Users(IdMap(table["user"].rename("id"), first=0), Sequences.from_offsets(items, offsets))
 
 
 def _parquet(table: pl.DataFrame) -> bytes:
