@@ -138,8 +138,8 @@ class Layer(nn.Module):
             attends = at_places(attends[:, 0], asked)[:, None]
         gate, query = F.silu(self.gate_and_query(normed)).split(sizes, -1)
         query, key, value = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in (query, key, value))
-        shares = F.silu(query @ key.transpose(2, 3) + bias).masked_fill(~attends, 0.0) / self.max_len
-        sums = (shares @ value).transpose(1, 2).flatten(2)
+        shares = F.silu(query @ key.transpose(2, 3) + bias).masked_fill(~attends, 0.0)
+        sums = (shares @ value / self.max_len).transpose(1, 2).flatten(2)
         out: Tensor = x + self.out(self.dropout(self.sum_norm(sums) * gate))
         return out
 
