@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from recdistill.models.sasrec import SASRecConfig as SASRec
     from recdistill.serving.artefact import Student as Student
     from recdistill.teachers.callable import CallableTeacher as CallableTeacher
+    from recdistill.teachers.ensemble import EnsembleTeacher as EnsembleTeacher
     from recdistill.teachers.http import HttpTeacher as HttpTeacher
     from recdistill.teachers.local import LocalTeacher as LocalTeacher
     from recdistill.trainer import TrainerSettings as TrainerSettings
@@ -45,6 +46,7 @@ __all__ = [
     "BERT4Rec",
     "CallableTeacher",
     "Dataset",
+    "EnsembleTeacher",
     "Evaluation",
     "Extraction",
     "GRU4Rec",
@@ -74,6 +76,7 @@ _HOMES = {
     "BERT4Rec": "models.bert4rec:BERT4RecConfig",
     "CallableTeacher": "teachers.callable:CallableTeacher",
     "Dataset": "data.dataset:Dataset",
+    "EnsembleTeacher": "teachers.ensemble:EnsembleTeacher",
     "Evaluation": "evaluation.results:Evaluation",
     "Extraction": "methods.extraction:Extraction",
     "GRU4Rec": "models.gru4rec:GRU4RecConfig",

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import TrainingError
@@ -48,6 +49,10 @@ class TrainerSettings(Settings):
     """Of AdamW, on matrices only."""
     warmup_steps: NonNegativeInt = 0
     """Steps over which the learning rate rises from 0."""
+    average: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the running mean of the student's weights, say 0.999 a step, which is validated and kept in place of the
+    weights themselves; 0 keeps these.
+    """
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the learning rate falls after the warm-up: not at all, or to 0 at the last of ``epochs``."""
     clip_norm: float = Field(default=5.0, ge=0)
@@ -152,6 +157,7 @@ def fit(
     tune_allocator()
     progress = progress or Silent()
     method.prepare(setting)
+    method.fit_to(student)
     loop = _Loop(student, method, setting, settings)
     store = _Store(folder) if folder is not None and _rank() == 0 else None
     if folder is not None and (state := _Store(folder).load()) is not None:
@@ -163,7 +169,7 @@ def fit(
         row = loop.run_epoch(progress)
         value = None
         if row.epoch % settings.validate_every == 0 or row.epoch == settings.epochs:
-            value = _from_first(validate(student.eval()) if _rank() == 0 else 0.0)
+            value = _from_first(validate(loop.result.eval()) if _rank() == 0 else 0.0)
         row = replace(row, validation=value)
         loop.finish_epoch(row)
         if store is not None:
@@ -196,10 +202,20 @@ class _Loop:
             betas=(0.9, 0.98),
             fused=True,
         )
+        self.average = (
+            AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.average)) if settings.average else None
+        )
         self.fit = Fit()
         self.best = _copy(student)
         if settings.compile:
             student.compile_body()
+
+    @property
+    def result(self) -> Model:
+        """What is validated and kept: the student, or the average of what it has been."""
+        if self.average is None:
+            return self.student
+        return cast(Model, self.average.module)
 
     @property
     def done(self) -> bool:
@@ -210,12 +226,12 @@ class _Loop:
         generator = torch.Generator().manual_seed(_mix(self.settings.seed, epoch, _rank()))
         seed_dropout(self.student, generator)
         seed_dropout(self.method, generator)
+        start = time.perf_counter()
         self.method.start_epoch(self.student, epoch, generator)
         self.student.train()
         self.method.train()
         sums: dict[str, float] = {}
         rate = 0.0
-        start = time.perf_counter()
         for step, (batch, labels, rows) in enumerate(self.batches.epoch(self.settings.seed, epoch)):
             rate = self._set_learning_rate(epoch * n_steps + step)
             training_batch = TrainingBatch(
@@ -243,6 +259,8 @@ class _Loop:
         if not math.isfinite(norm):
             raise TrainingError(self._not_finite(f"the gradient's norm is {norm}", epoch, step))
         self.optimiser.step()
+        if self.average is not None:
+            self.average.update_parameters(self.student)
         return values
 
     def _not_finite(self, what: str, epoch: int, step: int) -> str:
@@ -269,7 +287,7 @@ class _Loop:
         if row.validation is None:
             return
         if row.validation > fit.best_value:
-            fit.best_epoch, fit.best_value, self.best = row.epoch, row.validation, _copy(self.student)
+            fit.best_epoch, fit.best_value, self.best = row.epoch, row.validation, _copy(self.result)
         validated = sum(r.validation is not None for r in fit.rows[fit.best_epoch :])
         fit.stopped_early = validated >= self.settings.patience
 
@@ -279,6 +297,7 @@ class _Loop:
             "student": self.student.state_dict(),
             "method": self.method.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "best": self.best,
             "best_epoch": self.fit.best_epoch,
             "best_value": self.fit.best_value,
@@ -295,6 +314,8 @@ class _Loop:
         except RuntimeError as error:
             raise TrainingError("the folder holds a checkpoint of another model; choose another folder") from error
         self.optimiser.load_state_dict(state["optimiser"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.best = state["best"]
         self.fit = Fit(
             [EpochRow(**row) for row in state["rows"]], state["best_epoch"], state["best_value"], state["stopped_early"]

@@ -105,6 +105,29 @@ def test_an_epoch_reads_every_user_once_in_a_fresh_order() -> None:
     assert first != second
 
 
+class _Drift(Supervised):
+    """Takes every weight one step of the optimiser further each time, whatever the batch."""
+
+    def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
+        return {"drift": torch.stack([parameter.sum() for parameter in student.parameters()]).sum()}
+
+
+def test_the_running_mean_of_the_weights_is_what_is_kept() -> None:
+    # Three steps of AdamW along a constant gradient, at learning rate .1: the weights are w − .1, w − .2, w − .3. Their
+    # running mean starts at the first, then takes 1/4 of what is new.
+    start = build_model("sasrec", 9, {"dim": 8, "max_len": 5, "dropout": 0.3})
+    kept, _ = _fit(method=_Drift(), epochs=1, learning_rate=0.1, clip_norm=0, average=0.75)
+    mean = (0.1 * 0.75 + 0.2 * 0.25) * 0.75 + 0.3 * 0.25
+    for before, after in zip(start.parameters(), kept.parameters(), strict=True):
+        assert (before - after).detach().numpy() == pytest.approx(mean, abs=1e-5)
+
+
+def test_a_run_that_averages_is_resumed_to_the_same_weights(tmp_path: Path) -> None:
+    undisturbed, _ = _fit(epochs=5, values=[0.1, 0.2, 0.3, 0.4, 0.5], average=0.9)
+    _stop_after(tmp_path, epochs=2, average=0.9)
+    assert _same(_fit(tmp_path, epochs=5, values=[0.3, 0.4, 0.5], average=0.9)[0], undisturbed)
+
+
 def test_a_run_is_resumed_to_the_same_weights(tmp_path: Path) -> None:
     undisturbed, whole = _fit(epochs=5, values=[0.1, 0.2, 0.3, 0.2, 0.1])
     _stop_after(tmp_path, epochs=2)
@@ -120,7 +143,7 @@ class _Stop(Exception):
     pass
 
 
-def _stop_after(folder: Path, *, epochs: int) -> None:
+def _stop_after(folder: Path, *, epochs: int, **more: Any) -> None:
     """Run the first epochs of a run of five, then fall over."""
 
     class StopProgress:
@@ -133,7 +156,7 @@ def _stop_after(folder: Path, *, epochs: int) -> None:
 
     student = build_model("sasrec", 9, {"dim": 8, "max_len": 5, "dropout": 0.3})
     setting = Setting(Sequences.from_lists(ROWS), np.arange(len(ROWS)), 9)
-    settings = TrainerSettings(epochs=5, batch_size=16, learning_rate=0.01)
+    settings = TrainerSettings(**{"epochs": 5, "batch_size": 16, "learning_rate": 0.01, **more})
     script = iter([0.1, 0.2])
     with pytest.raises(_Stop):
         fit(
