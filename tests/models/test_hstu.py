@@ -16,31 +16,43 @@ def _silu(x: float) -> float:
 
 
 def test_a_layer_by_hand() -> None:
-    """Width 2, one head of width 1: U, V, Q and K are single numbers, and the norm of a single number is 0."""
+    """One head with two values and a single query and key; the sums are so small that the norm's epsilon counts."""
     layer = Layer(HSTUConfig(dim=2, n_heads=1, linear_dim=2, attention_dim=1, max_len=4, dropout=0.0)).eval()
     with torch.no_grad():
         layer.gate_and_query.weight.copy_(torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]))  # U, U, Q
-        layer.value_and_key.weight.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.5, 0.0]]))  # V, V, K
-        layer.distance_bias.copy_(torch.tensor([0.1, 0.7, 9.0, 9.0]))
+        layer.value_and_key.weight.copy_(torch.tensor([[0.02, 0.0], [-0.02, 0.0], [0.5, 0.0]]))  # V, V, K
+        layer.distance_bias.copy_(torch.tensor([0.1, 0.7, -0.4, 9.0]))
         layer.out.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         layer.out.bias.copy_(torch.tensor([0.25, 0.0]))
-    x = torch.tensor([[[3.0, 1.0], [1.0, 3.0]]])  # normed: (1, −1) and (−1, 1)
-    attends = torch.ones(2, 2, dtype=torch.bool).tril()[None, None]
+    x = torch.tensor([[[3.0, 1.0], [1.0, 3.0], [4.0, 2.0]]])  # normed: (1, −1), (−1, 1) and (1, −1)
+    attends = torch.ones(3, 3, dtype=torch.bool).tril()[None, None]
 
-    u, v, q, k = ([_silu(w * sign) for sign in (1, -1)] for w in (1.0, 1.0, 3.0, 0.5))
-    doubled_u, negative_v = [_silu(2.0), _silu(-2.0)], [_silu(-1.0), _silu(1.0)]
+    u, doubled_u, v, negative_v, q, k = (
+        [_silu(weight * sign) for sign in (1, -1, 1)] for weight in (1.0, 2.0, 0.02, -0.02, 3.0, 0.5)
+    )
     expected = []
-    for asks in range(2):
+    for asks in range(3):
         sums = [0.0, 0.0]
         for seen in range(asks + 1):
-            share = _silu(q[asks] * k[seen] + [0.1, 0.7][asks - seen]) / 4
+            share = _silu(q[asks] * k[seen] + [0.1, 0.7, -0.4][asks - seen]) / 4
             sums[0] += share * v[seen]
             sums[1] += share * negative_v[seen]
         mean, spread = (sums[0] + sums[1]) / 2, abs(sums[0] - sums[1]) / 2
         normed = [(value - mean) / math.sqrt(spread**2 + 1e-6) for value in sums]
         gated = [normed[0] * u[asks], normed[1] * doubled_u[asks]]
         expected.append([x[0, asks, 0].item() + gated[0] + 0.25, x[0, asks, 1].item() + gated[1]])
-    torch.testing.assert_close(layer(x, attends)[0], torch.tensor(expected), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer(x, attends)[0], torch.tensor(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_an_item_enters_with_its_position_and_long_enough_to_be_heard() -> None:
+    model = _hstu(temperature=0.5, n_blocks=1).eval()
+    (layer,) = model.layers
+    assert isinstance(layer, Layer)
+    with torch.no_grad():
+        layer.out.weight.zero_()  # leaves the residual connection
+        entered = model.embedding.weight[[3, 1]] * math.sqrt(8) + model.position.weight[:2]
+        states = model.encode_positions(Batch.from_lists([[3, 1]]))
+    torch.testing.assert_close(states, F.normalize(entered, dim=1) / 0.5)
 
 
 def test_scores_are_cosines_over_the_temperature() -> None:

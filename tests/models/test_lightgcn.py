@@ -1,5 +1,6 @@
 """Averaging over the graph: by hand, its gradient, and when it is done."""
 
+import copy
 import math
 
 import numpy as np
@@ -135,10 +136,31 @@ def test_validation_between_steps_sees_the_new_weights() -> None:
         optimiser.step()
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_asked_between_gradient_and_step_is_forgotten(training: bool) -> None:
+    student = model().train()
+    optimiser = torch.optim.AdamW(student.parameters(), lr=0.1, fused=True)
+    student.scores(BOTH)[:, 1:].sum().backward()
+    with torch.no_grad():
+        student.train(training).scores(BOTH)
+        student.train()
+        optimiser.step()
+        torch.testing.assert_close(student.scores(BOTH), _fresh(student))
+        torch.testing.assert_close(student.eval().scores(BOTH), _fresh(student))
+
+
+def test_weights_changed_in_place_are_seen() -> None:
+    student = model().eval()
+    with torch.no_grad():
+        student.scores(BOTH)
+        student.embedding.weight.mul_(2)
+        torch.testing.assert_close(student.scores(BOTH), _fresh(student))
+
+
 def test_loaded_weights_are_seen() -> None:
     student, other = model().eval(), model().eval()
     with torch.no_grad():
-        student.embedding.weight.mul_(2)
+        other.embedding.weight.mul_(2)
         student.scores(BOTH)
         student.load_state_dict(other.state_dict())
         assert torch.equal(student.scores(BOTH), other.scores(BOTH))
@@ -149,9 +171,20 @@ def test_a_loaded_graph_is_seen() -> None:
     other = build_model("lightgcn", 2, {"dim": 3, "n_layers": 2}, train=Sequences.from_lists([[1], [1]])).eval()
     with torch.no_grad():
         before = student.scores(BOTH)
-        student.load_state_dict(other.state_dict())
+        student.set_extra_state(other.get_extra_state())
         assert torch.equal(student.scores(BOTH), other.scores(BOTH))
         assert not torch.equal(student.scores(BOTH), before)
+
+
+def test_a_copy_in_the_middle_of_a_step_has_its_own_vectors() -> None:
+    student = model().train()
+    loss = student.scores(BOTH)[:, 1:].sum()
+    twin = copy.deepcopy(student)
+    with torch.no_grad():
+        twin.embedding.weight.copy_(2 * student.embedding.weight)
+        torch.testing.assert_close(twin.scores(BOTH), _fresh(twin))
+    loss.backward()
+    assert twin.embedding.weight.grad is None
 
 
 def test_another_precision_is_seen() -> None:

@@ -103,7 +103,10 @@ class Student:
 
     @classmethod
     def of(cls, model: Model, dataset: Dataset, *, protocol: str = "", mask_seen: bool = True) -> Self:
-        """Join a model with the items, and if it reads them the users, of the data that it was trained on."""
+        """Join a model with the items of the data that it was trained on, and with the users if it reads them.
+
+        What a user took is all that is in the data, also what was held out to validate and test.
+        """
         users = Users(dataset.users, dataset.sequences) if model.reads == "user" else None
         return cls(model, dataset.items, dataset.titles, protocol, mask_seen, users)
 
