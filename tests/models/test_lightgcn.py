@@ -11,7 +11,7 @@ from torch import Tensor
 from recdistill.data.dataset import Sequences
 from recdistill.methods.base import Setting, build_method
 from recdistill.models import lightgcn
-from recdistill.models.base import Batch, build_model
+from recdistill.models.base import Batch, Model, build_model
 from recdistill.models.lightgcn import LightGCN, normalised_adjacency, propagate
 from recdistill.trainer import TrainerSettings, fit
 
@@ -155,6 +155,30 @@ def test_weights_changed_in_place_are_seen() -> None:
         student.scores(BOTH)
         student.embedding.weight.mul_(2)
         torch.testing.assert_close(student.scores(BOTH), _fresh(student))
+
+
+def test_the_running_mean_of_the_weights_is_seen_in_every_epoch() -> None:
+    """It stays in evaluation mode, and no gradient ever flows through it."""
+    student = model()
+    settings = TrainerSettings(epochs=3, average=0.5, learning_rate=0.1)
+    seen = []
+
+    def validate(mean: Model) -> float:
+        assert isinstance(mean, LightGCN)
+        with torch.no_grad():
+            seen.append((mean.scores(BOTH), _fresh(mean)))
+        return 0.0
+
+    fit(
+        student,
+        build_method("supervised", {"loss": "bpr"}),
+        Setting(TRAIN, np.arange(2), 2),
+        settings,
+        validate=validate,
+    )
+    for scored, fresh in seen:
+        torch.testing.assert_close(scored, fresh)
+    assert not torch.equal(seen[0][0], seen[2][0])
 
 
 def test_loaded_weights_are_seen() -> None:
