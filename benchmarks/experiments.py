@@ -71,11 +71,9 @@ class Recipe:
 _BEAUTY: Values = {"model": {"max_len": 50, "dropout": 0.5}, "training": {"batch_size": 256, "epochs": 200}}
 _BEAUTY_SLOW: Values = {**_BEAUTY, "training": {**_BEAUTY["training"], "patience": 30}}
 """For losses that compare few items at a time, which at first stand still on validation data."""
-_ML_SCHEDULE: Values = {"batch_size": 32, "long_histories": "windows", "schedule": "cosine"}
-_ML: Values = {
-    "model": {"max_len": 200, "dropout": 0.05},
-    "training": {**_ML_SCHEDULE, "epochs": 30, "patience": 30},
-}
+_ML_SCHEDULE: Values = {"batch_size": 32, "long_histories": "windows", "schedule": "cosine", "patience": 45}
+"""A falling rate is followed to its end: no run has more epochs than its patience."""
+_ML: Values = {"model": {"max_len": 200, "dropout": 0.05}, "training": {**_ML_SCHEDULE, "epochs": 30}}
 
 RECIPES = [
     Recipe("amazon-beauty", "sasrec", seeds=(0, 1, 2), **_BEAUTY),
@@ -103,7 +101,7 @@ RECIPES = [
         "ml-1m",
         "bert4rec",
         model={"max_len": 200, "dropout": 0.05},
-        training={**_ML_SCHEDULE, "epochs": 45, "patience": 45, "validate_every": 3},
+        training={**_ML_SCHEDULE, "epochs": 45, "validate_every": 3},
     ),
 ]
 
