@@ -18,7 +18,8 @@ from recdistill.registry import import_all
 from recdistill.settings import Settings, nearest
 from recdistill.teachers.base import Teacher
 
-Need = Literal["rankings", "scores"]
+Need = Literal["rankings", "scores", "vectors", "checkpoints"]
+"""Lists, scores of any item, the vectors behind them, or the teacher as it was earlier in its training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,9 @@ class Method(ABC, nn.Module):
         Must be repeatable: a run that is resumed calls it again, and answers come from the ledger.
         """
 
+    def fit_to(self, student: Model) -> None:
+        """Make what depends on the student's shape, such as projections. Called once, after `prepare`."""
+
     def start_epoch(self, student: Model, epoch: int, generator: torch.Generator) -> None:
         """Do what is done before each epoch (from 0): grow a curriculum, refresh lists."""
 
@@ -97,6 +101,43 @@ class Method(ABC, nn.Module):
 
         Each part is a scalar, a mean over positions or users, so that it does not grow with the batch.
         """
+
+
+def check_teacher(method: Method, teacher: Teacher | None) -> Teacher:
+    """Return the teacher if it gives what the method needs.
+
+    Raises:
+        SettingsError: when there is none, or it lacks something; says what, and what to do.
+    """
+    if teacher is None:
+        raise SettingsError(f"method {method.name!r} learns from a teacher: add a [teacher], or use 'supervised'")
+    lacking = {
+        "scores": not teacher.scores_items,
+        "vectors": not teacher.gives_vectors,
+        "checkpoints": len(teacher.checkpoints) < 2,
+    }
+    for need, (what, remedy) in _REMEDIES.items():
+        if need in method.needs and lacking[need]:
+            raise SettingsError(
+                f"method {method.name!r} needs {what}, which teacher {teacher.identity!r} does not give: {remedy}"
+            )
+    return teacher
+
+
+_REMEDIES: dict[Need, tuple[str, str]] = {
+    "scores": (
+        "scores of any item that it asks about",
+        "take a trained model as teacher, or 'bahsd', 'kd' or 'rrd', which learn from lists",
+    ),
+    "vectors": (
+        "the vectors of queries and items",
+        "take a trained model as teacher, or a method that learns from its scores, such as 'rcekd'",
+    ),
+    "checkpoints": (
+        "the teacher at two or more stages of its training",
+        "give the teacher its earlier checkpoints, or use 'rrd' or 'dcd', which learn from the last one alone",
+    ),
+}
 
 
 def build_method(name: str, settings: dict[str, Any] | None = None) -> Method:

@@ -98,18 +98,36 @@ class Failure:
 
 
 Outcome: TypeAlias = tuple[Request, Answer | Failure]
+Scorer: TypeAlias = Callable[[Ints, Ints], Scores]
+"""``scorer(rows, candidates)`` gives the scores ``(b, C)`` of ``candidates (b, C)`` for some ``rows (b,)``."""
 Take: TypeAlias = Callable[[int], list[Request]]
 """``take(n)`` hands out at most n requests that are to be asked right now; none when there are no more."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Vectors:
+    """What lies behind a teacher's scores: the score of an item is the product of query and item."""
+
+    queries: Scores
+    """``(B, D)`` a vector for each history or user."""
+    items: Scores
+    """``(N+1, D)`` a vector for each item; row 0 is padding."""
+
+
 class Teacher(ABC):
-    """A recommender that is asked, never looked into.
+    """A recommender that is asked; only a trained model of our own can be looked into.
 
     Dense ids go in and out; a teacher that speaks raw ids to the outside translates at its own edge.
     """
 
     gives_scores: bool = False
     """Whether rankings come with scores."""
+    scores_items: bool = False
+    """Whether it scores any item that it is asked about, listed or not."""
+    gives_vectors: bool = False
+    """Whether it gives the vectors behind its scores."""
+    checkpoints: Sequence[Teacher] = ()
+    """The teacher at stages of its training, the earliest first and itself last; empty where only the last is known."""
     takes: Literal["history", "user"] = "history"
     """What a query consists of."""
     ids: IdMap | None = None
@@ -149,6 +167,43 @@ class Teacher(ABC):
     ) -> tuple[Ranking, Bools]:
         """Return what can be had, and ``(B,)`` which rows that is; a row that is not answered lists nothing."""
         return self.rank(histories, k, users=users), np.ones(len(histories), np.bool_)
+
+    def scores(self, histories: Sequences, candidates: Ints, *, users: npt.NDArray[np.integer] | None = None) -> Scores:
+        """Return the scores ``(B, C)`` of chosen items.
+
+        Args:
+            histories: B rows of dense item ids, oldest first.
+            candidates: ``(B, C)`` dense item ids in 1…N, for each history its own; may be items of the history.
+            users: ``(B,)`` dense users, for teachers that take the user.
+
+        Raises:
+            TeacherError: for an item outside 1…N, or a teacher that gives no such scores.
+        """
+        return self.scorer(histories, users=users)(np.arange(len(histories)), candidates)
+
+    def scorer(self, histories: Sequences, *, users: npt.NDArray[np.integer] | None = None) -> Scorer:
+        """Return what scores chosen items for some of B histories, to be asked again and again.
+
+        What does not depend on the items is computed once.
+
+        Raises:
+            TeacherError: for a teacher that gives no such scores.
+        """
+        raise TeacherError(
+            f"teacher {self.identity!r} gives lists, not the scores of chosen items; take a trained model as teacher, "
+            "or a method that learns from lists alone, such as 'kd' or 'rrd'."
+        )
+
+    def vectors(self, histories: Sequences, *, users: npt.NDArray[np.integer] | None = None) -> Vectors:
+        """Return the vectors of B histories (or users) and of all items.
+
+        Raises:
+            TeacherError: for a teacher that cannot be looked into.
+        """
+        raise TeacherError(
+            f"teacher {self.identity!r} does not give the vectors behind its scores; take a trained model as teacher, "
+            "or a method that learns from scores, such as 'rcekd'."
+        )
 
     def requests(self, histories: Sequences, users: npt.NDArray[np.integer] | None = None) -> list[Request]:
         """Put B histories, and their users where given, into the ids that the teacher speaks.

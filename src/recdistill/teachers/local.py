@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import TeacherError
-from recdistill.evaluation.scoring import score_blocks, top_k
-from recdistill.models.base import Model
-from recdistill.teachers.base import Ranking, Scores, Teacher
+from recdistill.evaluation.scoring import top_k
+from recdistill.models.base import Batch, Model
+from recdistill.teachers.base import Ranking, Scorer, Scores, Teacher, Vectors
+
+_HISTORIES = 1024
+"""Histories encoded at once."""
+_NUMBERS = 4 << 20
+"""Numbers held at once while scoring."""
+_GATHER_COST = 8
+"""How many times as long as multiplying it, in a product of large matrices, gathering an item's vector takes."""
 
 
 class LocalTeacher(Teacher):
@@ -24,17 +34,29 @@ class LocalTeacher(Teacher):
         gives_scores: whether rankings come with scores.
         exclude_history: whether items of the history are left out; false for data with repeats.
         name: what it is called, before a hash of its weights; the model's own name by default.
+        earlier: the model at earlier stages of its training, the earliest first, for methods that follow its course.
     """
 
     def __init__(
-        self, model: Model, *, gives_scores: bool = True, exclude_history: bool = True, name: str | None = None
+        self,
+        model: Model,
+        *,
+        gives_scores: bool = True,
+        exclude_history: bool = True,
+        name: str | None = None,
+        earlier: Iterable[Model] = (),
     ) -> None:
         self.model = model
-        self.gives_scores = gives_scores
+        self.gives_scores = self.scores_items = self.gives_vectors = gives_scores
         self.exclude_history = exclude_history
         self.takes = model.reads
         told = [gives_scores, exclude_history]
         self._identity = f"{name or model.name}-{_fingerprint(model, told)}"
+        before = [
+            LocalTeacher(stage, gives_scores=gives_scores, exclude_history=exclude_history, name=name)
+            for stage in earlier
+        ]
+        self.checkpoints = [*before, self] if before else []
 
     @property
     def identity(self) -> str:
@@ -51,28 +73,73 @@ class LocalTeacher(Teacher):
         ranking = top_k(self.model, histories, k, histories if self.exclude_history else None, users=users)
         return ranking if self.gives_scores else Ranking(ranking.items)
 
-    def scores(self, histories: Sequences, candidates: Ints, *, users: npt.NDArray[np.integer] | None = None) -> Scores:
-        """Return the scores ``(B, C)`` of chosen items.
-
-        Args:
-            histories: B rows of dense item ids, oldest first.
-            candidates: ``(B, C)`` dense item ids in 1…N, for each history its own; may be items of the history.
-            users: ``(B,)`` dense users, for models that read the user.
+    def scorer(self, histories: Sequences, *, users: npt.NDArray[np.integer] | None = None) -> Scorer:
+        """Read the histories once, and return what scores chosen items for some of them.
 
         Raises:
             TeacherError: for an item outside 1…N, or a teacher that gives lists only.
         """
+        self._refuse_black_box()
+        queries, table = self._encode(histories, users)
+
+        def scores(rows: Ints, candidates: Ints) -> Scores:
+            if candidates.size and (candidates.min() < 1 or candidates.max() > self.model.n_items):
+                raise TeacherError(
+                    f"a candidate is outside 1…{self.model.n_items}, the items of teacher {self.identity!r}."
+                )
+            return _products(queries, table, rows, candidates)
+
+        return scores
+
+    def vectors(self, histories: Sequences, *, users: npt.NDArray[np.integer] | None = None) -> Vectors:
+        """Return the model's vectors of B histories (or users) and of all items.
+
+        Raises:
+            TeacherError: for a teacher that gives lists only.
+        """
+        self._refuse_black_box()
+        queries, table = self._encode(histories, users)
+        return Vectors(queries.cpu().numpy(), table.cpu().numpy())
+
+    def _refuse_black_box(self) -> None:
         if not self.gives_scores:
             raise TeacherError(f"teacher {self.identity!r} gives lists only; make it with gives_scores=True.")
-        if candidates.size and (candidates.min() < 1 or candidates.max() > self.model.n_items):
-            raise TeacherError(
-                f"a candidate is outside 1…{self.model.n_items}, the items of teacher {self.identity!r}."
-            )
-        scores = np.empty(candidates.shape, np.float32)
-        for rows, block in score_blocks(self.model, histories, None, users=users):
-            wanted = torch.from_numpy(candidates[rows].astype(np.int64)).to(block.device)
-            scores[rows] = block.gather(1, wanted).cpu().numpy()
-        return scores
+
+    @torch.no_grad()
+    def _encode(self, histories: Sequences, users: npt.NDArray[np.integer] | None) -> tuple[Tensor, Tensor]:
+        """Return the vectors ``(B, D)`` of histories, and ``(N+1, D)`` of items."""
+        model = self.model.eval()
+        table = model.item_embeddings().float()
+        queries = table.new_empty(len(histories), table.shape[1])
+        order = np.argsort(histories.lengths, kind="stable")  # of similar length together, for less padding
+        for start in range(0, len(order), _HISTORIES):
+            rows = order[start : start + _HISTORIES]
+            who = None if users is None else users[rows]
+            batch = Batch.from_sequences(histories.take(rows), users=who, max_len=model.max_len)
+            queries[torch.from_numpy(rows).to(table.device)] = model.encode(batch.to(table.device)).float()
+        return queries, table
+
+
+@torch.no_grad()
+def _products(queries: Tensor, table: Tensor, rows: Ints, candidates: Ints) -> Scores:
+    """Return the products ``(b, C)`` of some queries and their own candidates, block by block.
+
+    Few candidates are gathered. Where they are a good part of the catalogue, reading each vector once is faster.
+    """
+    n_items, dim = table.shape
+    gathers = candidates.shape[1] * _GATHER_COST < n_items
+    height = max(1, _NUMBERS // (candidates.shape[1] * dim if gathers else n_items))
+    scores = np.empty(candidates.shape, np.float32)
+    for start in range(0, len(rows), height):
+        block = slice(start, start + height)
+        some = queries[torch.from_numpy(rows[block]).to(queries.device)]
+        wanted = torch.from_numpy(candidates[block].astype(np.int64)).to(table.device)
+        if gathers:
+            products = torch.bmm(F.embedding(wanted, table), some[:, :, None])[:, :, 0]
+        else:
+            products = (some @ table.T).gather(1, wanted)
+        scores[block] = products.cpu().numpy()
+    return scores
 
 
 def _fingerprint(model: Model, told: list[bool]) -> str:
