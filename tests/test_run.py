@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from recdistill.data.embedded import load_shop
 from recdistill.data.splits import leave_one_out
 from recdistill.errors import ArtefactError, RecDistillError, SettingsError
 from recdistill.methods.base import build_method
+from recdistill.models.base import build_model
 from recdistill.probing import probe
 from recdistill.run import (
     EVALUATION,
@@ -270,6 +272,16 @@ def _nothing(what: str, done: int, total: int) -> None:
 def test_a_teacher_of_other_items_is_refused(finished: Result) -> None:
     with pytest.raises(SettingsError, match="12 there, 4,199 here, 0 in both"):
         local_teacher(Student.load(finished.folder), leave_one_out(load_shop()))
+
+
+def test_a_teacher_of_other_users_is_refused_if_it_reads_users(little_run: Sections) -> None:
+    split, shop = load_split(Run.parse(little_run)), leave_one_out(load_shop())
+    model = build_model("mf", split.dataset.n_items, {"dim": 4}, train=split.train)
+    student = Student.of(model, split.dataset, protocol="test")
+    assert local_teacher(student, split).takes == "user"
+    others = replace(split, dataset=replace(split.dataset, users=shop.dataset.users))
+    with pytest.raises(SettingsError, match="other users than these data hold: 60 there, 5,537 here, 0 in both"):
+        local_teacher(student, others)
 
 
 def test_the_fingerprint_sees_order(little_run: Sections) -> None:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from recdistill.methods.supervised import Supervised as Supervised
     from recdistill.models.bert4rec import BERT4RecConfig as BERT4Rec
     from recdistill.models.gru4rec import GRU4RecConfig as GRU4Rec
+    from recdistill.models.hstu import HSTUConfig as HSTU  # noqa: N814 - the model's name
+    from recdistill.models.lightgcn import LightGCNConfig as LightGCN
+    from recdistill.models.mf import MFConfig as MF  # noqa: N814
     from recdistill.models.sasrec import SASRecConfig as SASRec
     from recdistill.serving.artefact import Student as Student
     from recdistill.teachers.callable import CallableTeacher as CallableTeacher
@@ -41,7 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BAHSD",
+    "HSTU",
     "KD",
+    "MF",
     "RRD",
     "BERT4Rec",
     "CallableTeacher",
@@ -52,6 +57,7 @@ __all__ = [
     "GRU4Rec",
     "HttpTeacher",
     "Interactions",
+    "LightGCN",
     "LocalTeacher",
     "RecDistillError",
     "SASRec",
@@ -80,10 +86,13 @@ _HOMES = {
     "Evaluation": "evaluation.results:Evaluation",
     "Extraction": "methods.extraction:Extraction",
     "GRU4Rec": "models.gru4rec:GRU4RecConfig",
+    "HSTU": "models.hstu:HSTUConfig",
     "HttpTeacher": "teachers.http:HttpTeacher",
     "Interactions": "data.interactions:Interactions",
     "KD": "methods.kd:KD",
+    "LightGCN": "models.lightgcn:LightGCNConfig",
     "LocalTeacher": "teachers.local:LocalTeacher",
+    "MF": "models.mf:MFConfig",
     "RRD": "methods.rrd:RRD",
     "RecDistillError": "errors:RecDistillError",
     "SASRec": "models.sasrec:SASRecConfig",

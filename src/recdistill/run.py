@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from recdistill import __version__
-from recdistill.data.dataset import Dataset, Ints, Sequences
+from recdistill.data.dataset import Dataset, IdMap, Ints, Sequences
 from recdistill.data.embedded import load_shop
 from recdistill.data.groups import Groups
 from recdistill.data.interactions import read_interactions
@@ -325,19 +325,24 @@ def keep_answers(settings: ApiTeacher, split: Split, ledger: Ledger) -> LedgerTe
 
 
 def local_teacher(student: Student, split: Split, *, gives_scores: bool = True) -> LocalTeacher:
-    """Let a saved student teach on data with the same items.
+    """Let a saved student teach on data with the same items, and the same users if it reads them.
 
     Raises:
-        SettingsError: when it was trained on other items.
+        SettingsError: when it was trained on others.
     """
-    known, wanted = student.items.raw, split.dataset.items.raw
-    if known.dtype != wanted.dtype or not known.equals(wanted):
-        common = int((split.dataset.items.find(known) > 0).sum())
-        raise SettingsError(
-            f"the teacher was trained on other items than these data hold: {len(known):,} there, {len(wanted):,} here, "
-            f"{common:,} in both; train it on the same data, or serve it and ask it as an API."
-        )
+    _check_same("items", student.items, split.dataset.items)
+    if student.users is not None:
+        _check_same("users", student.users.ids, split.dataset.users)
     return LocalTeacher(student.model, gives_scores=gives_scores, exclude_history=masks_seen(split))
+
+
+def _check_same(what: str, known: IdMap, wanted: IdMap) -> None:
+    if known.raw.dtype != wanted.raw.dtype or not known.raw.equals(wanted.raw):
+        common = int((wanted.find(known.raw) >= wanted.first).sum())
+        raise SettingsError(
+            f"the teacher was trained on other {what} than these data hold: {len(known):,} there, {len(wanted):,} "
+            f"here, {common:,} in both; train it on the same data, or serve it and ask it as an API."
+        )
 
 
 def claim(folder: Path, run: Run) -> None:
