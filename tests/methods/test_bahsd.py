@@ -293,6 +293,28 @@ def test_the_listwise_consensus_takes_its_order_from_all_answers_and_its_values_
     assert method.loss(model, batch([1]))["consensus"].item() == pytest.approx(expected.item() / 2, rel=1e-4)
 
 
+def test_a_shortened_history_is_taught_its_own_answer() -> None:
+    lists = {4: [1, 2], 2: [8, 7]}  # by length shown: the whole of four items, and half of them
+    teacher = FakeTeacher(N, rule=lambda history, k: lists.get(len(history), [1, 2]))
+    method = ready(teacher, labels=False, scales=[0.5, 1.0], view_weight=0.7, top_k=2, rank_decay=1.0)
+    model, whole = sasrec(), batch([1])
+    assert whole.batch.lengths.tolist() == [4]
+    view = model.encode(whole.batch.newest(2))
+    log_probs = (view @ model.item_embeddings()[1:].T).log_softmax(1)[0]
+    expected = 0.6 * (math.log(0.6) - log_probs[7]) + 0.4 * (math.log(0.4) - log_probs[6])
+    assert method.loss(model, whole)["view"].item() == pytest.approx(0.7 * expected.item(), rel=1e-4)
+
+
+def test_a_scale_that_was_not_answered_teaches_no_view() -> None:
+    teacher = FakeTeacher(N, rule=lambda history, k: [] if len(history) == 2 else [1, 2])
+    method = ready(teacher, labels=False, scales=[0.5, 1.0], view_weight=1.0)
+    assert method.loss(sasrec(), batch([1]))["view"].item() == 0.0
+
+
+def test_without_probing_there_are_no_views() -> None:
+    assert "view" not in ready(scales=[1.0], view_weight=1.0).loss(sasrec(), batch([1]))
+
+
 @pytest.mark.parametrize(("listed", "penalties"), [(N, 1), (0, 2)])
 def test_only_items_that_no_answer_lists_are_pushed_below_the_consensus(listed: int, penalties: int) -> None:
     """Where all scores are equal each penalty is the margin: for order, and, outside the lists, for the lead."""

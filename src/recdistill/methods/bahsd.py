@@ -21,7 +21,7 @@ from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import SettingsError
 from recdistill.losses import ranking_consistency
 from recdistill.methods.base import Method, Setting, TrainingBatch
-from recdistill.methods.kd import Answers, KDConfig, answer_weight, label_and_queries, list_kl
+from recdistill.methods.kd import Answers, KDConfig, answer_weight, label_and_queries, list_kl, rank_logits
 from recdistill.methods.labels import LabelLoss
 from recdistill.models.base import Batch, Model
 from recdistill.probing import Floats, Unmeasured, consensus, consistency, fill_unmeasured, peakedness, probe
@@ -63,6 +63,10 @@ class BAHSDConfig(KDConfig):
     """Of the consensus, against 1 for the answer; below 1, unreliable users are distilled less than reliable ones."""
     margin: NonNegativeFloat = 0.5
     """By which one logit is to exceed the other where ``ranking`` is ``margin``."""
+    view_weight: NonNegativeFloat = 0.0
+    """Of the answer to a shortened history, taught to the student's state after that very part; 1 is as much as the
+    answer to the whole. Where there are no labels, this is what the queries of the probing teach.
+    """
     contrast_weight: NonNegativeFloat = 0.1
     """Of InfoNCE between a whole and a shortened history."""
     contrast_temperature: PositiveFloat = 0.2
@@ -73,15 +77,16 @@ class BAHSD(Method, name="bahsd"):
     r"""Weigh a teacher's single answer against the consensus of its answers by measured reliability.
 
     .. math:: L = L_{label} + \frac{\lambda}{T} \sum_u w_u L_{KL}(u)
-              + (1 - w_u) \bigl(\lambda_2 L_R(u) + \lambda_3 L_{NCE}(u)\bigr)
+              + (1 - w_u) \bigl(\lambda_2 L_R(u) + \lambda_3 L_{NCE}(u)\bigr) + \lambda_4 L_{view}(u)
 
     w is the gate. The single answer is that to the whole training history, compared at a temperature that follows its
-    reliability; the consensus is the order that the answers at all scales give together. Users without an answer learn
-    from labels alone. λ and T are those of `KD`: an answer counts as much as λ labels.
+    reliability; the consensus is the order that the answers at all scales give together; a view is a shortened history
+    with its own answer, another one each epoch. Users without an answer learn from labels alone. λ and T are those of
+    `KD`: an answer counts as much as λ labels.
 
     Each part has a switch: ``scales = [1.0]`` leaves out the probing, ``gate = "none"`` the gate,
-    ``reliable_temperature = temperature`` the dynamic temperature, a weight of 0 the ranking consistency or InfoNCE.
-    The outline to the letter is ``ranking = "margin"`` with ``quorum = 0.5``.
+    ``reliable_temperature = temperature`` the dynamic temperature, a weight of 0 the ranking consistency, the views or
+    InfoNCE. The outline to the letter is ``ranking = "margin"`` with ``quorum = 0.5``.
     """
 
     Config = BAHSDConfig
@@ -100,7 +105,8 @@ class BAHSD(Method, name="bahsd"):
         self.agreed, self.points = map(
             torch.from_numpy, consensus(self.probe.items, setting.n_items, quorum=config.quorum)
         )
-        self.listed = torch.from_numpy(self.probe.items).transpose(0, 1).flatten(1)
+        self.told = torch.from_numpy(self.probe.items).transpose(0, 1)
+        self.listed = self.told.flatten(1)
         self.same = torch.from_numpy(same_histories(setting.train))
         self.label_loss = LabelLoss(config.label_loss, setting) if config.labels else None
 
@@ -119,7 +125,7 @@ class BAHSD(Method, name="bahsd"):
         self.temperature = config.temperature + (config.reliable_temperature - config.temperature) * sharpness
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Return the parts ``label`` (assisted only), ``answer``, ``consensus`` and ``contrast``."""
+        """Return the parts ``label`` (assisted only), ``answer``, ``consensus``, ``view`` and ``contrast``."""
         config = self.config
         parts, queries = label_and_queries(student, batch, self.label_loss)
         items, logits = self.answers.of(batch.rows)
@@ -139,10 +145,22 @@ class BAHSD(Method, name="bahsd"):
         if config.ranking_weight:
             consensus_loss = self._listwise if config.ranking == "listwise" else self._pairwise
             parts["consensus"] = consensus_loss(student, queries, batch, config.ranking_weight * unsure)
-        if config.contrast_weight:
+        if config.contrast_weight or config.view_weight:
             shares = torch.tensor([scale for scale in config.scales if scale < 1] or [1.0], dtype=torch.float64)
             drawn = torch.randint(len(shares), (len(items),), generator=batch.generator)
             views = student.encode(newest_share(batch.batch, shares[drawn].to(queries.device)))
+        if config.view_weight and len(config.scales) > 1:
+            told = self._of(batch.rows, self.told)[torch.arange(len(drawn)), drawn.to(queries.device)].long()
+            parts["view"] = list_kl(
+                views,
+                student.item_embeddings(),
+                told,
+                rank_logits(told, config.rank_decay),
+                weights=(told[:, 0] > 0) * config.view_weight * answer_weight(batch, config),
+                temperature=config.temperature,
+                precision=config.label_loss.precision,
+            )
+        if config.contrast_weight:
             parts["contrast"] = info_nce(
                 queries,
                 views,
