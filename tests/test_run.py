@@ -178,7 +178,7 @@ def test_every_protocol_can_be_asked_for(little_run: Sections, protocol: str) ->
 def test_a_model_of_ones_own_can_teach(finished: Result, little_run: Sections, tmp_path: Path) -> None:
     sections = little_run | {"teacher": {"kind": "run", "folder": str(finished.folder)}, "method": {"top_k": 4}}
     result = run_distillation(Run.parse(sections | {"training": {"epochs": 20}}), tmp_path / "student")
-    assert result.facts["queries"] is None
+    assert result.facts["queries"] == []
     assert Student.load(tmp_path / "student").recommend([["p1", "p2"]], k=1)[0][0].item == "p3"
 
 
@@ -187,8 +187,19 @@ def test_an_api_is_asked_within_the_budget_and_paid_once(api: BlackBox, little_r
     ledger = str(tmp_path / LEDGER)
     run = Run.parse(little_run | ask(api, budget=40, ledger=ledger))
     first = run_distillation(run, tmp_path / "first")
-    assert (first.facts["queries"]["spent"], api.served) == (40, 40)
+    assert (first.facts["queries"][0]["spent"], api.served) == (40, 40)
     run_distillation(run, tmp_path / "second")
+    assert api.served == 40
+
+
+def test_an_api_and_a_model_of_ones_own_teach_together(
+    api: BlackBox, finished: Result, little_run: Sections, tmp_path: Path
+) -> None:
+    outside = ask(api, budget=40)
+    members = [outside["teacher"], {"kind": "run", "folder": str(finished.folder)}]
+    run = Run.parse(little_run | outside | {"teacher": {"kind": "ensemble", "members": members}})
+    result = run_distillation(run, tmp_path / "run")
+    assert [spent["spent"] for spent in result.facts["queries"]] == [40]
     assert api.served == 40
 
 

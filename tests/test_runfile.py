@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from recdistill.errors import SettingsError
-from recdistill.runfile import ApiTeacher, Run, RunTeacher, override
+from recdistill.runfile import ApiTeacher, Ensemble, Run, RunTeacher, override
 
 API = {"kind": "http", "url": "https://shop.example/recommend"}
+RUN = {"kind": "run", "folder": "runs/big"}
 
 
 def parse(**sections: Any) -> Run:
@@ -42,6 +43,13 @@ def test_what_was_dumped_is_the_same_run() -> None:
     assert Run.parse(json.loads(json.dumps(run.dump()))) == run
 
 
+def test_several_teachers_are_settings_like_one() -> None:
+    run = parse(teacher={"kind": "ensemble", "members": [API | {"budget": 5}, RUN], "weights": [2, 1]})
+    assert isinstance(run.teacher, Ensemble)
+    assert [member.kind for member in run.teacher.members] == ["http", "run"]
+    assert Run.parse(json.loads(json.dumps(run.dump()))) == run
+
+
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
@@ -55,6 +63,12 @@ def test_what_was_dumped_is_the_same_run() -> None:
         ({"method": {"name": "kd", "topk": 3}}, r"\[method\] kd: unknown setting 'topk'; did you mean 'top_k'"),
         ({"teacher": {"url": "x"}}, r'\[teacher\]: kind is None; write kind = "http"'),
         ({"teacher": API | {"buget": 3}}, r"\[teacher\]: unknown setting 'buget'; did you mean 'budget'"),
+        ({"teacher": {"kind": "ensemble", "members": [RUN]}}, r"\[teacher\]: members: Tuple should have at least 2"),
+        ({"teacher": {"kind": "ensemble", "members": RUN}}, r"\[teacher\]: members: Input should be a valid tuple"),
+        (
+            {"teacher": {"kind": "ensemble", "members": [RUN, {"kind": "run", "foldr": "a"}]}},
+            r"\[teacher\] member 2: unknown setting 'foldr'; did you mean 'folder'",
+        ),
         ({"split": {"protocol": "loo"}}, r"\[split\]: protocol: Input should be 'leave-one-out'"),
         ({"evaluation": {"ks": []}}, r"\[evaluation\]: ks: Tuple should have at least 1 item"),
     ],

@@ -142,7 +142,7 @@ def _print_round(console: Console, protocol: str, results: Mapping[str, Result],
     console.print(f"{facts['protocol']}; full ranking over {results[BAHSD].evaluation.n_items:,} products")
     for stratum in ("head", "tail"):
         console.print(f"{stratum}: {facts['strata'][stratum]}")
-    console.print(f"queries spent: {facts['queries']['spent']:,} of {budget:,} allowed\n")
+    console.print(f"queries spent: {facts['queries'][0]['spent']:,} of {budget:,} allowed\n")
     for metric in ("ndcg", "hr"):
         console.print(comparison_table(strata, metric, 10))
         console.print()

@@ -12,7 +12,7 @@ import io
 import json
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,10 +33,11 @@ from recdistill.evaluation.results import Evaluation, strata, table
 from recdistill.files import write_whole
 from recdistill.methods.base import Method, Setting
 from recdistill.models.base import Model, build_model
-from recdistill.runfile import SHOP, ApiTeacher, Choice, Run, RunTeacher
+from recdistill.runfile import SHOP, ApiTeacher, Choice, Ensemble, Run, RunTeacher, TeacherSettings
 from recdistill.serving.artefact import FOLDER as STUDENT
 from recdistill.serving.artefact import Student
 from recdistill.teachers.base import Teacher
+from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
@@ -132,7 +133,8 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
         student, fitted = learn(
             split, run.student, run.method, run.training, teacher=teacher, folder=folder, report=report
         )
-        queries = asdict(teacher.stats()) if isinstance(teacher, LedgerTeacher) else None
+        asked = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher]
+        queries = [asdict(member.stats()) for member in asked if isinstance(member, LedgerTeacher)]
     student.save(folder / STUDENT)
     facts = {
         "epochs": fitted.epochs,
@@ -303,14 +305,17 @@ def load_split(run: Run) -> Split:
 @contextmanager
 def open_teacher(run: Run, split: Split, folder: Path) -> Iterator[Teacher | None]:
     """Give the teacher that a run names, its paid answers at hand."""
-    settings = run.teacher
-    if settings is None:
-        yield None
-    elif isinstance(settings, RunTeacher):
-        yield local_teacher(Student.load(settings.folder), split, gives_scores=settings.gives_scores)
-    else:
-        with Ledger(ledger_file(settings, folder)) as ledger:
-            yield keep_answers(settings, split, ledger)
+    with ExitStack() as ledgers:
+        yield None if run.teacher is None else _open(run.teacher, split, folder, ledgers)
+
+
+def _open(settings: TeacherSettings, split: Split, folder: Path, ledgers: ExitStack) -> Teacher:
+    if isinstance(settings, RunTeacher):
+        return local_teacher(Student.load(settings.folder), split, gives_scores=settings.gives_scores)
+    if isinstance(settings, Ensemble):
+        members = [_open(member, split, folder, ledgers) for member in settings.members]
+        return EnsembleTeacher(members, weights=settings.weights)
+    return keep_answers(settings, split, ledgers.enter_context(Ledger(ledger_file(settings, folder))))
 
 
 def ledger_file(settings: ApiTeacher, folder: Path) -> Path:

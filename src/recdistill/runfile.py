@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Method
@@ -113,8 +113,18 @@ class RunTeacher(Settings):
     """Whether it shows its scores; without them it poses as a black box."""
 
 
-TeacherSettings: TypeAlias = ApiTeacher | RunTeacher
-_TEACHERS: dict[str, type[TeacherSettings]] = {"http": ApiTeacher, "run": RunTeacher}
+class Ensemble(Settings):
+    """``[teacher]`` with ``kind = "ensemble"``: several teachers whose lists are fused, see `EnsembleTeacher`."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    members: tuple[ApiTeacher | RunTeacher, ...] = Field(min_length=2)
+    """The teachers, each a ``[[teacher.members]]`` with what a ``[teacher]`` of its kind has."""
+    weights: tuple[PositiveFloat, ...] | None = None
+    """How much each of them counts, in their order; equally if left out."""
+
+
+TeacherSettings: TypeAlias = ApiTeacher | RunTeacher | Ensemble
+_TEACHERS: dict[str, type[TeacherSettings]] = {"http": ApiTeacher, "run": RunTeacher, "ensemble": Ensemble}
 _MAY_CHANGE = {"url", "headers", "signature", "budget", *TransportSettings.model_fields}
 """How an API is reached and what it may cost: a run that is taken up again may do this in another way."""
 
@@ -283,7 +293,13 @@ def _choose(base: type[Model] | type[Method], values: Values, *, default: str, w
 def _teacher(values: Values, where: str) -> TeacherSettings:
     kind = values.get("kind")
     if kind not in _TEACHERS:
-        raise SettingsError(f'{where}: kind is {kind!r}; write kind = "http" for an API, or kind = "run" for a folder')
+        raise SettingsError(
+            f'{where}: kind is {kind!r}; write kind = "http" for an API, "run" for a folder, "ensemble" for several'
+        )
+    members = values.get("members")
+    if kind == "ensemble" and isinstance(members, list) and all(isinstance(member, dict) for member in members):
+        parsed = [_teacher(member, f"{where} member {number}") for number, member in enumerate(members, 1)]
+        values = {**values, "members": parsed}
     return _TEACHERS[kind].parse(values, where=where)
 
 

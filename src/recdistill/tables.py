@@ -133,9 +133,7 @@ def _cost(result: Result) -> str:
         f"{facts['parameters']:,} parameters; {facts['epochs']} epochs, the best was {facts['best_epoch']}; "
         f"{facts['training_seconds']:.0f} s of training"
     )
-    if facts["queries"] is not None:
-        text += f"; {facts['queries']['spent']:,} queries spent"
-    return text
+    return "; ".join([text, *(f"{spent['spent']:,} {spent['charge']} spent" for spent in facts["queries"])])
 
 
 def _label(metric: str) -> str:
