@@ -18,7 +18,7 @@ from recdistill.data.splits import Split
 from recdistill.errors import SettingsError
 from recdistill.run import Report, claim, keep_answers, ledger_file, load_split, note, set_up
 from recdistill.runfile import ApiTeacher, Run
-from recdistill.teachers.base import Answer, Outcome, Ranking, Teacher
+from recdistill.teachers.base import Answer, Deputy, Outcome, Ranking, Teacher
 from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.ledger import Ledger, Stats
 from recdistill.teachers.ledger_teacher import LedgerTeacher
@@ -130,23 +130,14 @@ class _Watch:
         return "  ".join([*parts, f"{duration(left)} left"])
 
 
-class _Rehearsal(Teacher):
+class _Rehearsal(Deputy):
     """Notes what a teacher would be asked, and makes every answer up."""
 
     def __init__(self, keeper: LedgerTeacher) -> None:
+        super().__init__(keeper)
         self.keeper = keeper
-        self.gives_scores = keeper.gives_scores
-        self.takes = keeper.takes
-        self.max_history = keeper.max_history
-        self.ids = keeper.ids
-        self.exclude_history = keeper.exclude_history
         self.asked: set[tuple[int, bytes]] = set()
         self.missing: set[tuple[int, bytes]] = set()
-
-    @property
-    def identity(self) -> str:
-        """That of the teacher itself."""
-        return self.keeper.identity
 
     def rank(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Ranking:
         """Return the first items of the catalogue for everybody."""

@@ -315,6 +315,24 @@ class Teacher(ABC):
         self.dropped.update(dropped)
 
 
+class Deputy(Teacher):
+    """Answers in the name of another teacher, whom it can be asked the same questions as."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher = teacher
+        self.gives_scores = teacher.gives_scores
+        self.takes = teacher.takes
+        self.max_history = teacher.max_history
+        self.ids = teacher.ids
+        self.exclude_history = teacher.exclude_history
+        self.batch_size = teacher.batch_size
+
+    @property
+    def identity(self) -> str:
+        """That of the teacher itself."""
+        return self.teacher.identity
+
+
 class OutsideTeacher(Teacher):
     """A teacher whose answers come from code that is not ours, one by one: a function, an API."""
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from recdistill.data.dataset import Sequences
 from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
-from recdistill.teachers.base import Answer, Bools, Failure, Outcome, Ranking, Request, Teacher
+from recdistill.teachers.base import Answer, Bools, Deputy, Failure, Outcome, Ranking, Request, Teacher
 from recdistill.teachers.ledger import Digest, Ledger, Page, Question, Stats, digest
 from recdistill.teachers.meter import Charge, MeteredTeacher, Unsent
 
@@ -23,7 +23,7 @@ _POLL = 0.05
 """Seconds between two looks at what another process is asking."""
 
 
-class LedgerTeacher(Teacher):
+class LedgerTeacher(Deputy):
     """A teacher whose answers are kept: known requests are answered from disk, the rest is asked within a budget.
 
     Args:
@@ -37,25 +37,14 @@ class LedgerTeacher(Teacher):
     def __init__(self, teacher: Teacher, ledger: Ledger, *, budget: int | None = None, round: int = 0) -> None:
         if budget is not None and budget < 0:
             raise SettingsError(f"a budget of {budget} makes no sense; give 0 or more, or none at all.")
-        self.teacher = teacher
+        super().__init__(teacher)
         self.ledger = ledger
         self.budget = budget
         self.round = round
-        self.gives_scores = teacher.gives_scores
-        self.takes = teacher.takes
-        self.max_history = teacher.max_history
-        self.ids = teacher.ids
-        self.exclude_history = teacher.exclude_history
-        self.batch_size = teacher.batch_size
         self.watch: Callable[[Sequence[Outcome]], None] = lambda outcomes: None
         """Told what came back, once it is written down."""
         self.charge: Charge = teacher.charge if isinstance(teacher, MeteredTeacher) else "queries"
         ledger.set_terms(teacher.identity, budget, self.charge)
-
-    @property
-    def identity(self) -> str:
-        """That of the teacher itself."""
-        return self.teacher.identity
 
     def stats(self) -> Stats:
         """Return what this teacher's answers have cost."""
