@@ -112,8 +112,12 @@ def find_recipe(dataset: str, student: str, loss: str = "softmax") -> Recipe:
 
 
 def train(split: Split, run: Run, name: str, *, teacher: Teacher | None = None) -> tuple[Student, Fit]:
-    """Train by a run's settings, or take what an earlier try with the same settings has trained."""
-    sections = {key: value for key, value in run.dump().items() if key != "data"}
+    """Train by a run's settings, or take what an earlier try with the same settings has trained.
+
+    Settings that are defaults do not count, so that a new one leaves what was trained before it where it is. A change
+    of the code is not noticed: delete what it makes wrong.
+    """
+    sections = {key: value for key, value in run.dump(defaults=False).items() if key != "data"}
     if teacher is not None:
         sections["teacher"] = teacher.identity
     digest = hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()[:12]

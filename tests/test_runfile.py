@@ -43,6 +43,12 @@ def test_what_was_dumped_is_the_same_run() -> None:
     assert Run.parse(json.loads(json.dumps(run.dump()))) == run
 
 
+def test_what_is_no_default_is_enough_to_make_the_same_run() -> None:
+    run = parse(student={"name": "gru4rec", "dim": 8}, teacher=API | {"budget": 5}, training={"epochs": 3})
+    assert run.dump(defaults=False)["student"] == {"name": "gru4rec", "dim": 8}
+    assert Run.parse(json.loads(json.dumps(run.dump(defaults=False)))) == run
+
+
 def test_several_teachers_are_settings_like_one() -> None:
     run = parse(teacher={"kind": "ensemble", "members": [API | {"budget": 5}, RUN], "weights": [2, 1]})
     assert isinstance(run.teacher, Ensemble)

@@ -203,18 +203,22 @@ class Run:
             evaluation=EvaluationSettings.parse(sections.evaluation, where=f"{where}: [evaluation]"),
         )
 
-    def dump(self) -> Values:
-        """Return the sections as plain values; `parse` makes the same run of them."""
+    def dump(self, *, defaults: bool = True) -> Values:
+        """Return the sections as plain values, all or only those that are no defaults; `parse` makes the same run."""
+
+        def plain(settings: Settings) -> Values:
+            return settings.model_dump(mode="json", exclude_defaults=not defaults)
+
         values: Values = {
-            "data": self.data.model_dump(mode="json"),
-            "split": self.split.model_dump(mode="json"),
-            "student": {"name": self.student.name, **self.student.config.model_dump(mode="json")},
-            "method": {"name": self.method.name, **self.method.config.model_dump(mode="json")},
-            "training": self.training.model_dump(mode="json"),
-            "evaluation": self.evaluation.model_dump(mode="json"),
+            "data": plain(self.data),
+            "split": plain(self.split),
+            "student": {"name": self.student.name, **plain(self.student.config)},
+            "method": {"name": self.method.name, **plain(self.method.config)},
+            "training": plain(self.training),
+            "evaluation": plain(self.evaluation),
         }
         if self.teacher is not None:
-            values["teacher"] = self.teacher.model_dump(mode="json")
+            values["teacher"] = {"kind": self.teacher.kind, **plain(self.teacher)}
         return values
 
     def differences(self, other: Run) -> list[str]:

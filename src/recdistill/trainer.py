@@ -306,7 +306,7 @@ class _Loop:
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        if state["settings"] != self.settings.model_dump(mode="json"):
+        if TrainerSettings.parse(state["settings"], where="checkpoint") != self.settings:
             raise TrainingError("the folder holds a checkpoint of other training settings; choose another folder")
         try:
             self.student.load_state_dict(state["student"])

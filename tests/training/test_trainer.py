@@ -177,6 +177,15 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     assert [row.seconds for row in same.rows] == [row.seconds for row in result.rows]
 
 
+def test_a_checkpoint_from_before_a_setting_was_added_is_resumed(tmp_path: Path) -> None:
+    undisturbed, _ = _fit(epochs=5, values=[0.1, 0.2, 0.3, 0.4, 0.5])
+    _stop_after(tmp_path, epochs=2)
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    del state["settings"]["average"], state["average"]
+    torch.save(state, tmp_path / CHECKPOINT)
+    assert _same(_fit(tmp_path, epochs=5, values=[0.3, 0.4, 0.5])[0], undisturbed)
+
+
 def test_other_settings_do_not_overwrite_a_run(tmp_path: Path) -> None:
     _fit(tmp_path, epochs=1)
     with pytest.raises(TrainingError, match="choose another folder"):
