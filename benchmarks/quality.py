@@ -59,7 +59,7 @@ def run(recipe: Recipe, seed: int) -> None:
 def search(recipe: Recipe, changes: Values, seed: int) -> None:
     """Train with other settings and write the figures on the validation cases, if they are not written yet."""
     results = ResultTable(FOLDER / "quality_search.csv", QUALITY)
-    variant = json.dumps(changes, sort_keys=True)
+    variant = f"{recipe.loss} {json.dumps(changes, sort_keys=True)}"
     key = {**_key(recipe, seed), "split": "leave-one-out/valid", "variant": variant}
     if results.already_done(**key):
         return
