@@ -107,7 +107,7 @@ def test_a_run_file_is_enough_to_extract_its_server(piece: Piece, server: Server
         }
     )
     result = run_distillation(run, tmp_path / "run")
-    assert result.facts["queries"]["answers"] == len(piece.split.train)
+    assert result.facts["queries"][0]["answers"] == len(piece.split.train)
 
 
 def test_a_user_that_its_server_does_not_know_is_asked_about_once(piece: Piece, server: Server, tmp_path: Path) -> None:
