@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
+from benchmarks.comparisons import begin, keep, kept_of_both, paired
 from benchmarks.experiments import Recipe, Values, by_stratum, commit, figures, find_recipe, grid, search_figures, train
 from benchmarks.results import FOLDER, QUALITY, ResultTable
 
@@ -26,9 +26,7 @@ from recdistill.data.benchmark_data import load_benchmark
 from recdistill.data.splits import Cases, Split, leave_one_out
 from recdistill.evaluation.fidelity import agreement
 from recdistill.evaluation.full_ranking import evaluate
-from recdistill.evaluation.metrics import Floats
 from recdistill.evaluation.results import Evaluation
-from recdistill.evaluation.significance import by_user, sign_flip_test
 from recdistill.run import local_teacher
 from recdistill.runfile import Run
 from recdistill.serving.artefact import Student
@@ -44,11 +42,6 @@ STUDENT_SEED = 100
 """Added to a student's seed, so that it shares neither first weights nor order of users with its teacher."""
 SECOND = "second generation"
 """The variant whose teacher is the fusion of the black box and the student of the first generation."""
-COLUMNS = (
-    *("dataset", "teacher", "student", "regime", "access", "method", "other", "stratum", "metric", "k"),
-    *("value", "other_value", "gain", "p", "seeds", "users"),
-)
-"""Of the paired tests: means of two methods over seeds, gain of the first in per cent, and p of no difference."""
 
 DATASETS, MODELS, SEEDS = ("amazon-beauty", "ml-1m"), ("sasrec", "bert4rec"), (0, 1, 2)
 METHODS = {"assisted": ("kd", "bahsd"), "pure": ("kd", "rrd", "extraction", "bahsd")}
@@ -215,8 +208,7 @@ def measure(row: Row) -> None:
     teacher = _teacher(row, split)
     taught, minutes = _train(row, row.run(), split, teacher)
     found, reference = (_evaluate(student, split, split.test) for student in (taught, teacher))
-    WORK.mkdir(parents=True, exist_ok=True)
-    found.save(WORK / f"{row.name.replace('/', '_')}_{row.seed}.npz")
+    keep(found, WORK, row, row.seed)
     rows = figures(found, split) + list(_fidelity(found, reference, split))
     results.append(*({**row.key, **figure, "minutes": minutes, "commit": commit()} for figure in rows))
     print(f"== {row.name}: test NDCG@10 {found.mean('ndcg', 10):.4f}", flush=True)
@@ -287,8 +279,7 @@ def _fidelity(found: Evaluation, reference: Evaluation, split: Split) -> Iterato
 
 def compare() -> None:
     """Test BAHSD against every other row of its cell, user by user, means over the seeds that both have."""
-    PAIRED.unlink(missing_ok=True)
-    results = ResultTable(PAIRED, COLUMNS)
+    results = begin(PAIRED)
     for dataset, teacher, regime, access in itertools.product(DATASETS, MODELS, METHODS, ("lists", "scores")):
         ours = Row(dataset, teacher, teacher, "bahsd", regime, access)
         others = [Row(dataset, teacher, teacher, method) for method in ("teacher", "labels")]
@@ -299,38 +290,9 @@ def compare() -> None:
         ]
         split = None
         for other in others:
-            both = [(a, b) for seed in SEEDS if (a := _kept(ours, seed)) and (b := _kept(other, seed))]
-            if not both:
-                continue
-            split = split or leave_one_out(load_benchmark(dataset))
-            for stratum in ("all", "head", "tail"):
-                results.append(_paired(ours, other, stratum, both, split))
-
-
-def _kept(row: Row, seed: int) -> Evaluation | None:
-    path = WORK / f"{row.name.replace('/', '_')}_{seed}.npz"
-    return Evaluation.load(path) if path.is_file() else None
-
-
-def _paired(ours: Row, other: Row, stratum: str, both: list[tuple[Evaluation, Evaluation]], split: Split) -> Values:
-    means: list[Floats] = []
-    for side_of in zip(*both, strict=True):
-        parts = [by_stratum(found, split)[stratum] for found in side_of]
-        means.append(np.mean([by_user(part.values("ndcg", 10), part.users) for part in parts], axis=0))
-    value, other_value = (float(mean.mean()) for mean in means)
-    return {
-        **{name: value for name, value in ours.key.items() if name in COLUMNS},
-        "other": " ".join(filter(None, (other.method, other.variant))),
-        "stratum": stratum,
-        "metric": "ndcg",
-        "k": 10,
-        "value": value,
-        "other_value": other_value,
-        "gain": 100 * (value / other_value - 1),
-        "p": sign_flip_test(means[0] - means[1]),
-        "seeds": len(both),
-        "users": len(means[0]),
-    }
+            if both := kept_of_both(WORK, ours, other, SEEDS):
+                split = split or leave_one_out(load_benchmark(dataset))
+                results.append(*paired(ours, other, both, split, strata=("all", "head", "tail")))
 
 
 if __name__ == "__main__":

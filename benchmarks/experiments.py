@@ -6,20 +6,24 @@ import hashlib
 import itertools
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from recdistill.cli.progress import Reporter
 from recdistill.data.groups import Groups
 from recdistill.data.splits import Split
 from recdistill.evaluation.results import Evaluation, strata, table
+from recdistill.models.base import Model, build_model
 from recdistill.run import learn
 from recdistill.runfile import Run
 from recdistill.serving.artefact import Student
 from recdistill.teachers.base import Teacher
-from recdistill.trainer import Fit
+from recdistill.trainer import CHECKPOINT, EpochRow, Fit, TrainerSettings
 
 WORK = Path("runs/quality")
 """Checkpoints, also of what is finished, so that nothing is trained twice."""
@@ -111,19 +115,84 @@ def find_recipe(dataset: str, student: str, loss: str = "softmax") -> Recipe:
     return next(recipe for recipe in RECIPES if recipe.name == f"{dataset}/{student}/{loss}")
 
 
-def train(split: Split, run: Run, name: str, *, teacher: Teacher | None = None) -> tuple[Student, Fit]:
+class StoppedError(Exception):
+    """Ends a training from outside after a whole epoch; its folder keeps the state."""
+
+
+class _Watched(Reporter):
+    """Shows how a training goes, and tells a function of every epoch."""
+
+    def __init__(self, watch: Callable[[EpochRow], None]) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def epoch(self, row: EpochRow, settings: TrainerSettings) -> None:
+        """Take note of an epoch, which is on disk by now."""
+        super().epoch(row, settings)
+        self.watch(row)
+
+
+def train(
+    split: Split,
+    run: Run,
+    name: str,
+    *,
+    teacher: Teacher | None = None,
+    watch: Callable[[EpochRow], None] = lambda row: None,
+) -> tuple[Student, Fit]:
     """Train by a run's settings, or take what an earlier try with the same settings has trained.
 
-    Settings that are defaults do not count, so that a new one leaves what was trained before it where it is. A change
-    of the code is not noticed: delete what it makes wrong.
+    Args:
+        split: what to learn from and to validate on.
+        run: the settings. Those that are defaults do not count in finding what was trained before, so that a new
+            setting leaves that where it is. A change of the code is not noticed: delete what it makes wrong.
+        name: of the folder, together with seed and settings.
+        teacher: whom to ask.
+        watch: called after every new epoch; may raise `StoppedError`, which is passed on.
     """
+    folder = folder_of(run, name, teacher)
+    with _Watched(watch) as report:
+        return learn(split, run.student, run.method, run.training, teacher=teacher, folder=folder, report=report)
+
+
+def folder_of(run: Run, name: str, teacher: Teacher | None = None) -> Path:
+    """Return where `train` keeps checkpoint and metrics."""
     sections = {key: value for key, value in run.dump(defaults=False).items() if key != "data"}
     if teacher is not None:
         sections["teacher"] = teacher.identity
     digest = hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()[:12]
-    folder = WORK / f"{name.replace('/', '_')}_{run.training.seed}_{digest}"
-    with Reporter() as report:
-        return learn(split, run.student, run.method, run.training, teacher=teacher, folder=folder, report=report)
+    return WORK / f"{name.replace('/', '_')}_{run.training.seed}_{digest}"
+
+
+def after_last_epoch(split: Split, run: Run, folder: Path) -> Model:
+    """Return the model of an unfinished training as it is now, not as it was at its best."""
+    model = build_model(run.student.name, split.dataset.n_items, run.student.config, train=split.train)
+    model.load_state_dict(torch.load(folder / CHECKPOINT, weights_only=True)["student"])
+    return model.eval()
+
+
+def stages(split: Split, run: Run, name: str, epochs: Sequence[int]) -> list[Model]:
+    """Return a model as it was after some epochs of a training without a teacher, which is repeated for that."""
+    return [_stage(split, run, name, epoch) for epoch in epochs]
+
+
+def _stage(split: Split, run: Run, name: str, epoch: int) -> Model:
+    def watch(row: EpochRow) -> None:
+        if row.epoch == epoch:
+            raise StoppedError
+
+    name = f"{name}/epoch-{epoch}"
+    folder = folder_of(run, name)
+    if _epochs(folder) < epoch:
+        with suppress(StoppedError):
+            train(split, run, name, watch=watch)
+    return after_last_epoch(split, run, folder)
+
+
+def _epochs(folder: Path) -> int:
+    """Count the epochs of which the weights are kept."""
+    path = folder / CHECKPOINT
+    return len(torch.load(path, weights_only=True)["rows"]) if path.is_file() else 0
 
 
 def by_stratum(found: Evaluation, split: Split) -> dict[str, Evaluation]:

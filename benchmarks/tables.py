@@ -7,10 +7,12 @@ replaced. The name is that of a function in `TABLES`, or of any file of times in
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -102,8 +104,8 @@ def training_profile(rows: pl.DataFrame) -> str:
     return markdown(["data", "loss", "s / epoch", *phases, "floor, s", "share of the floor"], lines)
 
 
-def speed(rows: pl.DataFrame) -> str:
-    """Any file of times: the median over repeats of every setting."""
+def speed(rows: pl.DataFrame, *, over: str = "ours") -> str:
+    """Any file of times: the median over repeats of every setting; ``over``: what the ratios are over."""
     cells = rows.group_by("dataset", "setting", "system", maintain_order=True).agg(
         _spread("seconds").alias("seconds"),
         _median("ratio").alias("ratio"),
@@ -111,7 +113,7 @@ def speed(rows: pl.DataFrame) -> str:
         pl.col("version").last(),
     )
     return markdown(
-        ["data", "setting", "system", "seconds", "× ours", "peak MB"],
+        ["data", "setting", "system", "seconds", f"× {over}", "peak MB"],
         [
             [
                 row["dataset"],
@@ -151,63 +153,133 @@ def labelling_speed(rows: pl.DataFrame) -> str:
     return markdown(["setting", "answers", "seconds", "answers / s", "share of what is allowed", "peak MB"], lines)
 
 
-def quality(rows: pl.DataFrame) -> str:
-    """HR@10 and NDCG@10 of every method: all, head and tail users; mean ± deviation over seeds."""
+Figure = tuple[str, int, str]
+"""A metric, its k and a stratum."""
+NAMES = {"hr": "HR", "ndcg": "NDCG", "recall": "Recall", "mrr": "MRR"}
+HR_AND_NDCG: list[Figure] = [(metric, 10, stratum) for metric in ("hr", "ndcg") for stratum in ("all", "head", "tail")]
+
+
+def quality(rows: pl.DataFrame, *, shown: Sequence[Figure] = HR_AND_NDCG, split: str = "") -> str:
+    """Metrics of every method: mean ± deviation over seeds.
+
+    Args:
+        rows: of a result file.
+        shown: the figures, a column each.
+        split: only rows whose split begins with this.
+    """
     run = ["dataset", "split", "teacher", "student", "regime", "access", "method", "variant"]
-    figures = [(metric, stratum) for metric in ("hr", "ndcg") for stratum in ("all", "head", "tail")]
     cells = (
-        rows.filter(pl.col("k") == "10")
+        rows.filter(pl.col("split").str.starts_with(split), pl.col("k").is_in([str(k) for _, k, _ in shown]))
         .group_by(run, maintain_order=True)
         .agg(
-            *(
-                _mean("value", (pl.col("metric") == metric) & (pl.col("stratum") == stratum)).alias(
-                    f"{metric}_{stratum}"
-                )
-                for metric, stratum in figures
-            ),
+            *(_mean("value", _is(figure)).alias(_heading(figure)) for figure in shown),
             pl.col("seed").n_unique(),
             pl.col("minutes").cast(pl.Float64).mean(),
         )
     )
-    names = {"hr": "HR@10", "ndcg": "NDCG@10"}
     return markdown(
-        ["data", "split", "teacher → student", "setting", "method", "seeds", "minutes"]
-        + [names[metric] if stratum == "all" else f"{names[metric]} {stratum}" for metric, stratum in figures],
+        ["data", "split", "teacher → student", "setting", "method", "seeds", "minutes", *map(_heading, shown)],
         [
             [
                 row["dataset"],
                 row["split"],
-                " → ".join(filter(None, (row["teacher"], row["student"]))),
+                _pair(row),
                 ", ".join(filter(None, (row["regime"], row["access"]))),
                 " ".join(filter(None, (row["method"], row["variant"]))),
                 str(row["seed"]),
                 _number(row["minutes"]),
-                *(row[f"{metric}_{stratum}"] for metric, stratum in figures),
+                *(row[_heading(figure)] for figure in shown),
             ]
             for row in cells.iter_rows(named=True)
         ],
     )
 
 
+def _is(figure: Figure) -> pl.Expr:
+    metric, k, stratum = figure
+    return (pl.col("metric") == metric) & (pl.col("k") == str(k)) & (pl.col("stratum") == stratum)
+
+
+def _heading(figure: Figure) -> str:
+    metric, k, stratum = figure
+    return f"{NAMES[metric]}@{k}" + ("" if stratum == "all" else f" {stratum}")
+
+
+def _pair(row: dict[str, str | None]) -> str:
+    return " → ".join(filter(None, (row["teacher"], row["student"])))
+
+
 def paired(rows: pl.DataFrame) -> str:
     """What a method gains over the others of its cell, with the p-value of the paired test."""
     cells = rows.pivot(
         "stratum",
-        index=["dataset", "teacher", "student", "regime", "access", "method", "other", "seeds"],
+        index=["dataset", "split", "teacher", "student", "regime", "access", "method", "other", "seeds", "metric", "k"],
         values=["gain", "p"],
     )
     strata = rows["stratum"].unique(maintain_order=True).to_list()
     return markdown(
-        ["data", "teacher → student", "setting", "method", "against", "seeds", *(f"NDCG@10 {s}" for s in strata)],
+        ["data", "split", "teacher → student", "setting", "method", "against", "seeds", "gain in", *strata],
         [
             [
                 row["dataset"],
-                f"{row['teacher']} → {row['student']}",
-                f"{row['regime']}, {row['access']}",
+                row["split"],
+                _pair(row),
+                ", ".join(filter(None, (row["regime"], row["access"]))),
                 row["method"],
                 row["other"],
                 row["seeds"],
-                *(f"{float(row[f'gain_{s}']):+.1f}% (p {float(row[f'p_{s}']):.4f})" for s in strata),
+                f"{NAMES[row['metric']]}@{row['k']}",
+                *(_gain(row.get(f"gain_{s}"), row.get(f"p_{s}")) for s in strata),
+            ]
+            for row in cells.iter_rows(named=True)
+        ],
+    )
+
+
+def _gain(gain: str | None, p: str | None) -> str:
+    return "" if gain is None or p is None else f"{float(gain):+.1f}% (p {float(p):.4f})"
+
+
+def trials(rows: pl.DataFrame) -> str:
+    """What tuning found: trials made and pruned, and the best one's settings and validation figures."""
+    run = ["dataset", "split", "teacher", "student", "method", "variant", "sampler"]
+    lines = []
+    for _, group in rows.group_by(run, maintain_order=True):
+        finished = group.filter(pl.col("state") == "complete").sort(pl.col("value").cast(pl.Float64), descending=True)
+        first = group.row(0, named=True)
+        best = finished.row(0, named=True) if len(finished) else None
+        minutes = group["minutes"].cast(pl.Float64).sum()
+        lines.append(
+            [
+                *(first["dataset"], first["split"], _pair(first)),
+                " ".join(filter(None, (first["method"], first["variant"]))),
+                *(first["sampler"], str(len(group)), str(len(group) - len(finished)), _number(minutes)),
+                *(("", "", "") if best is None else (_settings(best["settings"]), best["value"], best["tail"])),
+            ]
+        )
+    figure = f"{NAMES['ndcg']}@20"
+    header = ["data", "split", "teacher → student", "method", "search", "trials", "pruned", "minutes", "best"]
+    return markdown([*header, figure, f"{figure} tail"], lines)
+
+
+def _settings(text: str) -> str:
+    return ", ".join(f"{name.split('.')[-1]} {value}" for name, value in json.loads(text).items())
+
+
+def overlap(rows: pl.DataFrame) -> str:
+    """How much of the teacher's lists the student's share after some epochs."""
+    cells = rows.pivot(
+        "epoch", index=["dataset", "split", "teacher", "student", "method", "variant", "seed", "k"], values="value"
+    )
+    epochs = sorted(rows["epoch"].unique().to_list(), key=int)
+    return markdown(
+        ["data", "split", "teacher → student", "method", "top", *(f"epoch {epoch}" for epoch in epochs)],
+        [
+            [
+                *(row["dataset"], row["split"], _pair(row)),
+                " ".join(filter(None, (row["method"], row["variant"]))),
+                row["k"],
+                *("" if row[epoch] is None else f"{float(row[epoch]):.3f}" for epoch in epochs),
             ]
             for row in cells.iter_rows(named=True)
         ],
@@ -236,6 +308,16 @@ def premise(rows: pl.DataFrame) -> str:
     )
 
 
+BY_STRATUM = ("all", "head", "tail", "item-head", "item-tail")
+RECALL_AND_NDCG: list[Figure] = [
+    *((metric, 10, "all") for metric in ("recall", "ndcg")),
+    *((metric, 20, stratum) for metric in ("recall", "ndcg") for stratum in BY_STRATUM),
+]
+OF_SEQUENCES: list[Figure] = [
+    *((metric, k, "all") for metric in ("hr", "ndcg") for k in (5, 20)),
+    *((metric, 10, stratum) for metric in ("hr", "ndcg") for stratum in BY_STRATUM),
+]
+
 TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
     "training_speed": ("training_speed", training_speed),
     "training_profile": ("training_speed", training_profile),
@@ -245,6 +327,12 @@ TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
     "bahsd_search": ("bahsd_search", quality),
     "premise": ("premise", premise),
     "bahsd_paired": ("bahsd_paired", paired),
+    "rcekd": ("rcekd", partial(quality, shown=RECALL_AND_NDCG, split="8:1:1")),
+    "rcekd_sequences": ("rcekd", partial(quality, shown=OF_SEQUENCES, split="leave-one-out")),
+    "rcekd_trials": ("rcekd_trials", trials),
+    "rcekd_paired": ("rcekd_paired", paired),
+    "rcekd_overlap": ("rcekd_overlap", overlap),
+    "distillation_speed": ("distillation_speed", partial(speed, over="labels")),
     "evaluation_speed": ("evaluation_speed", speed),
     "labelling_speed": ("labelling_speed", labelling_speed),
     "data_size": ("data_size", speed),

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks.bahsd import ABLATIONS, SECOND, TABLES, Row, core
+from benchmarks.comparisons import COLUMNS
 from benchmarks.experiments import find_recipe
 from benchmarks.results import ResultTable
 
@@ -83,7 +84,7 @@ def test_paired_tests_are_user_by_user_over_the_seeds_that_both_have(
     save(Row(*cell, "labels"), 0, rank=3)  # log2(1 + 3) = 2: an NDCG of .5
     bahsd.compare()
 
-    rows = ResultTable(tmp_path / "paired.csv", bahsd.COLUMNS).rows()
+    rows = ResultTable(tmp_path / "paired.csv", COLUMNS).rows()
     assert [row["stratum"] for row in rows] == ["all", "head", "tail"]
     for row in rows:
         assert (row["method"], row["other"], row["seeds"]) == ("bahsd", "labels", "1")

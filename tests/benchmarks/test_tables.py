@@ -1,8 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
-from benchmarks.bahsd import COLUMNS as PAIRED
+from benchmarks.comparisons import COLUMNS as PAIRED
 from benchmarks.premise import COLUMNS as PREMISE
+from benchmarks.rcekd import OVERLAP_COLUMNS, TRIAL_COLUMNS
 from benchmarks.results import FOLDER, QUALITY, SPEED, ResultTable
 from benchmarks.tables import DOCUMENTS, fill, make, markdown
 
@@ -105,12 +107,66 @@ def test_a_signal_of_a_band_stands_in_a_row(tmp_path: Path) -> None:
 
 def test_paired_tests_of_all_strata_stand_in_a_row(tmp_path: Path) -> None:
     table = ResultTable(tmp_path / "bahsd_paired.csv", PAIRED)
-    cell = {"dataset": "ml-1m", "teacher": "sasrec", "student": "sasrec", "regime": "pure", "access": "lists"}
+    cell = {"dataset": "ml-1m", "split": "leave-one-out", "teacher": "sasrec", "student": "sasrec"}
+    cell |= {"regime": "pure", "access": "lists", "metric": "ndcg", "k": "10"}
     for stratum, gain, p in (("all", 5.25, 0.0001), ("tail", -1.0, 0.5)):
         table.append({**cell, "method": "bahsd", "other": "kd", "stratum": stratum, "gain": gain, "p": p, "seeds": 3})
+    table.append({**cell, "method": "bahsd", "other": "rrd", "stratum": "all", "gain": 2.0, "p": 0.01, "seeds": 1})
+    table.append({**cell, "method": "bahsd", "other": "rrd", "stratum": "tail", "p": 0.01, "seeds": 1})  # rrd had 0
+    key = ["ml-1m", "leave-one-out", "sasrec → sasrec", "pure, lists", "bahsd"]
     assert cells(make("bahsd_paired", tmp_path)) == [
-        ["ml-1m", "sasrec → sasrec", "pure, lists", "bahsd", "kd", "3", "+5.2% (p 0.0001)", "-1.0% (p 0.5000)"]
+        [*key, "kd", "3", "NDCG@10", "+5.2% (p 0.0001)", "-1.0% (p 0.5000)"],
+        [*key, "rrd", "1", "NDCG@10", "+2.0% (p 0.0100)", ""],
     ]
+
+
+def test_quality_shows_the_figures_and_the_split_that_a_table_is_about(tmp_path: Path) -> None:
+    table = ResultTable(tmp_path / "rcekd.csv", QUALITY)
+    run = {"dataset": "gowalla", "teacher": "mf-300", "student": "mf-20", "method": "rcekd", "seed": 0}
+    for split, metric, k in (("8:1:1 shuffled", "recall", 20), ("leave-one-out", "hr", 5)):
+        table.append({**run, "split": split, "metric": metric, "k": k, "stratum": "all", "value": 0.25, "minutes": 1})
+    (row,) = cells(made := make("rcekd", tmp_path))
+    assert (row[:3], row[7:]) == (
+        ["gowalla", "8:1:1 shuffled", "mf-300 → mf-20"],
+        ["", "", "0.2500", *[""] * 9],
+    )
+    heading = [cell.strip() for cell in made.splitlines()[0].strip("|").split("|")]
+    assert heading[7:11] == ["Recall@10", "NDCG@10", "Recall@20", "Recall@20 head"]
+    (row,) = cells(make("rcekd_sequences", tmp_path))
+    assert (row[1], row[7]) == ("leave-one-out", "0.2500")
+
+
+def test_of_a_search_the_best_trial_is_shown(tmp_path: Path) -> None:
+    table = ResultTable(tmp_path / "rcekd_trials.csv", TRIAL_COLUMNS)
+    run = {"dataset": "gowalla", "split": "8:1:1 shuffled", "teacher": "mf-300", "student": "mf-20", "method": "cd"}
+    for trial, value in enumerate((0.03, 0.2, None)):
+        state = "complete" if value else "pruned"
+        settings = json.dumps({"method.weight": 10.0 * trial})
+        more = {"trial": trial, "state": state, "settings": settings, "value": value, "tail": value, "minutes": 2}
+        table.append({**run, "sampler": "tpe", **more})
+    assert cells(make("rcekd_trials", tmp_path)) == [
+        [
+            *("gowalla", "8:1:1 shuffled", "mf-300 → mf-20", "cd", "tpe", "3", "1", "6.00"),
+            *("weight 10.0", "0.2", "0.2"),
+        ]
+    ]
+
+
+def test_overlap_stands_in_a_row_by_epoch(tmp_path: Path) -> None:
+    table = ResultTable(tmp_path / "rcekd_overlap.csv", OVERLAP_COLUMNS)
+    run = {"dataset": "gowalla", "split": "8:1:1 shuffled", "teacher": "mf-300", "student": "mf-20", "method": "ce"}
+    for epoch, value in ((2, 0.25), (10, 0.5)):
+        table.append({**run, "seed": 0, "epoch": epoch, "k": 50, "value": value})
+    made = make("rcekd_overlap", tmp_path)
+    assert "| top | epoch 2 | epoch 10 |" in made
+    assert cells(made) == [["gowalla", "8:1:1 shuffled", "mf-300 → mf-20", "ce", "50", "0.250", "0.500"]]
+
+
+def test_times_of_methods_are_over_those_of_the_bare_student(tmp_path: Path) -> None:
+    ResultTable(tmp_path / "distillation_speed.csv", SPEED).append(speed_row("rcekd", "epoch", 1, 1.2, ratio=1.2))
+    made = make("distillation_speed", tmp_path)
+    assert "| seconds | × labels |" in made
+    assert cells(made) == [["ml-1m", "epoch", "rcekd 1.0", "1.20", "1.20", ""]]
 
 
 def test_markdown_has_as_many_cells_as_headings() -> None:

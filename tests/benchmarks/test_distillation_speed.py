@@ -1,0 +1,128 @@
+"""What is measured of distillation, in which order, and how it is written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.distillation_speed import MOST_MB, EnoughError, Epochs, Job, find, made_up, measure, missed, plan, run
+from benchmarks.results import SPEED, ResultTable
+
+from benchmarks import distillation_speed
+from recdistill.trainer import EpochRow, TrainerSettings
+
+DATA = {"gowalla": made_up()}
+
+
+def result(seconds: float, *, foreign: float = 0.0, peak_mb: float = 100.4) -> dict[str, Any]:
+    return {"seconds": seconds, "peak_mb": peak_mb, "foreign_cores": foreign, "stolen_cores": 0.0}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> ResultTable:
+    return ResultTable(tmp_path / "speed.csv", SPEED)
+
+
+def drive(monkeypatch: pytest.MonkeyPatch, table: ResultTable, *results: dict[str, Any]) -> int:
+    """Run one repeat of RCE-KD, measurements giving these results in order; return how many were left over."""
+    waiting = list(results)
+    monkeypatch.setattr(distillation_speed, "measure_apart", lambda *_, **__: waiting.pop(0))
+    run(list(plan(["gowalla"], ["rcekd"], 1)), table, DATA, seconds=1.0, threads=2, tries=1)
+    return len(waiting)
+
+
+def test_the_bare_student_comes_first_and_methods_take_turns() -> None:
+    jobs = list(plan(["gowalla"], ["ce", "rcekd"], 2))
+    assert [(job.method, job.setting) for job in jobs[: len(jobs) // 2]] == [
+        ("labels", "epoch"),
+        ("ce", "epoch"),
+        ("rcekd", "epoch"),
+        ("rcekd", "epoch/refresh-10"),
+        ("rcekd", "refresh"),
+    ]
+    assert [job.repeat for job in jobs] == [1] * 5 + [2] * 5
+
+
+def test_a_job_trains_what_the_quality_table_does() -> None:
+    assert Job("gowalla", "labels", "epoch", 1).run().method.name == "supervised"
+    each, rare = (
+        Job("gowalla", "rcekd", setting, 1).run().dump()["method"] for setting in ("epoch", "epoch/refresh-10")
+    )
+    assert (each["refresh_every"], rare["refresh_every"]) == (1, 10)
+    assert each["label_loss"] == rare["label_loss"]
+    assert each["label_loss"]["loss"] == "bpr"
+
+
+def test_times_are_divided_by_those_of_the_bare_student(monkeypatch: pytest.MonkeyPatch, table: ResultTable) -> None:
+    assert drive(monkeypatch, table, result(2.0), result(5.0), result(3.0, foreign=0.5), result(1.0)) == 0
+    assert [(row["system"], row["setting"], row["ratio"], row["peak_mb"]) for row in table.rows()] == [
+        ("labels", "epoch", "1", "100"),
+        ("rcekd", "epoch", "2.5", "100"),
+        ("rcekd", "epoch/refresh-10/noisy", "1.5", "100"),
+        ("rcekd", "refresh", "0.5", "100"),
+    ]
+
+
+def test_what_is_in_the_table_is_not_measured_again(monkeypatch: pytest.MonkeyPatch, table: ResultTable) -> None:
+    first = [result(2.0, foreign=0.9), result(5.0), result(3.0, foreign=0.5), result(1.0)]
+    drive(monkeypatch, table, *first)
+    assert drive(monkeypatch, table) == 0
+    assert len(table.rows()) == 4
+    assert find(table, Job("gowalla", "labels", "epoch", 2)) is None
+
+
+def test_a_missed_bar_is_named(monkeypatch: pytest.MonkeyPatch, table: ResultTable) -> None:
+    drive(monkeypatch, table, result(2.0), result(2.7), result(2.5), result(9.0, peak_mb=MOST_MB + 1))
+    slow, large = missed(table)
+    assert slow.startswith("gowalla rcekd epoch repeat 1: 1.35 times")
+    assert large.startswith("gowalla rcekd refresh repeat 1")
+
+
+def test_the_first_epoch_is_left_out_and_rounds_are_whole() -> None:
+    epochs = Epochs(seconds=2.0, round_of=4)
+
+    def end(seconds: float) -> None:
+        epochs.epoch(EpochRow(1, {}, None, 0.1, seconds, 1.0), TrainerSettings())
+
+    for seconds in (100.0, 9.0, 1.0, 1.0):
+        end(seconds)
+    with pytest.raises(EnoughError):
+        end(1.0)
+    assert epochs.measured == [9.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("method", ["labels", "rcekd", "hetcomp"])
+def test_an_epoch_is_measured_with_an_untrained_teacher(method: str) -> None:
+    train, n_items = made_up()
+    found = measure(Job("gowalla", method, "epoch", 1), train, n_items, seconds=0.0, threads=torch.get_num_threads())
+    assert found["seconds"] > 0
+    assert found["peak_mb"] > 0
+
+
+def test_a_refresh_is_measured() -> None:
+    train, n_items = made_up()
+    found = measure(Job("gowalla", "rcekd", "refresh", 1), train, n_items, seconds=0, threads=torch.get_num_threads())
+    assert found["seconds"] > 0
+
+
+def test_a_disturbed_measurement_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = [result(4.0, foreign=0.9), result(3.0)]
+
+    class Apart:
+        """Stands in for a process."""
+
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+        def __enter__(self) -> "Apart":
+            return self
+
+        def __exit__(self, *_: Any) -> None: ...
+        def submit(self, *_: Any, **__: Any) -> "Apart":
+            return self
+
+        def result(self) -> dict[str, Any]:
+            return waiting.pop(0)
+
+    monkeypatch.setattr(distillation_speed, "ProcessPoolExecutor", Apart)
+    job = Job("gowalla", "labels", "epoch", 1)
+    found = distillation_speed.measure_apart(job, *DATA["gowalla"], seconds=0, threads=1, tries=3)
+    assert (found["seconds"], waiting) == (3.0, [])
