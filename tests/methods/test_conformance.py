@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,11 @@ from recdistill.errors import SettingsError
 from recdistill.methods.base import Method, Setting, TrainingBatch, build_method
 from recdistill.models.base import Batch, Model, build_model
 from recdistill.registry import import_all
+from recdistill.settings import Settings
+from recdistill.teachers.base import Teacher
 from recdistill.teachers.fake import FakeTeacher
-from recdistill.trainer import Batches, TrainerSettings, fit
+from recdistill.teachers.local import LocalTeacher
+from recdistill.trainer import Batches, Progress, Silent, TrainerSettings, fit
 
 import_all("recdistill.methods")
 
@@ -27,22 +32,55 @@ NAMES = sorted(Method.registry)
 PURE = [name for name in NAMES if "labels" in Method.registry[name].Config.model_fields]
 
 
-SMALL: dict[str, dict[str, Any]] = {"extraction": {"walk_len": 4, "n_queries": 400}}
-"""Settings of what would ask the little teacher too much."""
+SMALL: dict[str, dict[str, Any]] = {
+    "extraction": {"walk_len": 4, "n_queries": 400},
+    "de": {"n_experts": 3, "n_items": 8, "weight": 0.1},
+    "htd": {"n_experts": 3, "n_items": 8},
+    "hetcomp": {"look_every": 1},
+}
+"""Settings of what would ask the little teacher too much, take too long to begin, or outweigh the labels."""
+LOOKED_INTO = [name for name in NAMES if Method.registry[name].needs - {"rankings"}]
+"""Methods whose teacher must give more than lists."""
 
 
-def setting(*, gives_scores: bool = False) -> Setting:
-    return Setting(TRAIN, np.arange(len(TRAIN)), N, FakeTeacher(N, gives_scores=gives_scores))
+class Circle(Model):
+    """Answers as `FakeTeacher` does, but as a model that can be looked into: the next item scores highest."""
+
+    def __init__(self, n_items: int, *, confidence: float) -> None:
+        super().__init__(Settings(), n_items)
+        self.name = "circle"
+        items = torch.arange(n_items)
+        steps = (items[None, :] - items[:, None] - 1) % n_items
+        self.after = torch.nn.Parameter(torch.cat([torch.zeros(1, n_items), -confidence * steps]))
+        self.items = torch.nn.Parameter(torch.cat([torch.zeros(1, n_items), torch.eye(n_items)]))
+
+    def encode(self, batch: Batch) -> torch.Tensor:
+        return self.after[batch.items[batch.last]]
+
+    def item_embeddings(self) -> torch.Tensor:
+        return self.items
 
 
-def ready(name: str, *, gives_scores: bool = False, **settings: Any) -> Method:
+def teacher(name: str, *, gives_scores: bool) -> Teacher:
+    if name not in LOOKED_INTO:
+        return FakeTeacher(N, gives_scores=gives_scores)
+    return LocalTeacher(Circle(N, confidence=1.0), earlier=[Circle(N, confidence=0.1)])
+
+
+def setting(name: str, *, gives_scores: bool = False) -> Setting:
+    return Setting(TRAIN, np.arange(len(TRAIN)), N, teacher(name, gives_scores=gives_scores))
+
+
+def ready(name: str, learner: Model, *, gives_scores: bool = False, **settings: Any) -> Method:
     method = build_method(name, SMALL.get(name, {}) | settings)
-    method.prepare(setting(gives_scores=gives_scores))
+    method.prepare(setting(name, gives_scores=gives_scores))
+    method.fit_to(learner)
     return method
 
 
-def student(name: str = "sasrec") -> Model:
-    return build_model(name, N, {"dim": 16, "max_len": 5, "dropout": 0.0, "init_std": 0.1})
+def student(name: str = "sasrec", *, dropout: float = 0.0, seed: int = 0) -> Model:
+    reads = {} if name == "mf" else {"max_len": 5, "dropout": dropout}
+    return build_model(name, N, {"dim": 16, "init_std": 0.1, **reads}, train=TRAIN, seed=seed)
 
 
 def batch(rows: list[int], method: Method, model: Model, seed: int = 0) -> TrainingBatch:
@@ -68,22 +106,28 @@ def hit_rate(model: Model) -> float:
     return float((scores.argmax(1) == expected).float().mean())
 
 
+TAUGHT = [(name, scores) for name in NAMES for scores in (False, True) if scores or name not in LOOKED_INTO]
+"""Methods, and whether the teacher's lists come with scores."""
+OF_USERS = [name for name in NAMES if name != "extraction"]
+"""Methods that learn from the users of the training data, and so can teach a model that reads who asks."""
+STUDENTS = [(name, model) for name in NAMES for model in ("sasrec", "bert4rec")] + [(name, "mf") for name in OF_USERS]
+
+
 @pytest.mark.parametrize("gives_scores", [False, True])
-@pytest.mark.parametrize("model", ["sasrec", "bert4rec"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "model"), STUDENTS)
 def test_every_part_is_a_finite_scalar(name: str, model: str, gives_scores: bool) -> None:
-    values = parts(ready(name, gives_scores=gives_scores), student(model), [0, 1, 2, 7])
+    learner = student(model)
+    values = parts(ready(name, learner, gives_scores=gives_scores), learner, [0, 1, 2, 7])
     assert values
     for part in values.values():
         assert part.shape == ()
         assert part.isfinite()
 
 
-@pytest.mark.parametrize("model", ["sasrec", "bert4rec", "gru4rec"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "model"), [*STUDENTS, *((name, "gru4rec") for name in NAMES)])
 def test_the_gradient_reaches_every_weight_of_the_student(name: str, model: str) -> None:
-    learner = build_model(model, N, {"dim": 16, "max_len": 5, "dropout": 0.0})
-    total = torch.stack(list(parts(ready(name), learner, [0, 1, 2, 7]).values())).sum()
+    learner = student(model)
+    total = torch.stack(list(parts(ready(name, learner), learner, [0, 1, 2, 7]).values())).sum()
     gradients = torch.autograd.grad(total, list(learner.parameters()), allow_unused=True)
     untouched = [
         weight
@@ -96,7 +140,8 @@ def test_the_gradient_reaches_every_weight_of_the_student(name: str, model: str)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loss_does_not_grow_with_the_batch(name: str) -> None:
     """A learning rate found at one batch size would not hold at another."""
-    method, model = ready(name), student()
+    model = student()
+    method = ready(name, model)
     rows = list(range(len(TRAIN)))
     small, large = parts(method, model, rows), parts(method, model, rows * 4)
     for part in small:  # a sum over users would be 4 times as large; more negatives in the batch may cost a little
@@ -105,7 +150,8 @@ def test_the_loss_does_not_grow_with_the_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_user_alone_can_be_learned_from(name: str) -> None:
-    assert all(part.isfinite() for part in parts(ready(name), student(), [3]).values())
+    learner = student()
+    assert all(part.isfinite() for part in parts(ready(name, learner), learner, [3]).values())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -113,30 +159,70 @@ def test_the_same_seeds_give_the_same_weights(name: str) -> None:
     settings = TrainerSettings(epochs=2, batch_size=6, learning_rate=0.01)
     weights = []
     for _ in range(2):
-        learner = build_model("sasrec", N, {"dim": 16, "max_len": 5, "dropout": 0.2}, seed=3)
-        fit(learner, build_method(name, SMALL.get(name)), setting(), settings, validate=hit_rate)
+        learner = student(dropout=0.2, seed=3)
+        fit(learner, build_method(name, SMALL.get(name)), setting(name), settings, validate=hit_rate)
         weights.append(learner.state_dict())
     for key, value in weights[0].items():
         assert torch.equal(value, weights[1][key]), key
 
 
-SHORT_LISTS = {name: {"top_k": 1} for name in NAMES if "top_k" in Method.registry[name].Config.model_fields}
+class _Stop(Exception):
+    pass
+
+
+class StopsInEpoch3(Silent):
+    def step(self, epoch: int, step: int, n_steps: int, parts: dict[str, float], sequences_per_second: float) -> None:
+        if epoch == 3:
+            raise _Stop
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_that_was_stopped_ends_with_the_same_weights(name: str, tmp_path: Path) -> None:
+    """Whatever a method found out about the student before the epoch that was lost must be in the checkpoint."""
+    settings = TrainerSettings(epochs=4, batch_size=6, learning_rate=0.01)
+    seldom = {"refresh_every": 3} if "refresh_every" in Method.registry[name].Config.model_fields else {}
+    rising = itertools.count()  # without improvement an early epoch would be kept, and nothing compared
+
+    def run(folder: Path | None, progress: Progress) -> dict[str, torch.Tensor]:
+        learner, method = student(), build_method(name, SMALL.get(name, {}) | seldom)
+        fit(
+            learner,
+            method,
+            setting(name),
+            settings,
+            validate=lambda _: float(next(rising)),
+            folder=folder,
+            progress=progress,
+        )
+        return learner.state_dict()
+
+    undisturbed = run(None, Silent())
+    with pytest.raises(_Stop):
+        run(tmp_path, StopsInEpoch3())
+    for key, value in run(tmp_path, Silent()).items():
+        assert torch.equal(value, undisturbed[key]), key
+
+
+SHORT_LISTS = {
+    name: {"top_k": 1}
+    for name in NAMES
+    if "top_k" in Method.registry[name].Config.model_fields and name not in LOOKED_INTO
+}
 """The first item of a longer list leads by so little that learning it takes minutes, not seconds."""
-LEARNERS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in NAMES] + [
-    (name, {"labels": False}) for name in PURE
+LEARNERS: list[tuple[str, bool, dict[str, Any]]] = [(*taught, {}) for taught in TAUGHT] + [
+    (name, gives_scores, {"labels": False}) for name in PURE for gives_scores in (False, True)
 ]
 
 
-@pytest.mark.parametrize("gives_scores", [False, True])
-@pytest.mark.parametrize(("name", "settings"), LEARNERS)
-def test_it_learns_what_comes_next_on_a_circle(name: str, settings: dict[str, Any], gives_scores: bool) -> None:
+@pytest.mark.parametrize(("name", "gives_scores", "settings"), LEARNERS)
+def test_it_learns_what_comes_next_on_a_circle(name: str, gives_scores: bool, settings: dict[str, Any]) -> None:
     learner = student()
     assert hit_rate(learner) < 0.5
     trainer = TrainerSettings(epochs=15, batch_size=9, learning_rate=0.01, validate_every=5)
     fit(
         learner,
         build_method(name, SMALL.get(name, {}) | settings | SHORT_LISTS.get(name, {})),
-        setting(gives_scores=gives_scores),
+        setting(name, gives_scores=gives_scores),
         trainer,
         validate=hit_rate,
     )
@@ -147,6 +233,12 @@ def test_it_learns_what_comes_next_on_a_circle(name: str, settings: dict[str, An
 def test_without_the_teacher_it_needs_a_method_says_so(name: str) -> None:
     with pytest.raises(SettingsError, match="teacher"):
         build_method(name).prepare(Setting(TRAIN, np.arange(len(TRAIN)), N))
+
+
+@pytest.mark.parametrize("name", LOOKED_INTO)
+def test_a_teacher_of_lists_is_refused_by_name_with_what_it_lacks(name: str) -> None:
+    with pytest.raises(SettingsError, match=r"'fake' does not give|fake.* does not give"):
+        build_method(name).prepare(Setting(TRAIN, np.arange(len(TRAIN)), N, FakeTeacher(N, gives_scores=True)))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from recdistill.methods.rrd import draw_interesting, relaxed_ranking_loss
+from recdistill.losses import relaxed_ranking_loss
+from recdistill.methods.rrd import draw_interesting
 
 
 def test_the_likelihood_of_an_order_by_hand() -> None:

@@ -6,9 +6,11 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from recdistill.losses import relaxed_ranking_loss
 from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.methods.kd import ListConfig, answer_weight, label_and_queries
 from recdistill.methods.labels import LabelLoss
+from recdistill.methods.lists import draw_places, list_logits
 from recdistill.models.base import Model
 from recdistill.probing import probe
 
@@ -34,7 +36,8 @@ class RRD(Method, name="rrd"):
 
     Source: Kang et al., "DE-RRD: A Knowledge Distillation Framework for Recommender System", CIKM 2020, section 4.
     Differs: a mean over the K places, not a sum; and the interesting items come from the list that a black box gives,
-    which leaves out the history, not from its scores of all items.
+    which leaves out the history, not from its scores of all items. Where the authors of RCE-KD sum over the distinct
+    users of a batch of (user, item) rows, with weight λ', λ is K times λ' times the items of the average user.
     """
 
     Config = RRDConfig
@@ -57,9 +60,9 @@ class RRD(Method, name="rrd"):
         unlisted = ~torch.isin(owner + others, owner + listed)
         chosen, others, unlisted = (x.to(queries.device) for x in (chosen, others, unlisted))
         loss = relaxed_ranking_loss(
-            torch.einsum("bd,bkd->bk", queries, embeddings[chosen]),
+            list_logits(queries, embeddings, chosen),
             chosen > 0,
-            torch.einsum("bd,bkd->bk", queries, embeddings[others]),
+            list_logits(queries, embeddings, others),
             unlisted,
         )
         parts["order"] = answer_weight(batch, config) * loss.sum()
@@ -79,28 +82,5 @@ def draw_interesting(listed: Tensor, n: int, temperature: float, generator: torc
         ``(B, min(n, K))`` int64 the drawn items, still best first; 0 is padding.
     """
     ranks = torch.arange(1, listed.shape[1] + 1)
-    # The n greatest of log p plus Gumbel noise are a draw without replacement.
-    noise = -torch.empty(listed.shape).exponential_(generator=generator).clamp_min(1e-30).log()
-    keys = torch.where(listed > 0, noise - ranks / temperature, -torch.inf)
-    places = keys.topk(min(n, listed.shape[1]), dim=1).indices.sort(dim=1).values
-    return listed.gather(1, places)
-
-
-def relaxed_ranking_loss(listed: Tensor, real: Tensor, others: Tensor, unlisted: Tensor) -> Tensor:
-    """Negative log-likelihood of an order whose items all stand above some others, a mean over places.
-
-    Args:
-        listed: ``(B, K)`` the student's logits of the interesting items, best first.
-        real: ``(B, K)`` which of them are no padding.
-        others: ``(B, L)`` its logits of the uninteresting ones.
-        unlisted: ``(B, L)`` which of those count.
-
-    Returns:
-        ``(B,)`` in nats; 0 for a list of padding.
-    """
-    nothing = torch.finfo(listed.dtype).min  # an infinity would make gradients NaN
-    listed = listed.masked_fill(~real, nothing)
-    below = others.masked_fill(~unlisted, nothing).logsumexp(1, keepdim=True)
-    rest = torch.logcumsumexp(listed.flip(1), 1).flip(1)
-    surprise = torch.where(real, torch.logaddexp(rest, below) - listed, 0.0)
-    return surprise.sum(1) / real.sum(1).clamp_min(1)
+    chances = torch.where(listed > 0, -ranks / temperature, -torch.inf)
+    return listed.gather(1, draw_places(chances, n, generator).sort(dim=1).values)

@@ -109,7 +109,7 @@ class LocalTeacher(Teacher):
     def _encode(self, histories: Sequences, users: npt.NDArray[np.integer] | None) -> tuple[Tensor, Tensor]:
         """Return the vectors ``(B, D)`` of histories, and ``(N+1, D)`` of items."""
         model = self.model.eval()
-        table = model.item_embeddings().float()
+        table = model.item_embeddings().detach().float()
         queries = table.new_empty(len(histories), table.shape[1])
         order = np.argsort(histories.lengths, kind="stable")  # of similar length together, for less padding
         for start in range(0, len(order), _HISTORIES):

@@ -1,0 +1,57 @@
+"""Lists of items, one a row: what they share, what a student scores them, and draws from them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def places(listed: Tensor, items: Tensor) -> Tensor:
+    """Return where each item stands in its row's list, from 0; the length K of the list where it does not.
+
+    Args:
+        listed: ``(B, K)`` items, each once a row; 0 is padding.
+        items: ``(B, C)`` items looked for; 0 is never found.
+
+    Returns:
+        ``(B, C)`` int64.
+    """
+    ordered, order = listed.sort(dim=1)
+    at = torch.searchsorted(ordered, items.contiguous()).clamp_max(listed.shape[1] - 1)
+    found = (ordered.gather(1, at) == items) & (items > 0)
+    return torch.where(found, order.gather(1, at), listed.shape[1])
+
+
+def contains(listed: Tensor, items: Tensor) -> Tensor:
+    """Return ``(B, C)`` which of ``items (B, C)`` are in their row of ``listed (B, K)``; padding (0) is not."""
+    return places(listed, items) < listed.shape[1]
+
+
+def list_logits(queries: Tensor, embeddings: Tensor, items: Tensor) -> Tensor:
+    """Return the student's logits ``(B, K)`` of a list a query.
+
+    Args:
+        queries: ``(B, D)`` the student's vectors.
+        embeddings: ``(N+1, D)`` its item vectors.
+        items: ``(B, K)`` item ids; 0, padding, has a logit as well.
+    """
+    return torch.bmm(F.embedding(items.long(), embeddings), queries[:, :, None])[:, :, 0]
+
+
+def draw_places(logits: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Draw places of each row without replacement, one after the other with chances ``softmax(logits)``.
+
+    The n greatest sums of logit and Gumbel noise are such a draw.
+
+    Args:
+        logits: ``(B, M)``; −∞ under padding, which is drawn only where nothing else is left.
+        n: how many; all of a row that has fewer.
+        generator: the source of the draws.
+
+    Returns:
+        ``(B, min(n, M))`` int64 places, the first drawn first.
+    """
+    exponential = torch.empty(logits.shape).exponential_(generator=generator).clamp_min(1e-30)
+    keys = logits - exponential.log().to(logits.device)
+    return keys.topk(min(n, logits.shape[1]), dim=1).indices

@@ -1,0 +1,208 @@
+"""RCE-KD: cross-entropy where it bounds NDCG, and items drawn so that it nearly does elsewhere."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from recdistill.losses import subset_cross_entropy
+from recdistill.methods.base import Setting, TrainingBatch
+from recdistill.methods.lists import contains, draw_places, list_logits
+from recdistill.methods.scored import GuidedConfig, GuidedDistillation, TeacherView, student_lists
+from recdistill.models.base import Model
+
+Form: TypeAlias = Literal["paper", "code"]
+
+_MOST = 50
+"""At which the authors' code cuts off z."""
+
+
+class RCEKDConfig(GuidedConfig):
+    """Rejuvenated cross-entropy. Defaults are the authors' for matrix factorisation on CiteULike."""
+
+    top_k: PositiveInt = 50
+    """Length of the teacher's and of the student's list (K)."""
+    n_sampled: PositiveInt = 50
+    """Items drawn from the head of the student's ranking (L)."""
+    depth: PositiveInt = 200
+    """How deep that head is (M)."""
+    sampling_temperature: PositiveFloat = 10.0
+    """T in the chance ``exp(z / T)`` to be drawn."""
+    temperature: PositiveFloat = 1.0
+    """τ, at which teacher and student are compared; higher is softer."""
+    closure: Form = "code"
+    """Which of the teacher's items z counts below an item: see `closure_counts`."""
+    fusion: Literal["paper", "code", "constant"] = "code"
+    """How γ follows the student: see `fusion_share`. ``constant`` keeps it at ``constant_fusion``."""
+    fusion_rate: NonNegativeFloat = 3.0
+    """β: how fast γ falls as the student's list comes to resemble the teacher's."""
+    constant_fusion: float = Field(default=0.5, ge=0, le=1)
+    """γ where ``fusion`` is ``constant``."""
+    seen_items: bool = True
+    """Whether items of the user's history stand in the lists, teacher's and student's alike."""
+
+
+class RCEKD(GuidedDistillation, name="rcekd"):
+    r"""Learn the teacher's scores on the student's own list, and on the teacher's list closed by draws from above it.
+
+    .. math:: L = L_{label} + \lambda \frac1B \sum_u (1 - \gamma_u) \mathrm{CE}_{Q^S_u} + \gamma_u \mathrm{CE}_{J_u},
+              \quad J_u = A_u \cup (Q^T_u \setminus Q^S_u)
+
+    Cross-entropy on a set of items bounds their NDCG where the set is closed: with an item it holds all that the
+    student ranks above it. The student's list Q^S, its K best items, is closed; the teacher's, Q^T, is not, and so it
+    is filled up by L items A that are drawn from the student's M best, those above many of the teacher's items rather.
+
+    Source: Zhu and Zhang, "Rejuvenating Cross-Entropy Loss in Knowledge Distillation for Recommender Systems", ICLR
+    2026, and the authors' code, from which the published numbers come and which differs in z and γ (``closure``,
+    ``fusion``). Differs from both: a mean over users, each once a batch, where they sum over (user, item) rows, so that
+    a user of many items counts no more than others; and logarithms of sums of exponentials, which do not overflow.
+    """
+
+    Config = RCEKDConfig
+    config: RCEKDConfig
+    needs = frozenset({"rankings", "scores"})
+    items: Tensor
+    """``(R, 2K+L)`` the student's list Q^S and the set J, side by side; 0 is padding."""
+    scores: Tensor
+    """``(R, 2K+L)`` the teacher's scores of them."""
+    fused: Tensor
+    """``(R,)`` γ."""
+
+    def prepare(self, setting: Setting) -> None:
+        """Ask the teacher for its lists."""
+        super().prepare(setting)
+        config = self.config
+        self.view = TeacherView(setting)
+        self.listed = self.view.lists(config.top_k, seen_items=config.seen_items)
+        k, depth = self.listed.shape[1], min(config.depth, setting.n_items)
+        width = min(k, depth) + min(config.n_sampled, depth) + k
+        self.keep("items", width, dtype=torch.int32)
+        self.keep("scores", width, dtype=torch.float32)
+        self.keep("fused", dtype=torch.float32)
+
+    def refresh(self, student: Model, epoch: int, generator: torch.Generator) -> None:
+        """Take the student's lists, draw from them, and ask the teacher what it thinks of both."""
+        config = self.config
+        for rows, head in student_lists(student, self.setting, config.depth, seen_items=config.seen_items):
+            listed = self.listed[rows]
+            own = head[:, : listed.shape[1]]
+            counts = closure_counts(head, listed, form=config.closure)
+            chances = torch.where(head > 0, counts / config.sampling_temperature, -torch.inf)
+            drawn = head.gather(1, draw_places(chances, config.n_sampled, generator))
+            items = torch.cat([own, nearly_closed(own, drawn, listed)], dim=1)
+            at = rows.to(self.items.device)
+            self.items[at] = items.to(self.items)
+            self.scores[at] = self.view.scores(rows, items).to(self.scores)
+            self.fused[at] = self._fusion(listed, own, drawn).to(self.fused)
+
+    def _fusion(self, listed: Tensor, own: Tensor, drawn: Tensor) -> Tensor:
+        config = self.config
+        if config.fusion == "constant":
+            return torch.full((len(listed),), config.constant_fusion)
+        return fusion_share(listed, own if config.fusion == "paper" else drawn, rate=config.fusion_rate)
+
+    def distil(self, student: Model, queries: Tensor, batch: TrainingBatch) -> Tensor:
+        """Return the fused cross-entropies."""
+        items = self.items[batch.rows]
+        loss = rce_loss(
+            list_logits(queries, student.item_embeddings(), items),
+            self.scores[batch.rows],
+            items > 0,
+            self.fused[batch.rows],
+            n_student=min(self.listed.shape[1], self.config.depth),
+            temperature=self.config.temperature,
+        )
+        return loss.mean()
+
+
+def rce_loss(
+    student: Tensor, teacher: Tensor, real: Tensor, fusion: Tensor, *, n_student: int, temperature: float = 1.0
+) -> Tensor:
+    r"""Cross-entropy on the student's list, fused with that on a set that is nearly closed.
+
+    .. math:: (1 - \gamma) \mathrm{CE}_{Q^S} + \gamma \, \mathrm{CE}_J, \quad
+              \mathrm{CE}_J = -\sum_{i \in J} \sigma_J(r^T / \tau)_i \log \sigma_J(r^S / \tau)_i
+
+    Args:
+        student: ``(B, C)`` its logits r^S of the items of Q^S and of J, side by side.
+        teacher: ``(B, C)`` the teacher's scores r^T of them.
+        real: ``(B, C)`` which of them are no padding.
+        fusion: ``(B,)`` γ.
+        n_student: how many of the C belong to Q^S.
+        temperature: τ, positive.
+
+    Returns:
+        ``(B,)`` in nats, least where the student agrees.
+
+    Source: the paper of `RCEKD`.
+    """
+    exact, approximate = (
+        subset_cross_entropy(student[:, part], teacher[:, part], real[:, part], temperature=temperature)
+        for part in (slice(0, n_student), slice(n_student, None))
+    )
+    return (1 - fusion) * exact + fusion * approximate
+
+
+def nearly_closed(own: Tensor, drawn: Tensor, listed: Tensor) -> Tensor:
+    """Return J, what was drawn and what the teacher lists and the student does not, each item once.
+
+    Args:
+        own: ``(B, K)`` the student's list.
+        drawn: ``(B, L)`` items from the head of its ranking, each once a row.
+        listed: ``(B, K)`` the teacher's list.
+
+    Returns:
+        ``(B, L+K)``; 0 is padding.
+    """
+    return torch.cat([drawn, listed.masked_fill(contains(torch.cat([own, drawn], dim=1), listed), 0)], dim=1)
+
+
+def closure_counts(head: Tensor, listed: Tensor, *, form: Form) -> Tensor:
+    r"""Count, for each item at the head of the student's ranking, the teacher's items that are not above it.
+
+    .. math:: z_j = |\{i \in Q : \mathrm{rk}_S(i) \ge \mathrm{rk}_S(j)\}|
+
+    Args:
+        head: ``(B, M)`` the student's best items, best first; 0 is padding.
+        listed: ``(B, K)`` the teacher's list Q^T; 0 is padding.
+        form: ``paper``: Q are the items of Q^T outside the student's own K best. ``code``: Q are all items of Q^T that
+            the head holds, and the count stops at 50.
+
+    Returns:
+        ``(B, M)`` in float32.
+
+    Source: the paper and code of `RCEKD`. In the paper's form items below the head add the same to every z of a row.
+    """
+    if form == "code":
+        inside = contains(listed, head)
+        return _from_below(inside).clamp_max(_MOST)
+    n_own = listed.shape[1]
+    inside = contains(listed, head)
+    inside[:, :n_own] = False
+    deep = (listed > 0) & ~contains(head, listed)
+    return _from_below(inside) + deep.sum(1, keepdim=True)
+
+
+def _from_below(inside: Tensor) -> Tensor:
+    return inside.float().flip(1).cumsum(1).flip(1)
+
+
+def fusion_share(listed: Tensor, others: Tensor, *, rate: float) -> Tensor:
+    r"""How much the approximate part counts: all where teacher and student share nothing, less as they come together.
+
+    .. math:: \gamma = \exp(-\beta |Q^T \cap Q| / |Q^T|)
+
+    Args:
+        listed: ``(B, K)`` the teacher's list Q^T; 0 is padding.
+        others: ``(B, C)`` Q: the student's list in the paper, the draws in the authors' code, where L < K draws never
+            bring γ down to ``exp(−β)``.
+        rate: β.
+
+    Returns:
+        ``(B,)`` in (0, 1].
+    """
+    shared = contains(others, listed).sum(1) / (listed > 0).sum(1).clamp_min(1)
+    return torch.exp(-rate * shared)

@@ -1,0 +1,205 @@
+"""What methods share that learn from a teacher's scores: the teacher's view of the users, and the student's own lists.
+
+Nothing here ever holds a score for every user and item at once.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor
+
+from recdistill.data.dataset import Ints, Sequences
+from recdistill.errors import TeacherError
+from recdistill.evaluation.scoring import top_k
+from recdistill.methods.base import Method, Setting, TrainingBatch, check_teacher
+from recdistill.methods.labels import LabelLoss, LabelLossConfig, as_lists, distinct_pairs
+from recdistill.models.base import Batch, Model
+from recdistill.probing import probe, without
+from recdistill.settings import Settings
+
+
+class DistillationConfig(Settings):
+    """What all methods share that add a teacher's loss to that on true items."""
+
+    label_loss: LabelLossConfig = LabelLossConfig()
+    """How true items are learned."""
+    weight: NonNegativeFloat = 1.0
+    """λ: what the teacher's loss counts, a mean over users, beside that on true items, a mean over items.
+
+    It has to be tuned: values in papers run from 0.005 to 100 000, with the scale of scores and losses. Where a paper
+    sums both losses over the (user, item) rows of a batch, its λ is this one. Where it sums the teacher's over the
+    distinct users of the batch, its λ times their share of the rows is.
+    """
+
+
+class GuidedConfig(DistillationConfig):
+    """What methods share that look at the student's own lists."""
+
+    refresh_every: PositiveInt = 1
+    """Epochs between two looks; the papers look before each epoch."""
+
+
+class Distillation(Method):
+    r"""A loss on true items, and ``weight`` times a teacher's loss that is a mean over users.
+
+    .. math:: L = L_{label} + \lambda \frac1B \sum_u L_{teacher}(u)
+
+    A user counts once a batch, however long the history is.
+    """
+
+    Config = DistillationConfig
+    config: DistillationConfig
+
+    def prepare(self, setting: Setting) -> None:
+        """Take note of the training data and the teacher.
+
+        Raises:
+            SettingsError: when the teacher does not give what is needed.
+        """
+        self.teacher = check_teacher(self, setting.teacher)
+        self.setting = setting
+        self.label_loss = LabelLoss(self.config.label_loss, setting)
+
+    def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Return the parts ``label`` and ``teacher``."""
+        label, queries = self.label_loss.with_queries(student, batch)
+        return {"label": label, "teacher": self.config.weight * self.distil(student, queries, batch)}
+
+    @abstractmethod
+    def distil(self, student: Model, queries: Tensor, batch: TrainingBatch) -> Tensor:
+        """Return the teacher's loss, a scalar, from the student's vectors ``queries (B, D)`` of the batch's users."""
+
+
+class GuidedDistillation(Distillation):
+    """A distillation that looks at the student's own lists every few epochs."""
+
+    Config = GuidedConfig
+    config: GuidedConfig
+
+    def start_epoch(self, student: Model, epoch: int, generator: torch.Generator) -> None:
+        """Look at the student's lists, where it is time."""
+        if epoch % self.config.refresh_every == 0:
+            self.refresh(student, epoch, generator)
+
+    @abstractmethod
+    def refresh(self, student: Model, epoch: int, generator: torch.Generator) -> None:
+        """Take from the student as it is now whatever the loss needs, into what `keep` made."""
+
+    def keep(self, name: str, *shape: int, dtype: torch.dtype) -> None:
+        """Make room for what a refresh finds, as the attribute ``name``: a zero tensor with a row for each user.
+
+        Where it outlives an epoch it is part of the checkpoint, so that a resumed run goes on with it.
+        """
+        room = torch.zeros(len(self.setting.train), *shape, dtype=dtype)
+        self.register_buffer(name, room, persistent=self.config.refresh_every > 1)
+
+
+class TeacherView:
+    """What a teacher says about the users of the training data: lists, and scores of any item."""
+
+    def __init__(self, setting: Setting) -> None:
+        """Let the teacher read the training histories; empty ones are left out."""
+        assert setting.teacher is not None
+        self.setting, self.teacher = setting, setting.teacher
+        rows = filled(setting.train)
+        self.place = np.full(len(setting.train), -1)
+        self.place[rows] = np.arange(len(rows))
+        self.scorer = self.teacher.scorer(setting.train.take(rows), users=asked_users(setting, rows))
+
+    def scores(self, rows: Tensor, items: Tensor) -> Tensor:
+        """Return the scores ``(B, C)`` of ``items (B, C)`` for the users of ``rows (B,)``; −∞ under padding (0).
+
+        Raises:
+            TeacherError: for a score that is not a finite number.
+        """
+        wanted = items.cpu().numpy().astype(np.int64, copy=False)
+        at = rows.cpu().numpy()
+        scores = self.scorer(self.place[at], np.maximum(wanted, 1))
+        if not np.isfinite(scores).all():
+            row, column = np.argwhere(~np.isfinite(scores))[0]
+            raise TeacherError(
+                f"teacher {self.teacher.identity!r} scores item {wanted[row, column]} as {scores[row, column]} for "
+                f"user {self.setting.users[at[row]]}; scores must be finite numbers. Look at the teacher's weights."
+            )
+        return torch.from_numpy(scores).to(items.device).masked_fill(items == 0, -torch.inf)
+
+    def lists(self, k: int, *, seen_items: bool) -> Tensor:
+        """Return the teacher's top ``k`` for each training row, ``(R, k)`` int64, best first; 0 is padding.
+
+        Args:
+            k: length of the lists, at most N.
+            seen_items: whether items of the user's history are listed, too.
+        """
+        if not seen_items:
+            return teacher_lists(self.setting, k)
+        lists = torch.from_numpy(probe(self.setting, k=k).full.items).long()
+        if self.teacher.exclude_history:  # then let the items of each history compete with the list
+            for rows in blocks(filled(self.setting.train)):
+                batch = Batch.from_sequences(self.setting.train.take(rows))
+                history = as_lists(*distinct_pairs(batch, self.setting.n_items), len(rows))
+                at = torch.from_numpy(rows)
+                both = torch.cat([lists[at], history], dim=1)
+                best = self.scores(at, both).sort(dim=1, descending=True, stable=True).indices
+                lists[at] = both.gather(1, best[:, : lists.shape[1]])
+        return lists
+
+
+def teacher_lists(setting: Setting, k: int) -> Tensor:
+    """Return a teacher's top ``k`` for each training row without the items of its history, best first.
+
+    Args:
+        setting: the training histories and the teacher.
+        k: length of the lists, at most N.
+
+    Returns:
+        ``(R, k)`` int64; 0 is padding.
+    """
+    assert setting.teacher is not None
+    k = min(k, setting.n_items)
+    if setting.teacher.exclude_history:
+        return torch.from_numpy(probe(setting, k=k).full.items).long()
+    longer = probe(setting, k=k + int(setting.train.lengths.max())).full.items
+    return torch.from_numpy(without(longer, setting.train, setting.n_items)[:, :k]).long()
+
+
+def student_lists(student: Model, setting: Setting, k: int, *, seen_items: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rank all items by the student, some users at a time.
+
+    Args:
+        student: as it is now.
+        setting: whose training histories are read.
+        k: length of the lists, at most N.
+        seen_items: whether items of the user's history are listed, too.
+
+    Yields:
+        ``rows (B,)`` of the training data that have a history, and their lists ``(B, k)`` int64, best first; 0 is
+        padding. Both are on the CPU.
+    """
+    for rows in blocks(filled(setting.train)):
+        histories = setting.train.take(rows)
+        masked = None if seen_items else histories
+        users = setting.users[rows] if student.reads == "user" else None
+        ranking = top_k(student, histories, min(k, setting.n_items), masked, users=users)
+        yield torch.from_numpy(rows), torch.from_numpy(ranking.items.astype(np.int64))
+
+
+def filled(train: Sequences) -> Ints:
+    """Return the rows that have a history."""
+    return np.flatnonzero(train.lengths)
+
+
+def asked_users(setting: Setting, rows: Ints) -> Ints | None:
+    """Return the users of some rows, where the teacher answers for users."""
+    assert setting.teacher is not None
+    return setting.users[rows] if setting.teacher.takes == "user" else None
+
+
+def blocks(rows: Ints, size: int = 2048) -> Iterator[Ints]:
+    """Cut rows into as many as are handled at once."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
