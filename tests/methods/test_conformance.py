@@ -46,9 +46,10 @@ LOOKED_INTO = [name for name in NAMES if Method.registry[name].needs - {"ranking
 class Circle(Model):
     """Answers as `FakeTeacher` does, but as a model that can be looked into: the next item scores highest."""
 
+    name = "circle"
+
     def __init__(self, n_items: int, *, confidence: float) -> None:
         super().__init__(Settings(), n_items)
-        self.name = "circle"
         items = torch.arange(n_items)
         steps = (items[None, :] - items[:, None] - 1) % n_items
         self.after = torch.nn.Parameter(torch.cat([torch.zeros(1, n_items), -confidence * steps]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt
@@ -57,7 +59,7 @@ class VectorDistillation(Distillation):
     def start_epoch(self, student: Model, epoch: int, generator: torch.Generator) -> None:
         """Make the choice between experts harder."""
         config = self.config
-        self.temperature = config.last_temperature ** min(1.0, epoch / config.anneal_epochs)
+        self.temperature = math.pow(config.last_temperature, min(1.0, epoch / config.anneal_epochs))
 
     def draw_items(self, student: Model, batch: TrainingBatch) -> Tensor:
         """Return distinct items of the batch's histories and of the catalogue, ``(n,)``."""
@@ -65,7 +67,8 @@ class VectorDistillation(Distillation):
         taken = torch.unique(batch.batch.items.cpu())
         taken = taken[torch.randperm(len(taken), generator=batch.generator)[:half]]
         others = torch.randint(1, student.n_items + 1, (half,), generator=batch.generator)
-        return torch.unique(torch.cat([taken, others])).to(batch.batch.items.device)
+        items: Tensor = torch.unique(torch.cat([taken, others]))
+        return items.to(batch.batch.items.device)
 
     def pairs(self, student: Model, queries: Tensor, items: Tensor, batch: TrainingBatch) -> tuple[Vecs, Vecs]:
         """Return the student's and the teacher's vectors of the batch's users, and those of ``items (n,)``."""

@@ -1,0 +1,32 @@
+"""Row-wise operations on lists of items."""
+
+import math
+
+import torch
+
+from recdistill.methods.lists import contains, draw_places, list_logits, places
+
+
+def test_places_count_from_0_and_what_is_missing_stands_behind_the_list() -> None:
+    listed = torch.tensor([[7, 3, 5], [4, 0, 0]])
+    assert places(listed, torch.tensor([[5, 7, 9], [4, 3, 0]])).tolist() == [[2, 0, 3], [0, 3, 3]]
+
+
+def test_padding_is_in_no_list() -> None:
+    assert contains(torch.tensor([[2, 0]]), torch.tensor([[0, 2, 1]])).tolist() == [[False, True, False]]
+
+
+def test_logits_are_products_with_each_item_of_the_list() -> None:
+    queries, embeddings = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[9.0, 9.0], [1.0, 0.0], [3.0, 4.0]])
+    assert list_logits(queries, embeddings, torch.tensor([[1, 2], [2, 2]])).tolist() == [[1.0, 11.0], [4.0, 4.0]]
+
+
+def test_draws_follow_the_chances_and_never_repeat() -> None:
+    logits = torch.tensor([[math.log(3), 0.0, -math.inf]]).expand(20_000, -1)
+    drawn = draw_places(logits, 2, torch.Generator().manual_seed(0))
+    assert abs((drawn[:, 0] == 0).float().mean().item() - 3 / 4) < 0.01
+    assert (drawn.sort(dim=1).values == torch.tensor([0, 1])).all()  # the other one follows, padding never does
+
+
+def test_a_short_row_is_drawn_whole() -> None:
+    assert sorted(draw_places(torch.zeros(1, 2), 5, torch.Generator().manual_seed(0))[0].tolist()) == [0, 1]

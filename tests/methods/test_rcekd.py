@@ -1,0 +1,213 @@
+"""RCE-KD: which items are compared, how the two parts are fused, and the loss by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from recdistill.data.dataset import Sequences
+from recdistill.losses import subset_cross_entropy
+from recdistill.methods.base import Setting, TrainingBatch, build_method
+from recdistill.methods.rcekd import RCEKD, closure_counts, fusion_share, nearly_closed, rce_loss
+from recdistill.models.base import Model, build_model
+from recdistill.teachers.local import LocalTeacher
+from recdistill.trainer import Batches
+
+HEAD = torch.tensor([[10, 20, 30, 40, 50]])
+"""The student's best five, its own list being the first three."""
+LISTED = torch.tensor([[20, 40, 60]])
+"""The teacher's list: the second of them, the fourth, and one that lies deeper."""
+
+
+def test_the_code_counts_every_listed_item_in_the_head_that_is_not_above() -> None:
+    assert closure_counts(HEAD, LISTED, form="code").tolist() == [[2, 2, 1, 1, 0]]
+
+
+def test_the_code_stops_counting_at_50() -> None:
+    many = torch.arange(1, 61)[None]
+    counts = closure_counts(many, many, form="code")[0]
+    assert counts[:11].tolist() == [50] * 11
+    assert counts[11:].tolist() == [*range(49, 0, -1)]
+
+
+def test_the_paper_counts_listed_items_outside_the_students_own_list_however_deep() -> None:
+    # 20 is in the student's list; 40 stands fourth, 60 below all: it counts for everyone.
+    assert closure_counts(HEAD, LISTED, form="paper").tolist() == [[2, 2, 2, 2, 1]]
+
+
+def test_padding_in_the_teachers_list_is_not_counted() -> None:
+    short = torch.tensor([[20, 40, 0]])
+    assert closure_counts(HEAD, short, form="paper").tolist() == [[1, 1, 1, 1, 0]]
+
+
+def test_the_approximate_part_leaves_out_what_the_exact_part_holds_and_names_no_item_twice() -> None:
+    closed = nearly_closed(own=HEAD[:, :3], drawn=torch.tensor([[40, 10]]), listed=LISTED)
+    assert closed.tolist() == [[40, 10, 0, 0, 60]]
+
+
+@pytest.mark.parametrize(("others", "shared"), [([1, 2, 3], 2), ([7, 8, 9], 0), ([2, 3, 4], 3)])
+def test_fusion_falls_with_what_is_shared(others: list[int], shared: int) -> None:
+    share = fusion_share(torch.tensor([[2, 3, 4]]), torch.tensor([others]), rate=1.5)
+    assert share.item() == pytest.approx(math.exp(-1.5 * shared / 3))
+
+
+def test_fusion_is_a_share_of_the_listed_items_padding_left_out() -> None:
+    share = fusion_share(torch.tensor([[2, 3, 0, 0]]), torch.tensor([[3, 0]]), rate=1.0)
+    assert share.item() == pytest.approx(math.exp(-1 / 2))
+
+
+def test_the_loss_by_hand() -> None:
+    # On the student's two items the teacher says 3/4, 1/4 and the student 1/2, 1/2; on the others, of which one is
+    # padding, the teacher says 1/2, 1/2 and the student 2/3, 1/3.
+    teacher = torch.tensor([[math.log(3), 0.0, 5.0, 99.0, 5.0]])
+    student = torch.tensor([[1.0, 1.0, math.log(2), 99.0, 0.0]])
+    real = torch.tensor([[True, True, True, False, True]])
+    exact = math.log(2)
+    approximate = -(math.log(2 / 3) + math.log(1 / 3)) / 2
+    loss = rce_loss(student, teacher, real, torch.tensor([0.3]), n_student=2)
+    assert loss.item() == pytest.approx(0.7 * exact + 0.3 * approximate)
+
+
+def test_temperature_softens_both_sides() -> None:
+    teacher, student = torch.tensor([[2 * math.log(3), 0.0]]), torch.tensor([[0.0, 2 * math.log(4)]])
+    real = torch.ones(1, 2, dtype=torch.bool)
+    loss = subset_cross_entropy(student, teacher, real, temperature=2.0)  # 3/4, 1/4 against 1/5, 4/5
+    assert loss.item() == pytest.approx(-(3 / 4 * math.log(1 / 5) + 1 / 4 * math.log(4 / 5)))
+
+
+logits = st.lists(st.floats(-20, 20), min_size=6, max_size=6)
+REAL = torch.tensor([[True, True, True, False, True, True]])
+
+
+def loss_of(student: Tensor, teacher: Tensor) -> Tensor:
+    return rce_loss(student, teacher, REAL, torch.tensor([0.4]), n_student=3)
+
+
+@given(logits, logits)
+def test_no_student_does_better_than_the_teacher_itself(student: list[float], teacher: list[float]) -> None:
+    agreed = loss_of(torch.tensor([teacher]), torch.tensor([teacher]))
+    assert loss_of(torch.tensor([student]), torch.tensor([teacher])).item() >= agreed.item() - 1e-4
+
+
+def test_there_is_nothing_to_learn_when_the_student_agrees_but_for_a_constant() -> None:
+    teacher = torch.randn(1, 6, generator=torch.Generator().manual_seed(0))
+    student = (teacher + 7).requires_grad_()
+    (gradient,) = torch.autograd.grad(loss_of(student, teacher).sum(), student)
+    torch.testing.assert_close(gradient, torch.zeros(1, 6), atol=1e-6, rtol=0)
+
+
+@given(logits, logits, st.floats(-100, 100), st.floats(-100, 100))
+def test_constants_added_to_either_side_change_nothing(
+    student: list[float], teacher: list[float], to_student: float, to_teacher: float
+) -> None:
+    plain = loss_of(torch.tensor([student]), torch.tensor([teacher]))
+    shifted = loss_of(torch.tensor([student]) + to_student, torch.tensor([teacher]) + to_teacher)
+    assert shifted.item() == pytest.approx(plain.item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("extreme", [1e4, -1e4])
+def test_loss_and_gradient_are_finite_at_extreme_scores(extreme: float) -> None:
+    student = torch.tensor([[extreme, -extreme, 0.0, 1.0, extreme, 0.0]], requires_grad=True)
+    loss = loss_of(student, torch.tensor([[-extreme, extreme, 0.0, 1.0, 0.0, extreme]]))
+    assert loss.isfinite().all()
+    assert torch.autograd.grad(loss.sum(), student)[0].isfinite().all()
+
+
+def test_empty_sets_cost_nothing_and_keep_gradients_finite() -> None:
+    student = torch.ones(2, 3, requires_grad=True)
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    loss = rce_loss(student, torch.full((2, 3), -torch.inf), nothing, torch.tensor([0.5, 0.5]), n_student=1)
+    assert loss.tolist() == [0, 0]
+    assert torch.autograd.grad(loss.sum(), student)[0].isfinite().all()
+
+
+ROWS = [[1, 2], [3], [], [4, 5, 6]]
+N = 30
+
+
+def mf(seed: int, *, std: float = 0.5) -> Model:
+    return build_model("mf", N, {"dim": 6, "init_std": std}, train=Sequences.from_lists(ROWS), seed=seed)
+
+
+def ready(teacher: Model | None = None, **settings: object) -> RCEKD:
+    method = build_method("rcekd", {"top_k": 4, "n_sampled": 3, "depth": 9, "weight": 1.0} | settings)
+    assert isinstance(method, RCEKD)
+    method.prepare(Setting(Sequences.from_lists(ROWS), np.arange(len(ROWS)), N, LocalTeacher(teacher or mf(1))))
+    return method
+
+
+def top(model: Model, user: int, k: int, *, without: tuple[int, ...] = ()) -> list[int]:
+    scores = scores_of(model)[user].clone()
+    scores[list(without)] = -torch.inf
+    return scores.topk(k).indices.tolist()
+
+
+def scores_of(model: Model) -> Tensor:
+    with torch.no_grad():
+        scores = model.get_parameter("user_embedding.weight") @ model.item_embeddings().T
+    scores[:, 0] = -torch.inf
+    return scores
+
+
+@pytest.mark.parametrize("seen_items", [True, False])
+def test_lists_of_both_sides_hold_the_history_or_leave_it_out(seen_items: bool) -> None:
+    student, method = mf(2), ready(seen_items=seen_items)
+    method.start_epoch(student, 0, torch.Generator().manual_seed(0))
+    for row in (0, 1, 3):
+        left_out = () if seen_items else tuple(ROWS[row])
+        assert method.listed[row].tolist() == top(mf(1), row, 4, without=left_out)
+        assert method.items[row, :4].tolist() == top(student, row, 4, without=left_out)
+        assert set(method.items[row, 4:7].tolist()) <= set(top(student, row, 9, without=left_out))
+
+
+def test_the_teacher_scores_what_is_compared() -> None:
+    method = ready()
+    method.start_epoch(mf(2), 0, torch.Generator().manual_seed(0))
+    expected = scores_of(mf(1))
+    for row in (0, 1, 3):
+        real = method.items[row] > 0
+        torch.testing.assert_close(method.scores[row][real], expected[row][method.items[row][real].long()])
+
+
+def test_the_student_is_looked_at_every_few_epochs_only() -> None:
+    method, generator = ready(refresh_every=2), torch.Generator().manual_seed(0)
+    method.start_epoch(mf(2), 0, generator)
+    first = method.items.clone()
+    method.start_epoch(mf(3), 1, generator)
+    assert torch.equal(method.items, first)
+    method.start_epoch(mf(3), 2, generator)
+    assert not torch.equal(method.items, first)
+
+
+@pytest.mark.parametrize(("fusion", "expected"), [("paper", math.exp(-1)), ("code", math.exp(-1)), ("constant", 0.25)])
+def test_fusion_is_what_the_setting_says(fusion: str, expected: float) -> None:
+    """A student that is the teacher shares its whole list, and of four items four are drawn."""
+    method = ready(fusion=fusion, constant_fusion=0.25, fusion_rate=1.0, depth=4, n_sampled=4)
+    method.start_epoch(mf(1), 0, torch.Generator().manual_seed(0))
+    assert method.fused[[0, 1, 3]].tolist() == pytest.approx([expected] * 3)
+
+
+def test_the_paper_looks_at_the_students_list_and_the_code_at_the_draws() -> None:
+    """With one draw of four, the code sees at most a quarter of what the paper does."""
+    shares = []
+    for fusion in ("paper", "code"):
+        method = ready(fusion=fusion, fusion_rate=1.0, depth=4, n_sampled=1)
+        method.start_epoch(mf(1), 0, torch.Generator().manual_seed(0))
+        shares.append(method.fused[0].item())
+    assert shares == pytest.approx([math.exp(-1), math.exp(-1 / 4)])
+
+
+def test_the_loss_is_a_mean_over_users_whatever_their_number_of_items() -> None:
+    student, method = mf(2), ready(weight=2.0)
+    method.start_epoch(student, 0, torch.Generator().manual_seed(0))
+
+    def part(rows: list[int]) -> float:
+        batches = Batches(Sequences.from_lists(ROWS), batch_size=9, max_len=None, reads_last=True)
+        batch = TrainingBatch(*batches.of(np.array(rows)), torch.Generator().manual_seed(0))
+        return method.loss(student, batch)["teacher"].item()
+
+    assert part([0, 1, 3]) == pytest.approx((part([0]) + part([1]) + part([3])) / 3, rel=1e-5)
