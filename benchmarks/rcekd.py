@@ -41,6 +41,7 @@ from benchmarks.results import FOLDER, QUALITY, ResultTable
 
 from recdistill.data.benchmark_data import load_benchmark
 from recdistill.data.splits import Cases, Split, leave_one_out, random_split
+from recdistill.errors import TrainingError
 from recdistill.evaluation.fidelity import agreement
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import Evaluation
@@ -65,8 +66,8 @@ TRIAL_COLUMNS = (
     *(*CELL, "seed", "sampler", "trial", "state", "settings", "best_epoch"),
     *("metric", "k", "value", "tail", "curve", "minutes", "commit"),
 )
-"""``value``: on the validation cases of all users, ``tail``: of tail users, both empty where a trial was pruned;
-``curve``: the NDCG@10 by epoch that the trainer has seen."""
+"""``state``: complete, pruned, or fail where a loss was not finite; ``value``: on the validation cases of all users,
+``tail``: of tail users, both of complete trials alone; ``curve``: the NDCG@10 of each validation of the trainer."""
 OVERLAP_COLUMNS = (*CELL, "seed", "epoch", "k", "value", "commit")
 """``value``: share of the top k, seen items among them, that student and teacher have in common, mean over users."""
 
@@ -407,8 +408,9 @@ def main() -> None:
         for row, changes in itertools.product(rows, grid(arguments.search)):
             search(row, changes)
     else:
+        run = follow if arguments.table == "overlap" else measure
         for row in rows:
-            follow(row) if arguments.table == "overlap" else measure(row)
+            run(row)
 
 
 def measure(row: Row) -> None:
@@ -522,12 +524,12 @@ def study_of(row: Row, earlier: list[dict[str, str]]) -> optuna.Study:
     sampler = optuna.samplers.TPESampler(seed=TUNING_SEED + len(earlier), n_startup_trials=N_RANDOM)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=PATIENT)
     study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
-    states = {"complete": optuna.trial.TrialState.COMPLETE, "pruned": optuna.trial.TrialState.PRUNED}
+    states = optuna.trial.TrialState
     for trial in earlier:
         known = optuna.trial.create_trial(
             params=json.loads(trial["settings"]),
             distributions=_distributions(row),
-            state=states[trial["state"]],
+            state=states[trial["state"].upper()],
             value=float(trial["value"]) if trial["value"] else None,
             intermediate_values=dict(enumerate(json.loads(trial["curve"]), 1)),
         )
@@ -560,9 +562,16 @@ def make_trial(row: Row, settings: Values, sampler: str, number: int, trial: opt
             if trial.should_prune():
                 raise StoppedError
 
-    outcome: Values = {"state": "pruned"}
-    with suppress(StoppedError):
+    try:
         student, fitted = train(split, run, row.folder_name, teacher=teacher, watch=watch)
+    except StoppedError:
+        outcome: Values = {"state": "pruned"}
+    except TrainingError as error:
+        if error.__cause__ is not None:  # a full disk, say; settings that diverge have no other cause
+            raise
+        print(f"== {row.name}: {error}", flush=True)
+        outcome = {"state": "fail"}
+    else:
         found = _evaluate(student.model, split, split.valid, row)
         tail = by_stratum(found, split).get("tail")
         outcome = {

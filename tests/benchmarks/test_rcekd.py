@@ -31,6 +31,7 @@ from benchmarks.results import QUALITY, ResultTable
 from benchmarks import experiments, rcekd
 from recdistill.data.interactions import read_interactions
 from recdistill.data.splits import Split, random_split
+from recdistill.errors import TrainingError
 from recdistill.evaluation.results import Evaluation
 from recdistill.methods.base import Method
 from recdistill.registry import import_all
@@ -243,6 +244,32 @@ def test_a_trial_that_falls_behind_is_pruned(little: Path, monkeypatch: pytest.M
     rcekd.tune(alone, 3)
     (row,) = ResultTable(rcekd.TRIALS, rcekd.TRIAL_COLUMNS).find(**alone.key, trial=2)
     assert (row["state"], row["value"], len(json.loads(row["curve"]))) == ("pruned", "", 1)
+
+
+@needs_optuna
+def test_a_trial_that_diverges_is_written_and_the_next_one_made(little: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings follow from its number: without a row it would be made again for ever."""
+    train = experiments.train
+
+    def diverge(*_: Any, **__: Any) -> None:
+        monkeypatch.setattr(rcekd, "train", train)
+        raise TrainingError("the loss part 'label' is nan")
+
+    monkeypatch.setattr(rcekd, "train", diverge)
+    alone = Row("citeulike-t", SHUFFLED, "", "mf-20", "labels")
+    rcekd.tune(alone, 2)
+    states = [row["state"] for row in ResultTable(rcekd.TRIALS, rcekd.TRIAL_COLUMNS).rows()]
+    assert states == ["fail", "complete"]
+
+
+def test_a_full_disk_is_no_fault_of_the_settings(little: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise TrainingError("cannot write") from OSError("no space")
+
+    monkeypatch.setattr(rcekd, "train", full)
+    with pytest.raises(TrainingError):
+        rcekd.search(Row("citeulike-t", SHUFFLED, "", "mf-20", "labels"), {})
+    assert not rcekd.TRIALS.is_file() or ResultTable(rcekd.TRIALS, rcekd.TRIAL_COLUMNS).rows() == []
 
 
 def test_the_same_search_is_not_made_twice(little: Path) -> None:
