@@ -366,3 +366,23 @@ def test_compare_covers_every_cell() -> None:
     cells = [(cell.dataset, cell.split, cell.teacher, cell.student) for part in CELLS.values() for cell in part]
     assert len(set(cells)) == len(cells)
     assert all("rcekd" in cell.methods for part in CELLS.values() for cell in part)
+
+
+def test_each_row_is_tuned_once_and_teachers_come_before_their_students(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned: list[Row] = []
+    monkeypatch.setattr(rcekd, "tune", lambda row, n_trials: tuned.append(row))
+
+    def tune(*arguments: str) -> list[Row]:
+        tuned.clear()
+        monkeypatch.setattr("sys.argv", ["rcekd", "--tune", *arguments])
+        rcekd.main()
+        return list(tuned)
+
+    every = tune()
+    assert len(set(every)) == len(every)
+    for row in every:
+        assert row.seed == 0
+        if row.distilled and not row.taught_by.tuned_before:
+            assert every.index(row.taught_by) < every.index(row)
+    assert tune("--only", "mf-400/mf-20", "--table", "ablation") == [STUDENT]
+    assert [row.method for row in tune("--only", "citeulike-t/8:1:1-shuffled/mf")][:2] == ["teacher", "labels"]
