@@ -1,21 +1,19 @@
 """RCE-KD: which items are compared, how the two parts are fused, and the loss by hand."""
 
 import math
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recdistill.data.dataset import Sequences
 from recdistill.losses import subset_cross_entropy
-from recdistill.methods.base import Setting, TrainingBatch, build_method
 from recdistill.methods.rcekd import RCEKD, closure_counts, fusion_share, nearly_closed, rce_loss
-from recdistill.models.base import Model, build_model
-from recdistill.teachers.local import LocalTeacher
-from recdistill.trainer import Batches
+from recdistill.models.base import Model
+
+from .users import WITH_HISTORY, learn, mf, ready, scores_of, teacher_part, top
 
 HEAD = torch.tensor([[10, 20, 30, 40, 50]])
 """The student's best five, its own list being the first three."""
@@ -125,57 +123,35 @@ def test_empty_sets_cost_nothing_and_keep_gradients_finite() -> None:
     assert torch.autograd.grad(loss.sum(), student)[0].isfinite().all()
 
 
-ROWS = [[1, 2], [3], [], [4, 5, 6]]
-N = 30
+SMALL: dict[str, Any] = {"top_k": 4, "n_sampled": 3, "depth": 9}
 
 
-def mf(seed: int, *, std: float = 0.5) -> Model:
-    return build_model("mf", N, {"dim": 6, "init_std": std}, train=Sequences.from_lists(ROWS), seed=seed)
-
-
-def ready(teacher: Model | None = None, **settings: object) -> RCEKD:
-    method = build_method("rcekd", {"top_k": 4, "n_sampled": 3, "depth": 9, "weight": 1.0} | settings)
+def prepared(teacher: Model, student: Model, **settings: Any) -> RCEKD:
+    method = ready("rcekd", teacher, student, **SMALL | settings)
     assert isinstance(method, RCEKD)
-    method.prepare(Setting(Sequences.from_lists(ROWS), np.arange(len(ROWS)), N, LocalTeacher(teacher or mf(1))))
     return method
-
-
-def top(model: Model, user: int, k: int, *, without: tuple[int, ...] = ()) -> list[int]:
-    scores = scores_of(model)[user].clone()
-    scores[list(without)] = -torch.inf
-    return scores.topk(k).indices.tolist()
-
-
-def scores_of(model: Model) -> Tensor:
-    with torch.no_grad():
-        scores = model.get_parameter("user_embedding.weight") @ model.item_embeddings().T
-    scores[:, 0] = -torch.inf
-    return scores
 
 
 @pytest.mark.parametrize("seen_items", [True, False])
 def test_lists_of_both_sides_hold_the_history_or_leave_it_out(seen_items: bool) -> None:
-    student, method = mf(2), ready(seen_items=seen_items)
-    method.start_epoch(student, 0, torch.Generator().manual_seed(0))
-    for row in (0, 1, 3):
-        left_out = () if seen_items else tuple(ROWS[row])
-        assert method.listed[row].tolist() == top(mf(1), row, 4, without=left_out)
-        assert method.items[row, :4].tolist() == top(student, row, 4, without=left_out)
-        assert set(method.items[row, 4:7].tolist()) <= set(top(student, row, 9, without=left_out))
+    teacher, student = mf(1), mf(2)
+    method = prepared(teacher, student, seen_items=seen_items)
+    for user in WITH_HISTORY:
+        assert method.listed[user].tolist() == top(teacher, user, 4, seen_items=seen_items)
+        assert method.items[user, :4].tolist() == top(student, user, 4, seen_items=seen_items)
+        assert set(method.items[user, 4:7].tolist()) <= set(top(student, user, 9, seen_items=seen_items))
 
 
 def test_the_teacher_scores_what_is_compared() -> None:
-    method = ready()
-    method.start_epoch(mf(2), 0, torch.Generator().manual_seed(0))
-    expected = scores_of(mf(1))
-    for row in (0, 1, 3):
-        real = method.items[row] > 0
-        torch.testing.assert_close(method.scores[row][real], expected[row][method.items[row][real].long()])
+    teacher = mf(1)
+    method, expected = prepared(teacher, mf(2)), scores_of(teacher)
+    for user in WITH_HISTORY:
+        real = method.items[user] > 0
+        torch.testing.assert_close(method.scores[user][real], expected[user][method.items[user][real].long()])
 
 
 def test_the_student_is_looked_at_every_few_epochs_only() -> None:
-    method, generator = ready(refresh_every=2), torch.Generator().manual_seed(0)
-    method.start_epoch(mf(2), 0, generator)
+    method, generator = prepared(mf(1), mf(2), refresh_every=2), torch.Generator().manual_seed(0)
     first = method.items.clone()
     method.start_epoch(mf(3), 1, generator)
     assert torch.equal(method.items, first)
@@ -186,28 +162,28 @@ def test_the_student_is_looked_at_every_few_epochs_only() -> None:
 @pytest.mark.parametrize(("fusion", "expected"), [("paper", math.exp(-1)), ("code", math.exp(-1)), ("constant", 0.25)])
 def test_fusion_is_what_the_setting_says(fusion: str, expected: float) -> None:
     """A student that is the teacher shares its whole list, and of four items four are drawn."""
-    method = ready(fusion=fusion, constant_fusion=0.25, fusion_rate=1.0, depth=4, n_sampled=4)
-    method.start_epoch(mf(1), 0, torch.Generator().manual_seed(0))
-    assert method.fused[[0, 1, 3]].tolist() == pytest.approx([expected] * 3)
+    method = prepared(mf(1), mf(1), fusion=fusion, constant_fusion=0.25, fusion_rate=1.0, depth=4, n_sampled=4)
+    assert method.fused[WITH_HISTORY].tolist() == pytest.approx([expected] * 3)
 
 
-def test_the_paper_looks_at_the_students_list_and_the_code_at_the_draws() -> None:
-    """With one draw of four, the code sees at most a quarter of what the paper does."""
-    shares = []
-    for fusion in ("paper", "code"):
-        method = ready(fusion=fusion, fusion_rate=1.0, depth=4, n_sampled=1)
-        method.start_epoch(mf(1), 0, torch.Generator().manual_seed(0))
-        shares.append(method.fused[0].item())
-    assert shares == pytest.approx([math.exp(-1), math.exp(-1 / 4)])
+@pytest.mark.parametrize(("fusion", "shared"), [("paper", 1), ("code", 1 / 4)])
+def test_the_paper_looks_at_the_students_list_and_the_code_at_the_draws(fusion: str, shared: float) -> None:
+    method = prepared(mf(1), mf(1), fusion=fusion, fusion_rate=1.0, depth=4, n_sampled=1)
+    assert method.fused[0].item() == pytest.approx(math.exp(-shared))
+
+
+@pytest.mark.parametrize("closure", ["paper", "code"])
+def test_the_student_comes_to_rank_as_the_teacher_does(closure: str) -> None:
+    teacher, student = mf(1), mf(2)
+    learn(prepared(teacher, student, closure=closure, weight=1.0), student)
+    shared = [
+        len({*top(teacher, u, 4, seen_items=True)} & {*top(student, u, 4, seen_items=True)}) for u in WITH_HISTORY
+    ]
+    assert min(shared) >= 3
 
 
 def test_the_loss_is_a_mean_over_users_whatever_their_number_of_items() -> None:
-    student, method = mf(2), ready(weight=2.0)
-    method.start_epoch(student, 0, torch.Generator().manual_seed(0))
-
-    def part(rows: list[int]) -> float:
-        batches = Batches(Sequences.from_lists(ROWS), batch_size=9, max_len=None, reads_last=True)
-        batch = TrainingBatch(*batches.of(np.array(rows)), torch.Generator().manual_seed(0))
-        return method.loss(student, batch)["teacher"].item()
-
-    assert part([0, 1, 3]) == pytest.approx((part([0]) + part([1]) + part([3])) / 3, rel=1e-5)
+    student = mf(2)
+    method = prepared(mf(1), student, weight=2.0)
+    alone = [teacher_part(method, student, [user]).item() for user in WITH_HISTORY]
+    assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(sum(alone) / 3, rel=1e-5)

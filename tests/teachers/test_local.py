@@ -5,8 +5,9 @@ from torch import Tensor
 
 from recdistill.data.dataset import Sequences
 from recdistill.errors import TeacherError
-from recdistill.models.base import Batch, Model
+from recdistill.models.base import Batch, Model, build_model
 from recdistill.settings import Settings
+from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.local import LocalTeacher
 
 
@@ -85,3 +86,56 @@ def test_the_identity_changes_with_weights_name_and_what_is_told(model: Newest) 
         model.weight[1, 0] += 1
     teachers.append(LocalTeacher(model))
     assert len({teacher.identity for teacher in teachers}) == 5
+
+
+def test_a_scorer_answers_again_and_again_for_some_of_the_histories(model: Newest) -> None:
+    scorer = LocalTeacher(model).scorer(HISTORIES)
+    assert scorer(np.array([1]), np.array([[3, 2]])).tolist() == [[3.0, 4.0]]
+    assert scorer(np.array([1, 0, 1]), np.array([[1], [1], [2]])).tolist() == [[3.0], [5.0], [4.0]]
+
+
+def test_few_and_many_candidates_are_scored_alike() -> None:
+    """Few are gathered, many come out of one product of matrices, both in blocks."""
+    torch.manual_seed(0)
+    model = build_model("mf", 5000, {"dim": 64, "init_std": 1.0}, train=Sequences.from_lists([[1]] * 300))
+    scorer = LocalTeacher(model).scorer(Sequences.from_lists([[1]] * 300), users=np.arange(300))
+    rows = np.arange(300)[::-1]
+    every = np.broadcast_to(np.arange(1, 5001), (300, 5000))
+    with torch.no_grad():
+        expected = model.get_parameter("user_embedding.weight") @ model.item_embeddings()[1:].T
+    np.testing.assert_allclose(scorer(rows, every), expected.numpy()[rows], rtol=1e-3, atol=1e-3)
+    few = np.random.default_rng(0).integers(1, 5001, (300, 250))
+    np.testing.assert_allclose(scorer(rows, few), expected.numpy()[rows[:, None], few - 1], rtol=1e-3, atol=1e-3)
+
+
+def test_vectors_multiply_to_scores(model: Newest) -> None:
+    vectors = LocalTeacher(model).vectors(HISTORIES)
+    scores = LocalTeacher(model).scores(HISTORIES, np.array([[1, 2, 3]] * 2))
+    np.testing.assert_allclose(vectors.queries @ vectors.items[1:].T, scores)
+
+
+def test_as_a_black_box_it_is_not_looked_into(model: Newest) -> None:
+    teacher = LocalTeacher(model, gives_scores=False)
+    assert not teacher.scores_items
+    assert not teacher.gives_vectors
+    for look in (teacher.scorer, teacher.vectors):
+        with pytest.raises(TeacherError, match="gives lists only"):
+            look(HISTORIES)
+
+
+def test_a_teacher_of_lists_says_what_it_cannot_give() -> None:
+    teacher = FakeTeacher(3, gives_scores=True)
+    with pytest.raises(TeacherError, match="not the scores of chosen items; take a trained model"):
+        teacher.scores(HISTORIES, np.array([[1], [1]]))
+    with pytest.raises(TeacherError, match="does not give the vectors"):
+        teacher.vectors(HISTORIES)
+
+
+def test_its_checkpoints_are_its_earlier_stages_and_itself(model: Newest) -> None:
+    earlier = Newest()
+    teacher = LocalTeacher(model, earlier=[earlier], exclude_history=False)
+    first, last = teacher.checkpoints
+    assert last is teacher
+    assert first.rank(HISTORIES, 1).items.tolist() == [[1], [1]]  # all scores are 0: the first item comes first
+    assert not first.exclude_history
+    assert list(LocalTeacher(model).checkpoints) == []

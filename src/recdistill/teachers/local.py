@@ -132,7 +132,7 @@ def _products(queries: Tensor, table: Tensor, rows: Ints, candidates: Ints) -> S
     scores = np.empty(candidates.shape, np.float32)
     for start in range(0, len(rows), height):
         block = slice(start, start + height)
-        some = queries[torch.from_numpy(rows[block]).to(queries.device)]
+        some = queries[torch.from_numpy(rows[block].astype(np.int64)).to(queries.device)]
         wanted = torch.from_numpy(candidates[block].astype(np.int64)).to(table.device)
         if gathers:
             products = torch.bmm(F.embedding(wanted, table), some[:, :, None])[:, :, 0]

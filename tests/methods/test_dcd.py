@@ -1,0 +1,51 @@
+"""Dual correction: what counts as ranked too low or too high, and what is made of it."""
+
+import pytest
+import torch
+
+from recdistill.methods.dcd import DCD, rank_difference
+
+from .users import WITH_HISTORY, learn, mf, ready, scores_of, teacher_part, top
+
+
+def test_ranks_are_compared_in_the_teachers_order() -> None:
+    listed, own = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[7, 5, 9, 6, 4]])
+    # 5 is second instead of first, 6 fourth instead of second, 7 first instead of third; 8 stands behind the five.
+    assert rank_difference(listed, own).tolist() == [[1, 2, -2, 2]]
+
+
+def test_what_the_student_ranks_too_low_is_lifted_and_too_high_lowered() -> None:
+    teacher, student = mf(1), mf(2)
+    method = ready("dcd", teacher, student, top_k=20, n_corrected=3, rank_temperature=1.0)
+    assert isinstance(method, DCD)
+    for user in WITH_HISTORY:
+        theirs = top(teacher, user, 20, seen_items=False)
+        # Twenty of the teacher's and five temperatures more: what is not in the student's list is 26th.
+        own = top(student, user, 25, seen_items=False)
+        too_low = {item: (own.index(item) if item in own else 25) - theirs.index(item) for item in theirs}
+        assert all(too_low[item] > 0 for item in method.under[user].tolist())
+        assert all(too_low[item] < 0 for item in method.over[user].tolist())
+        places = [theirs.index(item) for item in method.under[user].tolist()]
+        assert places == sorted(places)  # in the teacher's order
+
+
+def test_the_loss_is_the_likelihood_of_the_teachers_order_above_the_overestimated() -> None:
+    teacher, student = mf(1), mf(2)
+    method = ready("dcd", teacher, student, top_k=20, n_corrected=3, rank_temperature=1.0, weight=2.0)
+    assert isinstance(method, DCD)
+    expected = []
+    for user in WITH_HISTORY:
+        scores = scores_of(student)[user]
+        lifted, lowered = scores[method.under[user].long()], scores[method.over[user].long()]
+        each = [torch.cat([lifted[k:], lowered]).logsumexp(0) - lifted[k] for k in range(3)]
+        expected.append(torch.stack(each).mean().item())
+    assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(2 * sum(expected) / 3, rel=1e-4)
+
+
+def test_the_student_comes_to_order_the_teachers_list_as_it_does() -> None:
+    teacher, student = mf(1), mf(2)
+    learn(ready("dcd", teacher, student, top_k=20, n_corrected=6, rank_temperature=3.0), student, steps=400)
+    for user in WITH_HISTORY:
+        scores = scores_of(student)[user][top(teacher, user, 20, seen_items=False)]
+        right = (scores[:, None] > scores).triu(1).sum() / (20 * 19 / 2)
+        assert right > 0.75  # half of them without learning

@@ -1,0 +1,130 @@
+"""HetComp: who goes on to the next checkpoint, and the coarse and the fine loss."""
+
+import math
+
+import pytest
+import torch
+
+from recdistill.errors import SettingsError
+from recdistill.methods.base import build_method
+from recdistill.methods.hetcomp import HetComp, goes_on, list_distance, order_loss, seen_items, set_loss
+from recdistill.models.base import Batch, Model
+
+from .users import WITH_HISTORY, learn, mf, ready, scores_of, setting, teacher_part, top
+
+ALL = torch.tensor([[False, True, True, True, True]])
+"""Every item but padding."""
+
+
+def test_the_distance_is_one_minus_discounted_hits() -> None:
+    def gain(t: int) -> float:
+        return float((2 ** math.exp(-t / 10) - 1) / math.log2(t + 2))
+
+    own, listed = torch.tensor([[3, 8, 5]]), torch.tensor([[5, 3, 1]])  # places 0 and 2 hit
+    expected = 1 - (gain(0) + gain(2)) / (gain(0) + gain(1) + gain(2))
+    assert list_distance(own, listed).item() == pytest.approx(expected)
+    assert list_distance(own, own).item() == pytest.approx(0, abs=1e-6)
+    assert list_distance(own, torch.tensor([[7, 9, 1]])).item() == pytest.approx(1)
+
+
+def test_who_has_come_closer_or_moved_away_goes_on() -> None:
+    before, now = torch.tensor([0.9, 0.9, 0.9]), torch.tensor([0.8, 0.88, 0.95])
+    assert goes_on(before, now, threshold=1.05).tolist() == [True, False, True]
+
+
+def test_the_coarse_loss_by_hand() -> None:
+    logits = torch.tensor([[99.0, math.log(3), 0.0, math.log(2), 0.0]])
+    # Items 1 and 3 are listed: 3/(3+2) and 2/(2+2), each above items 2 and 4 alone.
+    loss = set_loss(logits, torch.tensor([[3, 1, 0]]), ALL)
+    assert loss.item() == pytest.approx(-(math.log(3 / 5) + math.log(2 / 4)) / 2)
+
+
+def test_the_fine_loss_by_hand() -> None:
+    logits = torch.tensor([[99.0, math.log(3), 0.0, math.log(2), 0.0]])
+    # First item 3 of 3, 1 and the others, then item 1 of it and the others.
+    loss = order_loss(logits, torch.tensor([[3, 1, 0]]), ALL)
+    assert loss.item() == pytest.approx(-(math.log(2 / 7) + math.log(3 / 5)) / 2)
+
+
+def test_items_of_the_history_need_not_stand_below() -> None:
+    batch = Batch.from_lists([[2, 4]])
+    assert seen_items(batch, 5).tolist() == [[True, False, True, False, True]]
+    logits = torch.tensor([[0.0, 1.0, 500.0, 2.0, 500.0]])
+    loss = set_loss(logits, torch.tensor([[1]]), ~seen_items(batch, 5))
+    assert loss.item() == pytest.approx(math.log(1 + math.e))
+
+
+@pytest.mark.parametrize("loss", [set_loss, order_loss])
+def test_it_vanishes_when_the_student_agrees_by_far_and_a_shift_changes_nothing(loss: object) -> None:
+    assert callable(loss)
+    logits, listed = torch.tensor([[0.0, 90.0, -50.0, 40.0, -60.0]]), torch.tensor([[1, 3]])
+    assert loss(logits, listed, ALL).item() == pytest.approx(0, abs=1e-6)
+    wrong = logits / 50
+    assert loss(wrong + 100, listed.flip(1), ALL).item() == pytest.approx(
+        loss(wrong, listed.flip(1), ALL).item(), rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("loss", [set_loss, order_loss])
+@pytest.mark.parametrize("extreme", [1e4, -1e4])
+def test_loss_and_gradient_are_finite_at_extreme_scores(loss: object, extreme: float) -> None:
+    assert callable(loss)
+    logits = torch.tensor([[0.0, extreme, -extreme, 0.0, extreme]], requires_grad=True)
+    value = loss(logits, torch.tensor([[1, 2, 0]]), ALL)
+    assert value.isfinite().all()
+    assert torch.autograd.grad(value.sum(), logits)[0].isfinite().all()
+
+
+def prepared(teacher: Model, student: Model, **settings: object) -> HetComp:
+    method = ready("hetcomp", teacher, student, earlier=(mf(5), mf(6)), top_k=4, look_every=2, **settings)
+    assert isinstance(method, HetComp)
+    return method
+
+
+def test_users_begin_with_the_first_checkpoint_and_learn_its_list() -> None:
+    student = mf(2)
+    method = prepared(mf(1), student)
+    assert method.stage.tolist() == [0, 0, 0, 0]
+    listed = torch.tensor([top(mf(5), user, 4, seen_items=False) for user in WITH_HISTORY])
+    others = ~torch.stack([seen_items(Batch.from_lists([row]), 31)[0] for row in ([1, 2], [3], [4, 5, 6])])
+    expected = 2 * set_loss(scores_of(student)[WITH_HISTORY].clamp_min(-1e9), listed, others).mean()
+    assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_users_go_on_when_the_student_has_come_close_and_then_learn_the_last_order() -> None:
+    student, generator = mf(2), torch.Generator()
+    method = prepared(mf(1), student)
+    stages = []
+    # Looks at epochs 2, 4, …; the student becomes each next checkpoint in turn.
+    for epoch, now in ((2, student), (4, mf(6)), (6, mf(1))):
+        method.start_epoch(now, epoch, generator)
+        stages.append(method.stage[WITH_HISTORY].tolist())
+    assert stages == [[0, 0, 0], [1, 1, 1], [2, 2, 2]]
+    listed = torch.tensor([top(mf(1), user, 4, seen_items=False) for user in WITH_HISTORY])
+    others = ~torch.stack([seen_items(Batch.from_lists([row]), 31)[0] for row in ([1, 2], [3], [4, 5, 6])])
+    logits = scores_of(student)[WITH_HISTORY].clamp_min(-1e9)
+    expected = (order_loss(logits, listed[:, :2], others) + order_loss(logits, listed[:, :1], others)).mean() / 2
+    assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_nobody_goes_on_between_two_looks_or_beyond_the_last_checkpoint() -> None:
+    method, generator = prepared(mf(1), mf(2)), torch.Generator()
+    for epoch in (1, 2, 3):
+        method.start_epoch(mf(6), epoch, generator)
+    assert method.stage.tolist() == [0, 0, 0, 0]
+    for epoch in range(4, 30):
+        method.start_epoch(mf(epoch), epoch, generator)
+    assert int(method.stage.max()) == 2
+
+
+def test_the_student_comes_to_rank_as_the_last_checkpoint_does() -> None:
+    teacher, student = mf(1), mf(2)
+    learn(prepared(teacher, student), student, steps=300)
+    for user in WITH_HISTORY:
+        shared = {*top(teacher, user, 2, seen_items=False)} & {*top(student, user, 4, seen_items=False)}
+        assert len(shared) == 2
+
+
+def test_a_teacher_whose_earlier_stages_are_lost_is_refused() -> None:
+    with pytest.raises(SettingsError, match="two or more stages"):
+        build_method("hetcomp").prepare(setting(mf(1)))

@@ -1,0 +1,74 @@
+"""What methods see of a scored teacher, and of the student's own lists."""
+
+import numpy as np
+import pytest
+import torch
+
+from recdistill.data.dataset import Sequences
+from recdistill.errors import TeacherError
+from recdistill.methods.base import Setting
+from recdistill.methods.scored import TeacherView, student_lists, teacher_lists
+from recdistill.models.base import build_model
+from recdistill.teachers.local import LocalTeacher
+
+from .users import WITH_HISTORY, N, mf, scores_of, setting, top
+
+
+def test_scores_are_the_teachers_and_padding_has_none() -> None:
+    teacher = mf(1)
+    scores = TeacherView(setting(teacher)).scores(torch.tensor([3, 0]), torch.tensor([[5, 0], [7, 1]]))
+    expected = scores_of(teacher)
+    torch.testing.assert_close(scores[:, 0], torch.stack([expected[3, 5], expected[0, 7]]))
+    assert scores[0, 1] == -torch.inf
+    torch.testing.assert_close(scores[1, 1], expected[0, 1])
+
+
+def test_a_score_that_is_no_number_is_refused_with_the_item_and_the_user() -> None:
+    teacher = mf(1)
+    with torch.no_grad():
+        teacher.get_parameter("embedding.weight")[7] = torch.nan
+    view = TeacherView(setting(teacher))
+    with pytest.raises(TeacherError, match="scores item 7 as nan for user 3; scores must be finite"):
+        view.scores(torch.tensor([0, 3]), torch.tensor([[1, 2], [5, 7]]))
+
+
+@pytest.mark.parametrize("exclude_history", [True, False])
+@pytest.mark.parametrize("seen_items", [True, False])
+def test_lists_hold_the_history_or_not_whatever_the_teacher_does_by_itself(
+    seen_items: bool, exclude_history: bool
+) -> None:
+    teacher = mf(1)
+    lists = TeacherView(setting(teacher, exclude_history=exclude_history)).lists(8, seen_items=seen_items)
+    assert lists.shape == (4, 8)
+    assert not lists[2].any()
+    for user in WITH_HISTORY:
+        assert lists[user].tolist() == top(teacher, user, 8, seen_items=seen_items)
+
+
+def test_a_history_with_repeats_competes_once() -> None:
+    teacher = build_model("sasrec", 6, {"dim": 8, "max_len": 5, "init_std": 0.5})
+    train = Sequences.from_lists([[1, 2, 1, 2]])
+    asked = Setting(train, np.arange(1), 6, LocalTeacher(teacher))
+    lists = TeacherView(asked).lists(6, seen_items=True)
+    assert sorted(lists[0].tolist()) == [1, 2, 3, 4, 5, 6]
+
+
+def test_lists_are_no_longer_than_the_catalogue() -> None:
+    assert teacher_lists(setting(mf(1)), 99).shape == (4, N)
+
+
+@pytest.mark.parametrize("seen_items", [True, False])
+def test_a_students_lists_are_its_best_items(seen_items: bool) -> None:
+    student = mf(2)
+    ((rows, lists),) = student_lists(student, setting(mf(1)), 5, seen_items=seen_items)
+    assert rows.tolist() == WITH_HISTORY
+    for user, listed in zip(WITH_HISTORY, lists, strict=True):
+        assert listed.tolist() == top(student, user, 5, seen_items=seen_items)
+
+
+def test_users_beyond_a_block_come_in_the_next() -> None:
+    train = Sequences.from_lists([[1 + user % N] for user in range(3000)])
+    student = build_model("mf", N, {"dim": 2}, train=train)
+    blocks = list(student_lists(student, Setting(train, np.arange(3000), N), 3, seen_items=False))
+    assert len(blocks) == 2
+    assert torch.cat([rows for rows, _ in blocks]).tolist() == list(range(3000))

@@ -1,0 +1,173 @@
+"""DE and HTD: experts that map vectors, and topologies of cosines."""
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from recdistill.errors import SettingsError, TeacherError
+from recdistill.methods.base import TrainingBatch, build_method
+from recdistill.methods.de import DE
+from recdistill.methods.htd import HTD, topology_loss
+from recdistill.methods.vectors import Experts, VectorDistillation, squared_distance
+from recdistill.teachers.local import LocalTeacher
+from recdistill.trainer import Batches
+
+from .users import TRAIN, WITH_HISTORY, N, learn, mf, ready, setting, teacher_part
+
+Between = Literal["members", "prototypes"]
+BOTH: list[Between] = ["members", "prototypes"]
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_the_distance_is_a_sum_over_coordinates() -> None:
+    assert squared_distance(torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 0.0]])).tolist() == [13.0]
+
+
+def test_a_mixture_is_the_sum_of_the_experts_outputs_by_their_gates() -> None:
+    experts = Experts(3, 5, 4)
+    student, teacher = torch.randn(2, 3, generator=generator()), torch.randn(2, 5, generator=generator())
+    gates = experts.gates(teacher, temperature=0.5, generator=generator())
+    hidden = (3 + 5) // 2
+    expected = torch.zeros(2, 5)
+    for e in range(4):
+        own = slice(e * hidden, (e + 1) * hidden)
+        inner = torch.relu(student @ experts.inner.weight[own].T + experts.inner.bias[own])
+        output = inner @ experts.outer.weight[:, own].T + experts.bias.weight[:, e]
+        expected += gates[:, e : e + 1] * output
+    mixed = experts(student, teacher, temperature=0.5, generator=generator())
+    torch.testing.assert_close(mixed, expected)
+
+
+def test_experts_are_chosen_by_the_teacher_and_at_last_one_alone() -> None:
+    experts, teacher = Experts(3, 5, 4), torch.randn(20_000, 5, generator=generator())[:1].expand(20_000, -1)
+    gates = experts.gates(teacher, temperature=1e-3, generator=generator())
+    assert ((gates > 0.99).sum(1) == 1).float().mean() > 0.98
+    chances = torch.softmax(experts.choice(teacher[0]), dim=0)
+    torch.testing.assert_close(gates.round().mean(0), chances, atol=0.02, rtol=0)
+    assert int(experts.group(teacher)[0]) == int(chances.argmax())
+
+
+def test_gates_fall_hard_over_the_epochs_that_the_setting_names() -> None:
+    method = ready("de", mf(1, dim=8), mf(2), anneal_epochs=10, last_temperature=0.01)
+    assert isinstance(method, VectorDistillation)
+    temperatures = []
+    for epoch in (0, 5, 10, 50):
+        method.start_epoch(mf(2), epoch, generator())
+        temperatures.append(method.temperature)
+    assert temperatures == pytest.approx([1.0, 0.1, 0.01, 0.01])
+
+
+def test_items_come_from_the_histories_and_the_catalogue_each_once() -> None:
+    student = mf(2)
+    method = ready("de", mf(1, dim=8), student, n_items=8)
+    assert isinstance(method, DE)
+    batch = TrainingBatch(
+        *Batches(TRAIN, batch_size=2, max_len=None, reads_last=True).of(np.array([0, 1])), generator()
+    )
+    for _ in range(20):
+        items = method.draw_items(student, batch).tolist()
+        assert {1, 2, 3} <= {*items} <= {*range(1, N + 1)}
+        assert 3 < len(items) == len({*items}) <= 7
+
+
+def test_vectors_are_those_of_the_teacher_for_the_same_users_and_items() -> None:
+    teacher, student = mf(1, dim=8), mf(2)
+    method = ready("de", teacher, student)
+    assert isinstance(method, DE)
+    batch = TrainingBatch(
+        *Batches(TRAIN, batch_size=2, max_len=None, reads_last=True).of(np.array([3, 0])), generator()
+    )
+    queries, items = student.encode(batch.batch), torch.tensor([7, 30])
+    (own_users, of_users), (own_items, of_items) = method.pairs(student, queries, items, batch)
+    torch.testing.assert_close(of_users, teacher.get_parameter("user_embedding.weight")[[3, 0]].detach())
+    torch.testing.assert_close(of_items, teacher.item_embeddings()[[7, 30]].detach())
+    assert own_users is queries
+    torch.testing.assert_close(own_items, student.item_embeddings()[items])
+
+
+@pytest.mark.parametrize(("name", "share"), [("de", 0.1), ("htd", 0.3)])
+def test_the_student_comes_to_tell_the_teachers_vectors(name: str, share: float) -> None:
+    student = mf(2)
+    method = ready(name, mf(1, dim=8), student, n_experts=2)
+    before = teacher_part(method, student, WITH_HISTORY).item()
+    learn(method, student, steps=200)
+    assert teacher_part(method, student, WITH_HISTORY).item() < share * before
+
+
+@pytest.mark.parametrize("name", ["de", "htd"])
+def test_experts_begin_alike_for_the_same_seed(name: str) -> None:
+    first, second = (ready(name, mf(1, dim=8), mf(2), n_experts=2).state_dict() for _ in range(2))
+    assert first
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", ["de", "htd"])
+def test_a_teacher_that_cannot_be_looked_into_is_refused(name: str) -> None:
+    hidden = LocalTeacher(mf(1), gives_scores=False)
+    asked: dict[str, Any] = {name: getattr(setting(mf(1)), name) for name in ("train", "users", "n_items")}
+    with pytest.raises(SettingsError, match="needs the vectors of queries and items"):
+        build_method(name).prepare(type(setting(mf(1)))(**asked, teacher=hidden))
+    with pytest.raises(TeacherError, match="lists only"):
+        hidden.vectors(TRAIN)
+
+
+def loss(student: Tensor, teacher: Tensor, groups: list[int], between: Between) -> Tensor:
+    return topology_loss(student, teacher, torch.tensor(groups), between=between)
+
+
+STUDENT = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
+TEACHER = torch.tensor([[2.0, 0.0], [3.0, 0.0], [0.0, 1.0]])
+
+
+def test_topologies_by_hand() -> None:
+    # Within {0, 1}: the student's cosine is 1/√2, the teacher's 1, twice; that of each with itself is 1. Prototypes
+    # are (1, 1/2) and (0, 2) for the student, (5/2, 0) and (0, 1) for the teacher.
+    within = 2 * (1 / math.sqrt(2) - 1) ** 2 / 5
+    between = 2 * (0.5 / math.sqrt(1.25) - 0) ** 2 / 4
+    assert loss(STUDENT, TEACHER, [0, 0, 4], "prototypes").item() == pytest.approx(within + between, rel=1e-5)
+    g0 = torch.tensor([1.0, 0.5]) / math.sqrt(1.25)
+    ours = [g0[0].item(), (g0.sum() / math.sqrt(2)).item(), g0[1].item(), 0.0, 1 / math.sqrt(2), 1.0]
+    theirs = [1.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+    members = sum((a - b) ** 2 for a, b in zip(ours, theirs, strict=True)) / 6
+    assert loss(STUDENT, TEACHER, [0, 0, 4], "members").item() == pytest.approx(within + members, rel=1e-5)
+
+
+def test_pairs_that_the_teacher_holds_to_be_opposed_do_not_count_within_a_group() -> None:
+    teacher = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    student = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    # Their prototype is 0 to the teacher, and so is its cosine to either: only the student's own remains between.
+    value = loss(student, teacher, [0, 0], "prototypes")
+    (gradient,) = torch.autograd.grad(value, student)
+    torch.testing.assert_close(gradient, torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("between", BOTH)
+def test_topologies_are_alike_when_vectors_are_turned_and_scaled(between: Between) -> None:
+    teacher = torch.randn(6, 4, generator=generator())
+    turn, _ = torch.linalg.qr(torch.randn(4, 4, generator=generator()))
+    assert loss(3 * teacher @ turn, teacher, [0, 1, 0, 2, 1, 0], between).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("between", BOTH)
+@pytest.mark.parametrize("extreme", [1e4, -1e4, 0.0])
+def test_topologies_and_gradients_are_finite_at_extreme_vectors(extreme: float, between: Between) -> None:
+    student = torch.full((4, 3), extreme, requires_grad=True)
+    value = loss(student, -torch.full((4, 5), extreme), [0, 0, 1, 2], between)
+    assert value.isfinite()
+    assert torch.autograd.grad(value, student)[0].isfinite().all()
+
+
+def test_experts_and_topologies_share_the_loss_as_the_setting_says() -> None:
+    student, parts = mf(2), {}
+    for share in (0.0, 0.25, 1.0):
+        method = ready("htd", mf(1, dim=8), student, topology_share=share, n_experts=2)
+        assert isinstance(method, HTD)
+        parts[share] = teacher_part(method, student, WITH_HISTORY).item()
+    assert parts[0.25] == pytest.approx(0.75 * parts[0.0] + 0.25 * parts[1.0], rel=1e-5)
