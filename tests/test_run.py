@@ -11,7 +11,7 @@ from recdistill.data.embedded import load_shop
 from recdistill.data.splits import leave_one_out
 from recdistill.errors import ArtefactError, RecDistillError, SettingsError
 from recdistill.methods.base import build_method
-from recdistill.models.base import build_model
+from recdistill.models.base import Model, build_model
 from recdistill.probing import probe
 from recdistill.run import (
     EVALUATION,
@@ -34,6 +34,7 @@ from recdistill.runfile import Run
 from recdistill.serving.artefact import Student
 from recdistill.serving.blackbox import BlackBox, student_answers
 from recdistill.teachers.fake import FakeTeacher
+from recdistill.teachers.local import LocalTeacher
 from recdistill.trainer import METRICS, EpochRow, TrainerSettings
 
 Sections = dict[str, Any]
@@ -225,22 +226,25 @@ def test_train_and_distill_are_not_mixed_up(little_run: Sections, finished: Resu
         run_training(taught, tmp_path)
 
 
-def test_method_and_teacher_must_fit() -> None:
-    lists_only = FakeTeacher(3)
-    check_needs(build_method("supervised"), None)
-    check_needs(build_method("kd"), lists_only)
+def test_method_student_and_teacher_must_fit() -> None:
+    lists_only, sasrec, mf = FakeTeacher(3), Model.registry["sasrec"], Model.registry["mf"]
+    check_needs(build_method("supervised"), sasrec, None)
+    check_needs(build_method("kd"), mf, lists_only)
     with pytest.raises(SettingsError, match="'kd' learns from a teacher"):
-        check_needs(build_method("kd"), None)
+        check_needs(build_method("kd"), sasrec, None)
     with pytest.raises(SettingsError, match="'supervised' asks no teacher"):
-        check_needs(build_method("supervised"), lists_only)
+        check_needs(build_method("supervised"), sasrec, lists_only)
+    for name in ("bahsd", "extraction"):
+        check_needs(build_method(name), sasrec, lists_only)
+        with pytest.raises(SettingsError, match="'mf' reads the user instead: use method 'kd'"):
+            check_needs(build_method(name), mf, lists_only)
 
 
-def test_a_method_that_needs_scores_refuses_a_teacher_without_them() -> None:
-    method = build_method("kd")
-    method.needs = frozenset({"rankings", "scores"})
-    with pytest.raises(SettingsError, match="needs scores, but teacher 'fake' gives lists only"):
-        check_needs(method, FakeTeacher(3))
-    check_needs(method, FakeTeacher(3, gives_scores=True))
+def test_a_method_that_needs_scores_refuses_a_teacher_without_them(finished: Result) -> None:
+    method, sasrec = build_method("rcekd"), Model.registry["sasrec"]
+    with pytest.raises(SettingsError, match="which teacher 'fake' does not give"):
+        check_needs(method, sasrec, FakeTeacher(3, gives_scores=True))
+    check_needs(method, sasrec, LocalTeacher(Student.load(finished.folder).model))
 
 
 def test_long_histories_are_learned_from_in_windows_and_asked_about(little_run: Sections) -> None:

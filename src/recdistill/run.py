@@ -31,7 +31,7 @@ from recdistill.errors import ArtefactError, SettingsError
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import Evaluation, strata, table
 from recdistill.files import write_whole
-from recdistill.methods.base import Method, Setting
+from recdistill.methods.base import Method, Setting, check_teacher
 from recdistill.models.base import Model, build_model
 from recdistill.runfile import SHOP, ApiTeacher, Choice, Ensemble, Run, RunTeacher, TeacherSettings
 from recdistill.serving.artefact import FOLDER as STUDENT
@@ -212,7 +212,7 @@ def set_up(
         SettingsError: when the method needs a teacher, or scores, that are not there; or uses none.
     """
     learner = Method.registry[method.name](method.config)
-    check_needs(learner, teacher)
+    check_needs(learner, Model.registry[student.name], teacher)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         model = build_model(student.name, split.dataset.n_items, student.config, train=split.train)
@@ -248,20 +248,20 @@ def _with_windows(train: Sequences, max_len: int, teacher: Teacher | None) -> tu
     return train.with_windows(max_len)
 
 
-def check_needs(method: Method, teacher: Teacher | None) -> None:
-    """Refuse a method and a teacher that do not fit, before anything is paid for.
+def check_needs(method: Method, student: type[Model], teacher: Teacher | None) -> None:
+    """Refuse a method, a student and a teacher that do not fit, before anything is paid for.
 
     Raises:
         SettingsError: saying what is missing.
     """
-    if method.needs and teacher is None:
-        raise SettingsError(f"method {method.name!r} learns from a teacher: add a [teacher], or use 'supervised'")
-    if teacher is not None and not method.needs:
+    if method.needs:
+        check_teacher(method, teacher)
+    elif teacher is not None:
         raise SettingsError(f"method {method.name!r} asks no teacher: remove [teacher], or use 'bahsd' or 'kd'")
-    if teacher is not None and "scores" in method.needs and not teacher.gives_scores:
+    if method.parts_of_histories and student.reads == "user":
         raise SettingsError(
-            f"method {method.name!r} needs scores, but teacher {teacher.identity!r} gives lists only: "
-            "use 'bahsd' or 'kd'"
+            f"method {method.name!r} shows the student histories other than the users' own, and model "
+            f"{student.name!r} reads the user instead: use method 'kd', or a student such as 'sasrec'"
         )
 
 

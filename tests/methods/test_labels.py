@@ -135,6 +135,13 @@ def test_the_last_item_of_a_large_catalogue_can_be_drawn() -> None:
     assert drawn.unique().tolist() == [999_999, 1_000_000]
 
 
+def test_the_labels_of_a_model_that_sees_both_sides_are_the_items_it_masks() -> None:
+    student = build_model("bert4rec", 4, {"dim": 4, "n_heads": 1, "dropout": 0.0})
+    labels = _labels(LabelLossConfig(last_share=1.0), TAKEN, n_items=4)
+    _, queries, n_labels = labels.with_queries(student, _batch([3, 0, 1]))
+    assert n_labels == len(queries) == 3
+
+
 def _user_model(n_items: int = 4) -> Model:
     return build_model("mf", n_items, {"dim": 3, "init_std": 1.0}, train=Sequences.from_lists(TAKEN))
 
@@ -152,7 +159,8 @@ def test_users_learn_all_that_they_took_by_softmax_as_if_each_pair_were_alone() 
     pairs = [(0, 1), (0, 4), (1, 1), (1, 2), (2, 3)]  # row of the batch and item
     expected = -sum(scores[row, item - 1] for row, item in pairs) / len(pairs)
     assert isinstance(expected, torch.Tensor)
-    loss, queries = labels.with_queries(student, batch)
+    loss, queries, n_labels = labels.with_queries(student, batch)
+    assert n_labels == len(pairs)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(labels(student, batch), expected)
     torch.testing.assert_close(queries, student.encode(batch.batch))

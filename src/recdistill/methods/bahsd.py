@@ -21,7 +21,7 @@ from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import SettingsError
 from recdistill.losses import ranking_consistency
 from recdistill.methods.base import Method, Setting, TrainingBatch
-from recdistill.methods.kd import Answers, KDConfig, answer_weight, label_and_queries, list_kl, rank_logits
+from recdistill.methods.kd import Answers, KDConfig, label_and_queries, list_kl, rank_logits
 from recdistill.methods.labels import LabelLoss
 from recdistill.models.base import Batch, Model
 from recdistill.probing import Floats, Unmeasured, consensus, consistency, fill_unmeasured, peakedness, probe
@@ -92,6 +92,7 @@ class BAHSD(Method, name="bahsd"):
     Config = BAHSDConfig
     config: BAHSDConfig
     needs = frozenset({"rankings"})
+    parts_of_histories = True
 
     def prepare(self, setting: Setting) -> None:
         """Probe the teacher; work out the reliability, gate, temperature and consensus of every user.
@@ -127,10 +128,10 @@ class BAHSD(Method, name="bahsd"):
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
         """Return the parts ``label`` (assisted only), ``answer``, ``consensus``, ``view`` and ``contrast``."""
         config = self.config
-        parts, queries = label_and_queries(student, batch, self.label_loss)
+        parts, queries, worth = label_and_queries(student, batch, self.label_loss, config.weight)
         items, logits = self.answers.of(batch.rows)
         gate, temperature = self._of(batch.rows, self.gate), self._of(batch.rows, self.temperature)
-        share = (items[:, 0] > 0) * answer_weight(batch, config)
+        share = (items[:, 0] > 0) * worth
         unsure = share * (1 - gate)
 
         parts["answer"] = list_kl(
@@ -156,7 +157,7 @@ class BAHSD(Method, name="bahsd"):
                 student.item_embeddings(),
                 told,
                 rank_logits(told, config.rank_decay),
-                weights=(told[:, 0] > 0) * config.view_weight * answer_weight(batch, config),
+                weights=(told[:, 0] > 0) * config.view_weight * worth,
                 temperature=config.temperature,
                 precision=config.label_loss.precision,
             )

@@ -73,6 +73,9 @@ class Method(ABC, nn.Module):
     Where it does not, that item is not fed to the student: on short histories it is a large part of the work.
     """
 
+    parts_of_histories: ClassVar[bool] = False
+    """Whether the student is shown parts of histories, or made-up ones; one that reads the user cannot tell them apart."""
+
     def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if name is not None:

@@ -54,6 +54,7 @@ class Extraction(Method, name="extraction"):
     Config = ExtractionConfig
     config: ExtractionConfig
     needs = frozenset({"rankings"})
+    parts_of_histories = True
 
     def prepare(self, setting: Setting) -> None:
         """Let the teacher write the walks, or ask it about every training history.

@@ -77,35 +77,39 @@ class KD(Method, name="kd"):
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
         """Return the parts ``label`` (assisted only) and ``answer``, the latter as a KL divergence in nats."""
         config = self.config
-        parts, queries = label_and_queries(student, batch, self.label_loss)
+        parts, queries, worth = label_and_queries(student, batch, self.label_loss, config.weight)
         items, logits = self.answers.of(batch.rows)
         parts["answer"] = list_kl(
             queries,
             student.item_embeddings(),
             items,
             logits,
-            weights=torch.full_like(queries[:, 0], answer_weight(batch, config)),
+            weights=torch.full_like(queries[:, 0], worth),
             temperature=config.temperature,
             precision=config.label_loss.precision,
         )
         return parts
 
 
-def answer_weight(batch: TrainingBatch, config: ListConfig) -> float:
-    """Return what one answer adds to the loss: as much as ``weight`` labels do, or its share of the batch alone."""
-    if not config.labels:
-        return 1 / len(batch.rows)
-    return config.weight / max(int((batch.labels > 0).sum()), 1)
-
-
 def label_and_queries(
-    student: Model, batch: TrainingBatch, label_loss: LabelLoss | None
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the part ``label``, if labels are learned, and ``(B, D)`` the student's state after each history."""
+    student: Model, batch: TrainingBatch, label_loss: LabelLoss | None, weight: float
+) -> tuple[dict[str, Tensor], Tensor, float]:
+    """Learn labels, if there are any, and say where and how much answers are learned.
+
+    Args:
+        student: as it is.
+        batch: B histories.
+        label_loss: of assisted distillation; ``None`` in the pure one.
+        weight: how many labels one answer counts as.
+
+    Returns:
+        The part ``label``, if labels are learned; ``(B, D)`` the student's state after each history; and what one
+        answer adds to the loss: as much as ``weight`` labels do, or 1/B without labels.
+    """
     if label_loss is None:
-        return {}, student.encode(batch.batch)
-    label, queries = label_loss.with_queries(student, batch)
-    return {"label": label}, queries
+        return {}, student.encode(batch.batch), 1 / len(batch.rows)
+    label, queries, n_labels = label_loss.with_queries(student, batch)
+    return {"label": label}, queries, weight / max(n_labels, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

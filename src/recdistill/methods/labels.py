@@ -62,25 +62,31 @@ class LabelLoss:
         read the user learn all items that the user took, each once.
         """
         if isinstance(student, BERT4Rec):
-            return self._masked(student, batch)
+            return self._masked(student, batch)[0]
         if student.reads == "user":
-            return self._taken(student, batch, student.encode(batch.batch))
-        return self._next(student, batch, student.encode_positions(batch.batch))
+            return self._taken(student, batch, student.encode(batch.batch))[0]
+        return self._next(student, batch, student.encode_positions(batch.batch))[0]
 
-    def with_queries(self, student: Model, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-        """Return the loss, and ``(B, D)`` the student's state after each whole history, or its vector of the user.
+    def with_queries(self, student: Model, batch: TrainingBatch) -> tuple[Tensor, Tensor, int]:
+        """Return the loss, the student's states after whole histories, or its vectors of users, and the labels' number.
 
-        Models that see both sides read the histories once more for the state.
+        Models that see both sides read the histories once more for the states.
+
+        Returns:
+            The loss; ``(B, D)`` states; over how many labels the loss is a mean.
         """
         if isinstance(student, BERT4Rec):
-            return self._masked(student, batch), student.encode(batch.batch)
+            loss, n_labels = self._masked(student, batch)
+            return loss, student.encode(batch.batch), n_labels
         if student.reads == "user":
             queries = student.encode(batch.batch)
-            return self._taken(student, batch, queries), queries
+            loss, n_labels = self._taken(student, batch, queries)
+            return loss, queries, n_labels
         states = student.encode_positions(batch.batch)
-        return self._next(student, batch, states), states[batch.batch.last]
+        loss, n_labels = self._next(student, batch, states)
+        return loss, states[batch.batch.last], n_labels
 
-    def _masked(self, student: BERT4Rec, batch: TrainingBatch) -> Tensor:
+    def _masked(self, student: BERT4Rec, batch: TrainingBatch) -> tuple[Tensor, int]:
         masked, labels = mask_items(
             batch.batch,
             student.mask_item,
@@ -89,14 +95,14 @@ class LabelLoss:
             generator=batch.generator,
         )
         at = labels.nonzero().squeeze(1)
-        return self._loss(student.encode_positions(masked)[at], student, labels[at], batch.generator)
+        return self._loss(student.encode_positions(masked)[at], student, labels[at], batch.generator), len(at)
 
-    def _next(self, student: Model, batch: TrainingBatch, states: Tensor) -> Tensor:
+    def _next(self, student: Model, batch: TrainingBatch, states: Tensor) -> tuple[Tensor, int]:
         at = batch.labels.nonzero().squeeze(1)
         labelled = states if len(at) == len(states) else states[at]
-        return self._loss(labelled, student, batch.labels[at], batch.generator)
+        return self._loss(labelled, student, batch.labels[at], batch.generator), len(at)
 
-    def _taken(self, student: Model, batch: TrainingBatch, queries: Tensor) -> Tensor:
+    def _taken(self, student: Model, batch: TrainingBatch, queries: Tensor) -> tuple[Tensor, int]:
         """Take the loss over all pairs of a user and an item; what can be is computed once a user."""
         config = self.config
         rows, items = distinct_pairs(batch.batch, student.n_items)
@@ -104,13 +110,14 @@ class LabelLoss:
             lists = as_lists(rows, items, len(queries))
             weights = torch.full_like(queries[:, 0], 1 / len(items))
             ones = torch.ones_like(lists, dtype=queries.dtype)
-            return list_cross_entropy(
+            loss = list_cross_entropy(
                 queries, student.item_embeddings(), lists, ones, weights=weights, precision=config.precision
             )
+            return loss, len(items)
         untaken = None
         if config.loss in _PAIRWISE:
             untaken = draw_untaken(rows, items, student.n_items, batch.generator)
-        return self._loss(queries[rows], student, items, batch.generator, untaken)
+        return self._loss(queries[rows], student, items, batch.generator, untaken), len(items)
 
     def _loss(
         self,

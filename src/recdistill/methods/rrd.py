@@ -8,7 +8,7 @@ from torch import Tensor
 
 from recdistill.losses import relaxed_ranking_loss
 from recdistill.methods.base import Method, Setting, TrainingBatch
-from recdistill.methods.kd import ListConfig, answer_weight, label_and_queries
+from recdistill.methods.kd import ListConfig, label_and_queries
 from recdistill.methods.labels import LabelLoss
 from recdistill.methods.lists import draw_places, list_logits
 from recdistill.models.base import Model
@@ -52,7 +52,7 @@ class RRD(Method, name="rrd"):
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
         """Return the parts ``label`` (assisted only) and ``order``."""
         config, embeddings = self.config, student.item_embeddings()
-        parts, queries = label_and_queries(student, batch, self.label_loss)
+        parts, queries, worth = label_and_queries(student, batch, self.label_loss, config.weight)
         listed = self.listed[batch.rows.to(self.listed.device)].long()
         chosen = draw_interesting(listed, config.n_interesting, config.rank_temperature, batch.generator)
         others = torch.randint(1, len(embeddings), (len(listed), config.n_uninteresting), generator=batch.generator)
@@ -65,7 +65,7 @@ class RRD(Method, name="rrd"):
             list_logits(queries, embeddings, others),
             unlisted,
         )
-        parts["order"] = answer_weight(batch, config) * loss.sum()
+        parts["order"] = worth * loss.sum()
         return parts
 
 

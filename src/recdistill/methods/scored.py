@@ -67,7 +67,7 @@ class Distillation(Method):
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
         """Return the parts ``label`` and ``teacher``."""
-        label, queries = self.label_loss.with_queries(student, batch)
+        label, queries, _ = self.label_loss.with_queries(student, batch)
         return {"label": label, "teacher": self.config.weight * self.distil(student, queries, batch)}
 
     @abstractmethod
