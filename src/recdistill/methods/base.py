@@ -74,7 +74,7 @@ class Method(ABC, nn.Module):
     """
 
     parts_of_histories: ClassVar[bool] = False
-    """Whether the student is shown parts of histories, or made-up ones; one that reads the user cannot tell them apart."""
+    """Whether the student is shown parts of histories, or made-up ones: one that reads the user sees no difference."""
 
     def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
