@@ -135,7 +135,7 @@ def _products(queries: Tensor, table: Tensor, rows: Ints, candidates: Ints) -> S
         some = queries[torch.from_numpy(rows[block].astype(np.int64)).to(queries.device)]
         wanted = torch.from_numpy(candidates[block].astype(np.int64)).to(table.device)
         if gathers:
-            products = torch.bmm(F.embedding(wanted, table), some[:, :, None])[:, :, 0]
+            products = (some[:, None] @ F.embedding(wanted, table).mT)[:, 0]
         else:
             products = (some @ table.T).gather(1, wanted)
         scores[block] = products.cpu().numpy()
