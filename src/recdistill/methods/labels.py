@@ -179,7 +179,7 @@ def bce_loss(states: Tensor, embeddings: Tensor, labels: Tensor, negatives: Tens
 def bpr_loss(states: Tensor, embeddings: Tensor, labels: Tensor, negatives: Tensor) -> Tensor:
     r"""Bayesian personalised ranking: the true item is to score above a drawn one.
 
-    .. math:: -rac1T \sum_t \log\sigma(h_t \cdot v_{y_t} - h_t \cdot v_{j_t})
+    .. math:: -\frac1T \sum_t \log\sigma(h_t \cdot v_{y_t} - h_t \cdot v_{j_t})
 
     Args:
         states: ``(T, D)`` query vectors h.
