@@ -25,10 +25,18 @@ if TYPE_CHECKING:
     from recdistill.evaluation.full_ranking import evaluate as evaluate
     from recdistill.evaluation.results import Evaluation as Evaluation
     from recdistill.methods.bahsd import BAHSD as BAHSD
+    from recdistill.methods.cd import CD as CD
+    from recdistill.methods.ce import CE as CE
+    from recdistill.methods.dcd import DCD as DCD
+    from recdistill.methods.de import DE as DE
     from recdistill.methods.extraction import Extraction as Extraction
+    from recdistill.methods.hetcomp import HetComp as HetComp
+    from recdistill.methods.htd import HTD as HTD
     from recdistill.methods.kd import KD as KD
+    from recdistill.methods.rcekd import RCEKD as RCEKD
     from recdistill.methods.rrd import RRD as RRD
     from recdistill.methods.supervised import Supervised as Supervised
+    from recdistill.methods.unkd import UnKD as UnKD
     from recdistill.models.bert4rec import BERT4RecConfig as BERT4Rec
     from recdistill.models.gru4rec import GRU4RecConfig as GRU4Rec
     from recdistill.models.hstu import HSTUConfig as HSTU  # noqa: N814 - the model's name
@@ -44,9 +52,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BAHSD",
+    "CD",
+    "CE",
+    "DCD",
+    "DE",
     "HSTU",
+    "HTD",
     "KD",
     "MF",
+    "RCEKD",
     "RRD",
     "BERT4Rec",
     "CallableTeacher",
@@ -55,6 +69,7 @@ __all__ = [
     "Evaluation",
     "Extraction",
     "GRU4Rec",
+    "HetComp",
     "HttpTeacher",
     "Interactions",
     "LightGCN",
@@ -65,6 +80,7 @@ __all__ = [
     "Student",
     "Supervised",
     "TrainerSettings",
+    "UnKD",
     "distill",
     "evaluate",
     "last_basket",
@@ -80,19 +96,26 @@ __all__ = [
 _HOMES = {
     "BAHSD": "methods.bahsd:BAHSD",
     "BERT4Rec": "models.bert4rec:BERT4RecConfig",
+    "CD": "methods.cd:CD",
+    "CE": "methods.ce:CE",
     "CallableTeacher": "teachers.callable:CallableTeacher",
+    "DCD": "methods.dcd:DCD",
+    "DE": "methods.de:DE",
     "Dataset": "data.dataset:Dataset",
     "EnsembleTeacher": "teachers.ensemble:EnsembleTeacher",
     "Evaluation": "evaluation.results:Evaluation",
     "Extraction": "methods.extraction:Extraction",
     "GRU4Rec": "models.gru4rec:GRU4RecConfig",
     "HSTU": "models.hstu:HSTUConfig",
+    "HTD": "methods.htd:HTD",
+    "HetComp": "methods.hetcomp:HetComp",
     "HttpTeacher": "teachers.http:HttpTeacher",
     "Interactions": "data.interactions:Interactions",
     "KD": "methods.kd:KD",
     "LightGCN": "models.lightgcn:LightGCNConfig",
     "LocalTeacher": "teachers.local:LocalTeacher",
     "MF": "models.mf:MFConfig",
+    "RCEKD": "methods.rcekd:RCEKD",
     "RRD": "methods.rrd:RRD",
     "RecDistillError": "errors:RecDistillError",
     "SASRec": "models.sasrec:SASRecConfig",
@@ -100,6 +123,7 @@ _HOMES = {
     "Student": "serving.artefact:Student",
     "Supervised": "methods.supervised:Supervised",
     "TrainerSettings": "trainer:TrainerSettings",
+    "UnKD": "methods.unkd:UnKD",
     "distill": "api:distill",
     "evaluate": "evaluation.full_ranking:evaluate",
     "last_basket": "data.splits:last_basket",
