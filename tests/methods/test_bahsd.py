@@ -245,16 +245,19 @@ def test_peakedness_gates_without_probing() -> None:
     assert not np.isnan(method.reliability).any()
 
 
-ALL_PARTS = {"label", "answer", "consensus", "contrast"}
+ALL_PARTS = {"label", "answer", "consensus", "view", "contrast"}
 
 
 @pytest.mark.parametrize(
     ("settings", "left_out"),
     [
-        ({}, set()),
+        ({"view_weight": 1}, set()),
+        ({"view_weight": 1, "labels": False}, {"label"}),
+        ({"view_weight": 1, "ranking_weight": 0}, {"consensus"}),
+        ({"view_weight": 1, "contrast_weight": 0}, {"contrast"}),
+        ({}, {"view"}),
         ({"labels": False}, {"label"}),
-        ({"ranking_weight": 0}, {"consensus"}),
-        ({"contrast_weight": 0}, {"contrast"}),
+        ({"labels": False, "view_weight": 0}, {"label", "view"}),
     ],
 )
 def test_each_part_can_be_left_out(settings: dict[str, Any], left_out: set[str]) -> None:
@@ -332,7 +335,8 @@ def test_users_without_an_answer_add_nothing(ranking: str) -> None:
     teacher = FakeTeacher(N, rule=lambda history, k: [] if history[-1] in (2, 8) else [1, 2])
     method, model = ready(teacher, labels=False, ranking=ranking), sasrec()
     parts = method.loss(model, batch([0, 3]))
-    assert {name: part.item() for name, part in parts.items()} == {"answer": 0.0, "consensus": 0.0, "contrast": 0.0}
+    assert set(parts) == ALL_PARTS - {"label"}
+    assert {part.item() for part in parts.values()} == {0.0}
 
 
 @pytest.mark.parametrize("ranking", ["listwise", "smooth", "margin"])
