@@ -1,6 +1,5 @@
 """The rows of RCE-KD's tables, how they are tuned, and what a stopped search or training goes on with."""
 
-import importlib.util
 import itertools
 import json
 from collections.abc import Iterator
@@ -41,7 +40,6 @@ import_all("recdistill.methods")
 ALL = list(dict.fromkeys(row for table in TABLES.values() for row in table()))
 MF = ("citeulike-t", SHUFFLED, "mf-400", "mf-20")
 STUDENT = Row(*MF, "rcekd")
-needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="optuna is not installed")
 
 
 def test_no_two_rows_of_a_table_are_one() -> None:
@@ -193,7 +191,6 @@ def test_cross_entropy_on_all_items_is_tuned_by_itself(little: Path) -> None:
         best_settings(Row(*MF, "ce", rcekd.ON_ALL))
 
 
-@needs_optuna
 def test_the_first_trial_has_the_authors_settings_and_all_are_written(little: Path) -> None:
     rcekd.tune(STUDENT.taught_by, 1)
     rcekd.tune(STUDENT, 3)
@@ -210,7 +207,6 @@ def test_the_first_trial_has_the_authors_settings_and_all_are_written(little: Pa
             assert low <= value <= high
 
 
-@needs_optuna
 def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(little: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def settings() -> list[str]:
         return [row["settings"] for row in ResultTable(rcekd.TRIALS, rcekd.TRIAL_COLUMNS).find(**alone.key)]
@@ -233,7 +229,6 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(little: Path, m
     assert settings() == whole
 
 
-@needs_optuna
 def test_a_trial_that_falls_behind_is_pruned(little: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = Row("citeulike-t", SHUFFLED, "", "mf-20", "labels")
     monkeypatch.setattr(rcekd, "PATIENT", 0)
@@ -246,7 +241,6 @@ def test_a_trial_that_falls_behind_is_pruned(little: Path, monkeypatch: pytest.M
     assert (row["state"], row["value"], len(json.loads(row["curve"]))) == ("pruned", "", 1)
 
 
-@needs_optuna
 def test_a_trial_that_diverges_is_written_and_the_next_one_made(little: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its settings follow from its number: without a row it would be made again for ever."""
     train = experiments.train
