@@ -296,10 +296,34 @@ def test_the_listwise_consensus_takes_its_order_from_all_answers_and_its_values_
     assert method.loss(model, batch([1]))["consensus"].item() == pytest.approx(expected.item() / 2, rel=1e-4)
 
 
+@pytest.mark.parametrize(("target", "best"), [("consensus", 2), ("answer", 1)])
+def test_the_reliable_are_taught_what_the_target_says_after_every_part_of_the_history(target: str, best: int) -> None:
+    lists = {4: [1, 2, 3], 2: [2, 3, 1]}  # by length shown: together 2 has 5 points, 1 has 4, 3 has 3
+    teacher = FakeTeacher(N, rule=lambda history, k: lists.get(len(history), [1, 2, 3])[:k])
+    method = ready(
+        teacher,
+        labels=False,
+        target=target,
+        scales=[0.5, 1.0],
+        unmeasured="reliable",
+        gate="none",
+        reliable_temperature=1.0,
+        rank_decay=40.0,  # all the weight is on the best item
+        top_k=3,
+        view_weight=1.0,
+    )
+    model, whole = sasrec(), batch([1])
+    log_probs = (model.encode(whole.batch) @ model.item_embeddings()[1:].T).log_softmax(1)[0]
+    parts = method.loss(model, whole)
+    assert parts["answer"].item() == pytest.approx(-log_probs[best - 1].item() / 2, rel=1e-4)
+    view = (model.encode(whole.batch.newest(2)) @ model.item_embeddings()[1:].T).log_softmax(1)[0]
+    assert parts["view"].item() == pytest.approx(-view[1].item(), rel=1e-4)
+
+
 def test_a_shortened_history_is_taught_its_own_answer() -> None:
     lists = {4: [1, 2], 2: [8, 7]}  # by length shown: the whole of four items, and half of them
     teacher = FakeTeacher(N, rule=lambda history, k: lists.get(len(history), [1, 2]))
-    method = ready(teacher, labels=False, scales=[0.5, 1.0], view_weight=0.7, top_k=2, rank_decay=1.0)
+    method = ready(teacher, labels=False, target="answer", scales=[0.5, 1.0], view_weight=0.7, top_k=2, rank_decay=1.0)
     model, whole = sasrec(), batch([1])
     assert whole.batch.lengths.tolist() == [4]
     view = model.encode(whole.batch.newest(2))
@@ -310,7 +334,7 @@ def test_a_shortened_history_is_taught_its_own_answer() -> None:
 
 def test_a_scale_that_was_not_answered_teaches_no_view() -> None:
     teacher = FakeTeacher(N, rule=lambda history, k: [] if len(history) == 2 else [1, 2])
-    method = ready(teacher, labels=False, scales=[0.5, 1.0], view_weight=1.0)
+    method = ready(teacher, labels=False, target="answer", scales=[0.5, 1.0], view_weight=1.0)
     assert method.loss(sasrec(), batch([1]))["view"].item() == 0.0
 
 
