@@ -298,8 +298,8 @@ def test_the_listwise_consensus_takes_its_order_from_all_answers_and_its_values_
 
 @pytest.mark.parametrize(("target", "best"), [("consensus", 2), ("answer", 1)])
 def test_the_reliable_are_taught_what_the_target_says_after_every_part_of_the_history(target: str, best: int) -> None:
-    lists = {4: [1, 2, 3], 2: [2, 3, 1]}  # by length shown: together 2 has 5 points, 1 has 4, 3 has 3
-    teacher = FakeTeacher(N, rule=lambda history, k: lists.get(len(history), [1, 2, 3])[:k])
+    lists = {4: [1, 2, 7], 2: [2, 7, 1]}  # by length shown: together 2 has 5 points, 1 has 4, 7 has 3
+    teacher = FakeTeacher(N, rule=lambda history, k: lists.get(len(history), [1, 2, 7])[:k])
     method = ready(
         teacher,
         labels=False,
