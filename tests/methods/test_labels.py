@@ -142,6 +142,24 @@ def test_the_labels_of_a_model_that_sees_both_sides_are_the_items_it_masks() -> 
     assert n_labels == len(queries) == 3
 
 
+def test_states_come_from_the_pass_that_learns_the_labels() -> None:
+    student = build_model("sasrec", 4, {"dim": 4, "dropout": 0.5})
+    histories = Batch.from_lists([[1, 2], [3]])
+    batch = TrainingBatch(histories, torch.tensor([2, 3, 1]), torch.arange(2), torch.Generator())
+    labels = _labels(LabelLossConfig(precision="fp32"), TAKEN, n_items=4)
+    loss, states = labels.with_states(student, batch)
+    expected = torch.nn.functional.cross_entropy(states @ student.item_embeddings()[1:].T, batch.labels - 1)
+    torch.testing.assert_close(loss, expected)  # another pass would have other dropout
+
+
+def test_states_of_a_model_that_sees_both_sides_are_not_masked() -> None:
+    student = build_model("bert4rec", 4, {"dim": 4, "n_heads": 1, "dropout": 0.0})
+    batch = _batch([3, 0, 1])
+    loss, states = _labels(LabelLossConfig(), TAKEN, n_items=4).with_states(student, batch)
+    assert loss.isfinite()
+    torch.testing.assert_close(states, student.encode_positions(batch.batch))
+
+
 def _user_model(n_items: int = 4) -> Model:
     return build_model("mf", n_items, {"dim": 3, "init_std": 1.0}, train=Sequences.from_lists(TAKEN))
 

@@ -86,6 +86,19 @@ class LabelLoss:
         loss, n_labels = self._next(student, batch, states)
         return loss, states[batch.batch.last], n_labels
 
+    def with_states(self, student: Model, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Return the loss and ``(T, D)`` the student's states at all items of the histories, from one pass.
+
+        Models that see both sides read the histories once more for the states, without masks.
+
+        Raises:
+            SettingsError: for models that read the user.
+        """
+        if isinstance(student, BERT4Rec):
+            return self._masked(student, batch)[0], student.encode_positions(batch.batch)
+        states = student.encode_positions(batch.batch)
+        return self._next(student, batch, states)[0], states
+
     def _masked(self, student: BERT4Rec, batch: TrainingBatch) -> tuple[Tensor, int]:
         masked, labels = mask_items(
             batch.batch,
