@@ -21,18 +21,19 @@ from recdistill.models.base import Batch
 from recdistill.settings import Settings
 
 Kind = Literal["crop", "mask", "reorder", "insert"]
+Kinds = Annotated[tuple[Kind, ...], Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 _SLACK = 1e-9
 """Of rounding: 0.29 of 100 items must not become 28, nor 0.55 of 100 items 56."""
-_KINDS: tuple[Kind, ...] = ("insert", "crop", "mask", "reorder")
-"""In the order in which they are applied: what is put in comes from histories in which nothing is hidden yet."""
+_ORDER: tuple[Kind, ...] = ("insert", "crop", "mask", "reorder")
+"""In which operators are applied: what is put in comes from histories in which nothing is hidden yet."""
 
 
 class AugmentationConfig(Settings):
-    """How a view of a history is made. The defaults are S4Rec's, or where its paper gives none, named with each."""
+    """How a view of a history is made. The defaults are S4Rec's; where its paper gives none, the setting says whose."""
 
-    kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = ("crop", "mask", "reorder", "insert")
+    kinds: Kinds = ("crop", "mask", "reorder", "insert")
     """Operators, of which one is drawn for every history and view; one that stands here twice is drawn twice as often.
     """
     crop_share: Share = 0.2
@@ -104,11 +105,11 @@ def augment(batch: Batch, config: AugmentationConfig, generator: torch.Generator
         generator: of the draws.
         max_len: how many of a history's newest items the model reads; a history does not outgrow it by insertion.
     """
-    codes = torch.tensor([_KINDS.index(kind) for kind in config.kinds])
+    codes = torch.tensor([_ORDER.index(kind) for kind in config.kinds])
     drawn = codes[torch.randint(len(codes), (len(batch),), generator=generator)].to(batch.offsets.device)
 
     def chosen(kind: Kind) -> Tensor:
-        return drawn == _KINDS.index(kind)
+        return drawn == _ORDER.index(kind)
 
     if "insert" in config.kinds:
         added = _rounded_up(batch.lengths, config.insert_share)
