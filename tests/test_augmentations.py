@@ -133,7 +133,7 @@ def per_item(lengths: list[int], draws: list[float]) -> list[list[float]]:
 
 
 def uniform(n: int, source: torch.Generator) -> list[float]:
-    return torch.rand(n, generator=source, dtype=torch.float64).tolist()  # type: ignore[no-any-return]
+    return torch.rand(n, generator=source, dtype=torch.float64).tolist()
 
 
 def plain_crop(histories: Histories, share: float, source: torch.Generator) -> Histories:

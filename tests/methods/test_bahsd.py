@@ -17,7 +17,6 @@ from recdistill.methods.bahsd import (
     BAHSD,
     BAHSDConfig,
     gate_weights,
-    info_nce,
     newest_share,
     same_histories,
 )
@@ -137,40 +136,7 @@ def test_it_is_finite_at_extreme_logits(margin: float | None) -> None:
     assert math.isfinite(consistency_of([-1e4, 1e4], [2, 1], [1e4, -1e4], margin=margin))
 
 
-# InfoNCE
-
-
-def nce(queries: list[list[float]], views: list[list[float]], same: list[int], temperature: float = 1.0) -> float:
-    n = len(queries)
-    loss = info_nce(
-        torch.tensor(queries),
-        torch.tensor(views),
-        torch.tensor(same),
-        weights=torch.full((n,), 1 / n),
-        temperature=temperature,
-    )
-    return loss.item()
-
-
-def test_info_nce_by_hand() -> None:
-    # Cosines 1 to the own view, 0 to the other; at temperature .5 that is 2 against 0. Lengths do not matter.
-    value = nce([[3.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 7.0]], [0, 1], temperature=0.5)
-    assert value == pytest.approx(math.log1p(math.exp(-2)))
-
-
-def test_users_with_the_same_history_are_not_each_others_negatives() -> None:
-    """Their views are the same too: telling them apart cannot be learned."""
-    twins = nce([[1.0, 0.0]] * 2 + [[0.0, 1.0]], [[1.0, 0.0]] * 2 + [[0.0, 1.0]], [0, 0, 1])
-    # Each twin sees its own view (1) and the third user's (0); the third sees its own (1) and two others (0).
-    assert twins == pytest.approx((2 * math.log1p(math.exp(-1)) + math.log(math.e + 2) - 1) / 3)
-
-
-def test_info_nce_of_one_user_is_0() -> None:
-    assert nce([[1.0, 2.0]], [[0.5, -1.0]], [0]) == pytest.approx(0.0)
-
-
-def test_info_nce_is_finite_for_extreme_and_zero_vectors() -> None:
-    assert math.isfinite(nce([[1e4, -1e4], [0.0, 0.0]], [[-1e4, 1e4], [0.0, 0.0]], [0, 1], temperature=0.1))
+# Shortened histories
 
 
 def test_a_shortened_history_is_its_newest_part_rounded_up() -> None:

@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import SettingsError
 from recdistill.losses import ranking_consistency
 from recdistill.methods.base import Method, Setting, TrainingBatch
+from recdistill.methods.contrast import info_nce
 from recdistill.methods.kd import Answers, KDConfig, label_and_queries, list_kl, rank_logits
 from recdistill.methods.labels import LabelLoss
 from recdistill.models.base import Batch, Model
@@ -240,30 +240,6 @@ def gate_weights(reliability: Floats, *, kind: Literal["soft", "hard", "none"], 
     distance = (reliability - measured.mean()) / (width * max(measured.std(), 1e-9))
     weights: Floats = 0.5 * (1 + np.tanh(distance / 2))
     return weights
-
-
-def info_nce(queries: Tensor, views: Tensor, same: Tensor, *, weights: Tensor, temperature: float) -> Tensor:
-    r"""Tell which shortened history belongs to which whole one.
-
-    .. math:: -\sum_u w_u \log \frac{\exp(z_u \cdot z_u^+ / \tau)}{\sum_v \exp(z_u \cdot z_v^+ / \tau)}, \quad
-              z = h / |h|
-
-    Args:
-        queries: ``(B, D)`` vectors h of the whole histories.
-        views: ``(B, D)`` vectors of the shortened ones; those of other users are the negatives.
-        same: ``(B,)`` equal for users with the same history, who are not each other's negatives.
-        weights: ``(B,)`` w, used as given.
-        temperature: tau, positive.
-
-    Returns:
-        Scalar, in nats.
-
-    Source: van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018, Eq. 4.
-    """
-    logits = F.normalize(queries, dim=1) @ F.normalize(views, dim=1).T / temperature
-    twins = (same[:, None] == same) & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
-    own = torch.arange(len(same), device=same.device)
-    return weights @ F.cross_entropy(logits.masked_fill(twins, -torch.inf), own, reduction="none")
 
 
 def newest_share(batch: Batch, shares: Tensor) -> Batch:
