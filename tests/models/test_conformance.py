@@ -11,6 +11,7 @@ from recdistill.data.dataset import Sequences
 from recdistill.errors import DataError
 from recdistill.methods.base import Setting, build_method
 from recdistill.models.base import Batch, Model, build_model
+from recdistill.models.layers import Dropout
 from recdistill.models.transformer import Transformer
 from recdistill.registry import import_all
 from recdistill.trainer import TrainerSettings, fit
@@ -94,6 +95,25 @@ def test_states_between_items_refuse_a_history_beyond_max_len(model: Model) -> N
 def test_unknown_items_are_refused(model: Model, item: int) -> None:
     with pytest.raises(DataError, match="unknown"):
         model.encode(Batch(torch.tensor([1, item]), torch.tensor([0, 2])))
+
+
+def test_a_hidden_item_is_read_in_training_as_a_zero_vector_at_its_place(model: Model) -> None:
+    student = copy.deepcopy(model).train()
+    for part in student.modules():
+        if isinstance(part, Dropout):
+            part.threshold = 0
+    student.get_parameter("embedding.weight").data[5] = 0
+    zero = Batch.from_lists([[3, 5, 4], [5]])
+    hidden = Batch(torch.tensor([3, 0, 4, 0]), zero.offsets)
+    torch.testing.assert_close(student.encode(hidden), student.encode(zero))
+
+
+def test_item_0_is_refused_outside_training(model: Model) -> None:
+    """Hiding is for augmentations; in an answer it would be a mistake."""
+    hidden = Batch(torch.tensor([1, 0]), torch.tensor([0, 2]))
+    assert copy.deepcopy(model).train().encode(hidden).isfinite().all()
+    with pytest.raises(DataError, match="item 0 is unknown"):
+        model.encode(hidden)
 
 
 def test_an_empty_history_is_refused() -> None:

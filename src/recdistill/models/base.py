@@ -156,10 +156,14 @@ class Model(nn.Module, ABC):
         """Let ``torch.compile`` fuse what can be fused; the weights stay the same. By default that is nothing."""
 
     def _check(self, batch: Batch, *, n_special: int = 0) -> None:
-        """Refuse what an embedding table would answer with an index error, or silently with a wrong row."""
+        """Refuse what an embedding table would answer with an index error, or silently with a wrong row.
+
+        In training mode item 0 is one that an augmentation has hidden: its vector is zero, its position is read.
+        """
         lowest, highest = (int(x) for x in torch.aminmax(batch.items))
-        if lowest < 1 or highest > self.n_items + n_special:
-            bad = lowest if lowest < 1 else highest
+        least = 0 if self.training else 1
+        if lowest < least or highest > self.n_items + n_special:
+            bad = lowest if lowest < least else highest
             raise DataError(f"item {bad} is unknown to this model, which knows items 1…{self.n_items}")
         if self.max_len is not None and (longest := int(batch.lengths.max())) > self.max_len:
             raise DataError(
