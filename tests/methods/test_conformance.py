@@ -109,8 +109,8 @@ def hit_rate(model: Model) -> float:
 
 TAUGHT = [(name, scores) for name in NAMES for scores in (False, True) if scores or name not in LOOKED_INTO]
 """Methods, and whether the teacher's lists come with scores."""
-OF_USERS = [name for name in NAMES if name != "extraction"]
-"""Methods that learn from the users of the training data, and so can teach a model that reads who asks."""
+OF_USERS = [name for name in NAMES if not Method.registry[name].parts_of_histories]
+"""Methods that can teach a model that reads who asks: they show it nothing but the users' own histories."""
 STUDENTS = [(name, model) for name in NAMES for model in ("sasrec", "bert4rec")] + [(name, "mf") for name in OF_USERS]
 
 
