@@ -1,0 +1,223 @@
+"""What do two augmented views of a batch cost, made and encoded, against one encoding of the plain histories?
+
+A SASRec (width 64, 2 blocks, 2 heads, 50 items) reads training histories as the contrastive methods do. Every batch is
+timed in all ways in turn, so that a slow minute of the machine hits them alike; ``seconds`` are those of a batch, the
+median. The setting ``forward`` is encoding in training mode, ``training`` adds the way back, ``views`` is making two
+views and nothing else. ``encoding`` is the pass over the plain histories, the other systems are two views by the
+operators and shares of that method, and one pass over both.
+
+``ratio``: seconds over those of ``encoding`` in the same repeat, forward alone for ``views``; two views must not pass
+2.2. ``python -m benchmarks.augmentation_speed`` takes about two minutes; with ``--smoke`` some seconds, on made-up
+data, results thrown away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import count, islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from benchmarks.distillation_speed import made_up
+from benchmarks.peers.machine import CpuTimes, Load, is_noisy, peak_mb
+from benchmarks.results import FOLDER, SPEED, ResultTable
+from torch import Tensor
+
+from recdistill import __version__
+from recdistill.augmentations import AugmentationConfig, two_views
+from recdistill.data.benchmark_data import load_benchmark
+from recdistill.data.dataset import Sequences
+from recdistill.data.splits import leave_one_out
+from recdistill.errors import RecDistillError
+from recdistill.methods.cl4srec import CL4SRecAugmentation
+from recdistill.methods.contrast import encode_views, pool
+from recdistill.models.base import Batch, Model, build_model
+from recdistill.trainer import Batches, tune_allocator
+
+DATASET, MAX_LEN = "amazon-beauty", 50
+BATCH_SIZES = (256, 512)
+ENCODING = "encoding"
+VIEWS: dict[str, AugmentationConfig] = {"s4rec": AugmentationConfig(), "cl4srec": CL4SRecAugmentation()}
+MOST_RATIO = 2.2
+"""The bar: two views, made and encoded, over one encoding."""
+WARM_UP = 3
+"""Batches that are not counted."""
+TRIES = 3
+"""Attempts at a quiet measurement before a noisy one is written down as such."""
+
+Times = dict[tuple[str, str], float]
+"""Seconds of a batch, by system and setting."""
+
+
+class Stopwatch:
+    """Times one batch in every way."""
+
+    def __init__(self, student: Model, generator: torch.Generator) -> None:
+        self.student, self.generator = student, generator
+
+    def __call__(self, batch: Batch) -> Times:
+        """Return the seconds of every way."""
+        times: Times = {}
+        for system in (ENCODING, *VIEWS):
+            if system != ENCODING:
+                times[system, "views"] = timed(self.views, batch, system)
+            times[system, "forward"] = timed(self.encode, batch, system)
+            times[system, "training"] = timed(self.train, batch, system)
+        return times
+
+    def views(self, batch: Batch, system: str) -> Batch:
+        """Make two views as a method does."""
+        return two_views(batch, VIEWS[system], self.generator, max_len=MAX_LEN)
+
+    def encode(self, batch: Batch, system: str) -> Tensor:
+        """Encode the plain histories, or two views that are made here."""
+        if system == ENCODING:
+            return pool(self.student.encode_positions(batch), batch, "mean")
+        return torch.cat(encode_views(self.student, self.views(batch, system), "mean"))
+
+    def train(self, batch: Batch, system: str) -> None:
+        """Encode, and take the gradient back."""
+        self.student.zero_grad(set_to_none=True)
+        self.encode(batch, system).sum().backward()
+
+
+def timed(way: Callable[[Batch, str], object], batch: Batch, system: str) -> float:
+    """Return the seconds that a call takes."""
+    begin = time.perf_counter()
+    way(batch, system)
+    return time.perf_counter() - begin
+
+
+def measure(train: Sequences, n_items: int, batch_size: int, *, seconds: float, threads: int) -> dict[str, Any]:
+    """Time batches in this process until ``seconds`` are over; also peak memory, and who disturbed."""
+    tune_allocator()
+    torch.set_num_threads(threads)
+    stopwatch = Stopwatch(build_model("sasrec", n_items, {"max_len": MAX_LEN}), torch.Generator().manual_seed(0))
+    batches = endless(Batches(train, batch_size=batch_size, max_len=MAX_LEN, reads_last=False))
+    for _ in range(WARM_UP):
+        stopwatch(next(batches))
+    found: list[Times] = []
+    begin = CpuTimes.now()
+    while not found or time.perf_counter() - begin.wall < seconds:
+        found.append(stopwatch(next(batches)))
+    load = Load.between(begin, CpuTimes.now())
+    times = {way: median(times[way] for times in found) for way in found[0]}
+    return {"times": times, "peak_mb": peak_mb(), "foreign_cores": load.foreign, "stolen_cores": load.stolen}
+
+
+def endless(batches: Batches) -> Iterator[Batch]:
+    """Yield the histories of epoch after epoch, without the short batch at the end of each."""
+    for epoch in count():
+        for batch, _, _ in islice(batches.epoch(0, epoch), max(1, batches.n_users // batches.batch_size)):
+            yield batch
+
+
+def measure_apart(
+    train: Sequences, n_items: int, batch_size: int, *, seconds: float, threads: int, tries: int
+) -> dict[str, Any]:
+    """Measure in processes of their own until one is undisturbed, at most ``tries``; return the quietest result."""
+    results: list[dict[str, Any]] = []
+    while not results or (len(results) < tries and is_noisy(results[-1]["foreign_cores"], results[-1]["stolen_cores"])):
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as apart:
+            results.append(apart.submit(measure, train, n_items, batch_size, seconds=seconds, threads=threads).result())
+    return min(results, key=lambda result: float(result["foreign_cores"]) + float(result["stolen_cores"]))
+
+
+def to_rows(dataset: str, batch_size: int, repeat: int, result: dict[str, Any]) -> Iterator[dict[str, object]]:
+    """Yield a row for every way that was timed."""
+    noise = "/noisy" if is_noisy(result["foreign_cores"], result["stolen_cores"]) else ""
+    times: Times = result["times"]
+    for (system, setting), seconds in times.items():
+        plain = times[ENCODING, "forward" if setting == "views" else setting]
+        yield {
+            "system": system,
+            "version": __version__,
+            "dataset": dataset,
+            "setting": f"batch-{batch_size}/{setting}{noise}",
+            "repeat": repeat,
+            "seconds": seconds,
+            "peak_mb": round(result["peak_mb"]),
+            "ratio": seconds / plain,
+        }
+
+
+def run(
+    table: ResultTable,
+    dataset: str,
+    train: Sequences,
+    n_items: int,
+    *,
+    seconds: float,
+    threads: int,
+    repeats: int,
+    tries: int,
+) -> None:
+    """Measure what is not in the table yet; the rows of a measurement are on disk as soon as they are known."""
+    for repeat in range(1, repeats + 1):
+        for batch_size in BATCH_SIZES:
+            where = {"system": ENCODING, "dataset": dataset, "repeat": repeat}
+            settings = (f"batch-{batch_size}/forward", f"batch-{batch_size}/forward/noisy")
+            if any(table.already_done(**where, setting=setting) for setting in settings):
+                continue
+            result = measure_apart(train, n_items, batch_size, seconds=seconds, threads=threads, tries=tries)
+            rows = list(to_rows(dataset, batch_size, repeat, result))
+            table.append(*rows)
+            for row in rows:
+                print(
+                    f"repeat {repeat}: {row['system']} {row['setting']}: {row['seconds']:.4f} s, × {row['ratio']:.2f}"
+                )
+
+
+def missed(table: ResultTable) -> Iterator[str]:
+    """Say which rows pass the bar."""
+    for row in table.rows():
+        if float(row["ratio"]) > MOST_RATIO:
+            name = f"{row['dataset']} {row['system']} {row['setting']} repeat {row['repeat']}"
+            yield f"{name}: {row['ratio']} times one encoding, {MOST_RATIO} allowed"
+
+
+def read() -> tuple[Sequences, int]:
+    """Return the training sequences, made flat for sending, and the number of items."""
+    split = leave_one_out(load_benchmark(DATASET))
+    return Sequences.from_offsets(*split.train.flat()), split.dataset.n_items
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=10.0, help="least time of one measurement, after warming up")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--smoke", action="store_true", help="made-up data, one short repeat, results thrown away")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        if options.smoke:
+            options.repeats, options.seconds = 1, 0.1
+        try:
+            table = ResultTable((Path(name) if options.smoke else FOLDER) / "augmentation_speed.csv", SPEED)
+            train, n_items = made_up() if options.smoke else read()
+            run(
+                table,
+                "made-up" if options.smoke else DATASET,
+                train,
+                n_items,
+                seconds=options.seconds,
+                threads=options.threads,
+                repeats=options.repeats,
+                tries=1 if options.smoke else TRIES,
+            )
+            print("\n".join(["bars that were missed:", *missed(table)]))
+        except RecDistillError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()
