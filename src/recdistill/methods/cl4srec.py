@@ -41,8 +41,9 @@ class CL4SRec(Method, name="cl4srec"):
 
     with `nt_xent` between the states after two views of each history as the second part.
 
-    Differs from the paper: the two operators of a history may be the same, a crop is rounded up, so that there is
-    always something left, and a hidden item is the zero vector of padding instead of a learned one.
+    Differs from the paper: a crop is rounded up, so that something is always left, and a hidden item is the zero vector
+    of padding instead of a learned one. Differs from the code of DuoRec's authors: the two operators of a history are
+    drawn independently, so that they may be the same.
     """
 
     Config = CL4SRecConfig

@@ -29,7 +29,7 @@ class ContrastConfig(Settings):
     similarity: Similarity = "dot"
     """Of two vectors: their product, as in the papers, or their cosine.
 
-    Products of HSTU's states, which are long, need a ``temperature`` of about 20; cosines go with one below 1.
+    Cosines want a ``temperature`` below 1. They are the better choice for HSTU, whose states are long by construction.
     """
 
 
