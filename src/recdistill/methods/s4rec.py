@@ -1,0 +1,376 @@
+"""S4Rec: pull every history towards the intent of its cluster, and hide from intents how long histories are.
+
+Source: Wei et al., "Leave No One Behind: Online Self-Supervised Self-Distillation for Sequential Recommendation", WWW
+2024. The paper leaves open how vectors are pooled and scaled, the temperatures, how Eqs. 5-7 are solved, and what
+gradients prototypes get; the defaults are this library's. The largest difference from the letter: vectors and
+prototypes are compared by their cosines (``similarity``), and the adversary confuses its classifier instead of
+reversing its gradient (``adversary``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from recdistill.augmentations import AugmentationConfig, two_views
+from recdistill.clustering import k_means, sinkhorn
+from recdistill.data.groups import HEAD_SHARE, Mask, head_cut
+from recdistill.methods.base import Method, Setting, TrainingBatch
+from recdistill.methods.contrast import Pooling, Similarity, encode_views
+from recdistill.methods.iclrec import encode_all, label_and_vectors
+from recdistill.methods.labels import LabelLoss, LabelLossConfig
+from recdistill.models.base import Model
+from recdistill.settings import Settings
+
+
+class IntentConfig(Settings):
+    """Intents that all users share: what is learned of them, and how. A weight of 0 leaves its part out."""
+
+    cluster_weight: NonNegativeFloat = 0.01
+    """Of the assignment to intents, which shapes them (α)."""
+    contrast_weight: NonNegativeFloat = 0.1
+    """Of the contrast between two views of a history, with other intents among the negatives (β1)."""
+    distillation_weight: NonNegativeFloat = 0.1
+    """Of the distillation from an intent to the views of its histories (β2)."""
+    adversary_weight: NonNegativeFloat = 1.0
+    """Of the classifier that tells head from tail users, and of what the student does against it (λ)."""
+    n_clusters: int = Field(default=128, ge=2)
+    """Intents (K)."""
+    clustering: Literal["online", "kmeans"] = "online"
+    """Whether intents are learned with the student, or are found anew before each epoch and stand still in it.
+
+    K-means has no assignment to learn: ``cluster_weight`` has no effect.
+    """
+    epsilon: PositiveFloat = 0.05
+    """Entropy of the assignment to intents (ε); lower is harder."""
+    sinkhorn_iterations: PositiveInt = 3
+    """Steps towards an assignment in which all intents are equally large."""
+    queue_size: NonNegativeInt = 0
+    """Recent vectors that are assigned together with the batch's, for batches that are small against ``n_clusters``."""
+    assignment_temperature: PositiveFloat = 0.1
+    """At which a vector is compared with all intents (τ1)."""
+    contrast_temperature: PositiveFloat = 0.1
+    """At which a view is compared with others (τ2)."""
+    distillation_temperature: PositiveFloat = 0.1
+    """At which coordinates of a view and its intent are compared (τ3)."""
+    positive_in_denominator: bool = True
+    """Whether the other view counts in the denominator of the contrast, as is customary. As printed it does not."""
+    prototypes_learn_from: Literal["clustering", "all"] = "clustering"
+    """Whether contrast and distillation move the intents as well. The paper does not say."""
+    similarity: Similarity = "cosine"
+    """Whether vectors and intents are cut to length 1 before anything is made of them, or taken as they are (``dot``).
+
+    As they are, Eq. 10 as printed has no lower bound. The adversary always reads vectors as they are.
+    """
+    adversary: Literal["confusion", "reversal"] = "confusion"
+    """How the student works against the classifier: it makes it guess as for an average user, or reverses its gradient.
+
+    Reversal is the paper's. It rewards a classifier that is wrong, not one that is blind, and where the student learns
+    faster than the classifier, vectors of head and tail users are driven apart instead of together.
+    """
+    adversary_strength: PositiveFloat = 1.0
+    """How strong that is against the classifier's own learning (γ). The paper does not say."""
+    head_share: float = Field(default=HEAD_SHARE, gt=0, lt=1)
+    """The head is the largest set of the longest training histories that is at most this share of all."""
+    pooling: Pooling = "mean"
+    """A history's vector z: the mean of its states, or the state that items are scored by."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    """How views are made."""
+
+    @property
+    def needs_views(self) -> bool:
+        """Whether any part reads views of the histories."""
+        return self.contrast_weight > 0 or self.distillation_weight > 0
+
+    @property
+    def learns_clusters(self) -> bool:
+        """Whether prototypes are learned from the assignment to them."""
+        return self.clustering == "online" and self.cluster_weight > 0
+
+    @property
+    def needs_vectors(self) -> bool:
+        """Whether any part is left."""
+        return self.needs_views or self.learns_clusters or self.adversary_weight > 0
+
+
+class S4RecConfig(IntentConfig):
+    """Online self-supervised self-distillation."""
+
+    label_loss: LabelLossConfig = LabelLossConfig()
+    """How the users' real next items are learned (Eq. 1, whose form the paper leaves open)."""
+
+
+class S4Rec(Method, name="s4rec"):
+    r"""Learn labels, and what `IntentParts` says of the histories' vectors.
+
+    .. math:: L = L_{SR} + \alpha L_{Clust} + \beta_1 L_{SCL} + \beta_2 L_{CKD} + \lambda L_{Adv}
+              \quad \text{(Eq. 14)}
+    """
+
+    Config = S4RecConfig
+    config: S4RecConfig
+    reads_last = False
+    parts_of_histories = True
+
+    def prepare(self, setting: Setting) -> None:
+        """Tell head from tail users."""
+        self.setting = setting
+        self.label_loss = LabelLoss(self.config.label_loss, setting)
+        self.head = torch.from_numpy(head_rows(setting, self.config.head_share))
+
+    def fit_to(self, student: Model) -> None:
+        """Make prototypes and classifier."""
+        share = float(self.head.float().mean())
+        self.intents = IntentParts.for_student(student, self.config, share_of_head=share, seed=self.setting.seed)
+
+    def start_epoch(self, student: Model, epoch: int, generator: torch.Generator) -> None:
+        """Find the intents anew, where K-means does."""
+        if self.config.clustering == "kmeans" and self.config.needs_views:
+            self.intents.find(encode_all(student, self.setting.train, self.config.pooling), generator)
+
+    def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Return the parts ``label``, ``cluster``, ``contrast``, ``distillation`` and ``adversary``."""
+        config = self.config
+        if not config.needs_vectors:
+            return {"label": self.label_loss(student, batch)}
+        label, vectors = label_and_vectors(self.label_loss, student, batch, config.pooling)
+        views = None
+        if config.needs_views:
+            augmented = two_views(batch.batch, config.augmentation, batch.generator, max_len=student.max_len)
+            views = encode_views(student, augmented, config.pooling)
+        is_head = self.head[batch.rows.to(self.head.device)].to(vectors.device)
+        parts: dict[str, Tensor] = self.intents(vectors, views, is_head)
+        return {"label": label} | parts
+
+
+class IntentParts(nn.Module):
+    """Prototypes of intents, a classifier of head and tail users, and the loss on vectors that they make.
+
+    The prototypes learn from the clustering alone, unless ``prototypes_learn_from`` says otherwise; no gradient flows
+    through the assignment to them. All parts move the student.
+    """
+
+    prototypes: Tensor
+    """``(K, D)``: parameters, or what K-means found."""
+    queue: Tensor
+    """``(queue_size, D)`` recent vectors, newest first."""
+    queued: Tensor
+    """How many of them there are."""
+
+    def __init__(self, config: IntentConfig, dim: int, *, share_of_head: float) -> None:
+        super().__init__()
+        self.config = config
+        self.share_of_head = share_of_head
+        start = F.normalize(torch.randn(config.n_clusters, dim), dim=1)
+        if config.clustering == "online":
+            self.prototypes = nn.Parameter(start)
+        else:
+            self.register_buffer("prototypes", start, persistent=False)
+        self.classifier = nn.Linear(dim, 2)
+        self.register_buffer("queue", torch.zeros(config.queue_size, dim))
+        self.register_buffer("queued", torch.zeros((), dtype=torch.int64))
+
+    @classmethod
+    def for_student(cls, student: Model, config: IntentConfig, *, share_of_head: float, seed: int) -> IntentParts:
+        """Make them as wide as the student's vectors, on its device.
+
+        Args:
+            student: as it is.
+            config: of the parts.
+            share_of_head: of all histories, those of head users; in [0, 1].
+            seed: fixes the initial weights.
+        """
+        items = student.item_embeddings()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config, items.shape[1], share_of_head=share_of_head).to(items.device)
+
+    def find(self, vectors: Tensor, generator: torch.Generator) -> None:
+        """Take as prototypes what K-means finds among ``vectors (R, D)``; that may be fewer than K."""
+        self.prototypes = k_means(self._scaled(vectors), self.config.n_clusters, generator=generator)
+
+    def forward(self, vectors: Tensor, views: tuple[Tensor, Tensor] | None, is_head: Tensor) -> dict[str, Tensor]:
+        """Return the weighted parts of the loss that are not left out, each a mean over the B histories.
+
+        Args:
+            vectors: ``(B, D)`` z, of the whole histories.
+            views: those of two views of each, both ``(B, D)``; ``None`` where ``needs_views`` says that none are read.
+            is_head: ``(B,)`` True for head users.
+        """
+        config = self.config
+        z, prototypes = self._scaled(vectors), self._scaled(self.prototypes)
+        scores = z @ prototypes.T
+        parts = {}
+        if config.learns_clusters:
+            cluster = clustering_loss(scores, self._targets(z, scores), temperature=config.assignment_temperature)
+            parts["cluster"] = config.cluster_weight * cluster
+        if views is not None:
+            told = prototypes if config.prototypes_learn_from == "all" else prototypes.detach()
+            first, second = map(self._scaled, views)
+            parts |= self._of_views(first, second, told, scores.argmax(1))
+        if config.adversary_weight:
+            parts["adversary"] = config.adversary_weight * self._adversary(vectors, is_head.long())
+        return parts
+
+    def _of_views(self, first: Tensor, second: Tensor, prototypes: Tensor, intents: Tensor) -> dict[str, Tensor]:
+        config, parts = self.config, {}
+        if config.contrast_weight:
+            contrast = intent_contrast(
+                first,
+                second,
+                prototypes,
+                intents,
+                temperature=config.contrast_temperature,
+                positive_in_denominator=config.positive_in_denominator,
+            )
+            parts["contrast"] = config.contrast_weight * contrast
+        if config.distillation_weight:
+            own, temperature = prototypes[intents], config.distillation_temperature
+            missed = cluster_distillation_loss(first, own, temperature=temperature)
+            missed = missed + cluster_distillation_loss(second, own, temperature=temperature)
+            parts["distillation"] = config.distillation_weight * missed
+        return parts
+
+    def _adversary(self, vectors: Tensor, groups: Tensor) -> Tensor:
+        """Eq. 13, with a bias, without which the shares of both groups would have to be told by the vectors."""
+        strength, classifier = self.config.adversary_strength, self.classifier
+        if self.config.adversary == "reversal":
+            return F.cross_entropy(classifier(reverse_gradient(vectors, strength)), groups)
+        told = F.cross_entropy(classifier(vectors.detach()), groups)
+        guesses = F.linear(vectors, classifier.weight.detach(), classifier.bias.detach())
+        average = guesses.new_tensor([1 - self.share_of_head, self.share_of_head]).expand_as(guesses)
+        return told + strength * F.cross_entropy(guesses, average)
+
+    @torch.no_grad()
+    def _targets(self, z: Tensor, scores: Tensor) -> Tensor:
+        """Assign the batch together with what the queue remembers, which then remembers the batch as well."""
+        config = self.config
+        remembered = self.queue[: int(self.queued)]
+        everyone = torch.cat([scores, remembered @ self._scaled(self.prototypes).T])
+        targets = sinkhorn(everyone, epsilon=config.epsilon, n_iterations=config.sinkhorn_iterations)
+        self.queue = torch.cat([z, self.queue])[: config.queue_size].clone()
+        self.queued = (self.queued + len(z)).clamp_max(config.queue_size)
+        return targets[: len(z)]
+
+    def _scaled(self, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=1) if self.config.similarity == "cosine" else vectors
+
+
+def head_rows(setting: Setting, share: float) -> Mask:
+    """Return ``(R,)`` which rows are of head users: the longest training histories, at most ``share`` of all.
+
+    A row that shows an earlier part of a long history belongs to its user's group.
+    """
+    lengths = np.zeros(int(setting.users.max(initial=-1)) + 1, np.int64)
+    np.maximum.at(lengths, setting.users, setting.train.lengths)
+    is_head: Mask = (lengths >= head_cut(lengths, share))[setting.users]
+    return is_head
+
+
+def clustering_loss(scores: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
+    r"""Cross-entropy of the soft assignment to intents against the balanced one.
+
+    .. math:: -\frac1B \sum_u \sum_k q_{uk} \log p_{uk}, \quad
+              p_u = \mathrm{softmax}(z_u \mu^\top / \tau_1)
+
+    Args:
+        scores: ``(B, K)`` products of vectors z and prototypes mu.
+        targets: ``(B, K)`` q from `sinkhorn`, whose rows sum to 1: B times the Q of the paper.
+        temperature: tau_1, positive.
+
+    Returns:
+        Scalar, in nats.
+
+    Source: Wei et al., "Leave No One Behind", WWW 2024, Eqs. 3-4; Eqs. 5-7 are `sinkhorn`.
+    """
+    return F.cross_entropy(scores / temperature, targets)
+
+
+def intent_contrast(
+    first: Tensor,
+    second: Tensor,
+    prototypes: Tensor,
+    intents: Tensor,
+    *,
+    temperature: float,
+    positive_in_denominator: bool,
+) -> Tensor:
+    r"""Find a history's other view among the views of other histories and the intents that it does not have.
+
+    .. math:: \frac1B \sum_u \ell(z_u^1, z_u^2) + \ell(z_u^2, z_u^1), \quad \ell(z_u^1, z_u^2) = -\log
+              \frac{\exp(z_u^1 \cdot z_u^2 / \tau_2)}{\sum_{n \ne u} \exp(z_u^1 \cdot z_n / \tau_2)
+              + \sum_{k \ne h(u)} \exp(z_u^1 \cdot \mu_k / \tau_2)}
+
+    Args:
+        first: ``(B, D)`` vectors z^1 of one view of each history.
+        second: ``(B, D)`` vectors z^2 of the other view; both views of other histories are negatives n.
+        prototypes: ``(K, D)`` mu.
+        intents: ``(B,)`` int64, h: the intent of each history.
+        temperature: tau_2, positive.
+        positive_in_denominator: whether the numerator is added to the denominator, as is customary; the loss is then
+            never below 0.
+
+    Returns:
+        Scalar, in nats.
+
+    Source: Wei et al., "Leave No One Behind", WWW 2024, Eqs. 9-10.
+    """
+    views = torch.cat([first, second])
+    place = torch.arange(len(views), device=views.device)
+    other = place.roll(len(first))
+    left_out = place[:, None] == place
+    if not positive_in_denominator:
+        left_out |= other[:, None] == place
+    own = F.one_hot(intents, len(prototypes)).bool().repeat(2, 1)
+    logits = views @ torch.cat([views, prototypes]).T / temperature
+    denominator = logits.masked_fill(torch.cat([left_out, own], 1), -torch.inf).logsumexp(1)
+    return 2 * (denominator - logits[place, other]).mean()
+
+
+def cluster_distillation_loss(embeddings: Tensor, prototypes: Tensor, *, temperature: float) -> Tensor:
+    r"""KL divergence between a history's vector and the intent that it belongs to.
+
+    .. math:: \sum_i e_t^i \log(e_t^i / e_s^i), \quad
+              e_t = \mathrm{softmax}(\mu / \tau_3), \; e_s = \mathrm{softmax}(z / \tau_3)
+
+    Args:
+        embeddings: ``(B, D)`` vectors z, the students.
+        prototypes: ``(B, D)`` prototype mu of each history's intent, the teacher.
+        temperature: tau_3, positive; higher is softer.
+
+    Returns:
+        Scalar, in nats, a mean over the B histories.
+
+    Source: Wei et al., "Leave No One Behind", WWW 2024, Eqs. 11-12, for one of the two views. The softmax runs over
+    coordinates, as the paper has it.
+    """
+    teacher = F.log_softmax(prototypes / temperature, dim=1)
+    student = F.log_softmax(embeddings / temperature, dim=1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def reverse_gradient(vectors: Tensor, strength: float) -> Tensor:
+    """Return ``vectors`` as they are; what flows back through them is reversed, ``strength`` times.
+
+    Source: Ganin and Lempitsky, "Unsupervised Domain Adaptation by Backpropagation", ICML 2015.
+    """
+    reversed_: Tensor = _Reverse.apply(vectors, strength)  # type: ignore[no-untyped-call]
+    return reversed_
+
+
+class _Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, strength: float) -> Tensor:
+        ctx.strength = strength
+        return vectors.view_as(vectors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return -ctx.strength * grad, None

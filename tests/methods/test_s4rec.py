@@ -1,0 +1,422 @@
+"""S4Rec: each equation by hand, who learns from what, and what an adversary leaves of a history's length."""
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recdistill.clustering import sinkhorn
+from recdistill.data.dataset import Sequences
+from recdistill.errors import SettingsError
+from recdistill.methods.base import Setting, TrainingBatch, build_method
+from recdistill.methods.s4rec import (
+    IntentConfig,
+    IntentParts,
+    S4Rec,
+    cluster_distillation_loss,
+    clustering_loss,
+    head_rows,
+    intent_contrast,
+    reverse_gradient,
+)
+from recdistill.models.base import Batch, Model, build_model
+from recdistill.trainer import Batches, Progress, Silent, TrainerSettings, fit
+
+OFF = {"cluster_weight": 0.0, "contrast_weight": 0.0, "distillation_weight": 0.0, "adversary_weight": 0.0}
+"""Labels alone; a test switches on what it is about."""
+N = 12
+TRAIN = Sequences.from_lists([(start + step) % N + 1 for step in range(3 + start % 4)] for start in range(N))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def vectors(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=generator(seed)).requires_grad_()
+
+
+def setting(train: Sequences = TRAIN) -> Setting:
+    return Setting(train, np.arange(len(train)), N)
+
+
+def student(name: str = "sasrec", **settings: Any) -> Model:
+    return build_model(name, N, {"dim": 8, "max_len": 8, "dropout": 0.0} | settings, seed=0)
+
+
+def ready(learner: Model, **settings: Any) -> S4Rec:
+    method = build_method("s4rec", {"n_clusters": 4} | settings)
+    assert isinstance(method, S4Rec)
+    method.prepare(setting())
+    method.fit_to(learner)
+    method.start_epoch(learner, 0, generator())
+    return method
+
+
+def batch(rows: list[int], *, whole: bool = False) -> TrainingBatch:
+    batches = Batches(TRAIN, batch_size=len(rows), max_len=8, reads_last=whole)
+    return TrainingBatch(*batches.of(np.array(rows)), generator())
+
+
+def intent_parts(**settings: Any) -> IntentParts:
+    """Parts for vectors of width 3."""
+    torch.manual_seed(0)
+    return IntentParts(IntentConfig.model_validate({"n_clusters": 4} | OFF | settings), 3, share_of_head=0.2)
+
+
+# The equations
+
+
+def test_eqs_3_and_4_by_hand() -> None:
+    # At temperature 2 the scores 0 and 2 log 3 are probabilities 1/4 and 3/4; those of 0 and 0, 1/2 each.
+    scores = torch.tensor([[0.0, 2 * math.log(3)], [0.0, 0.0]])
+    targets = torch.tensor([[0.2, 0.8], [1.0, 0.0]])
+    first = -(0.2 * math.log(1 / 4) + 0.8 * math.log(3 / 4))
+    assert clustering_loss(scores, targets, temperature=2.0).item() == pytest.approx((first - math.log(1 / 2)) / 2)
+
+
+@pytest.mark.parametrize("positive_in_denominator", [False, True])
+def test_eqs_9_and_10_by_hand(positive_in_denominator: bool) -> None:
+    first, second = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, 0.0], [1.0, 1.0]])
+    prototypes, intents = torch.tensor([[1.0, 1.0], [0.0, 2.0], [-1.0, 0.0]]), torch.tensor([0, 1])
+    terms = {
+        # positive; views of the other history; prototypes of the other intents. All at temperature 2.
+        "z1 of u0": (2, (0, 1), (0, -1)),
+        "z2 of u0": (2, (0, 2), (0, -2)),
+        "z1 of u1": (1, (0, 0), (1, 0)),
+        "z2 of u1": (1, (1, 2), (2, -1)),
+    }
+    expected = 0.0
+    for positive, others, intents_of_others in terms.values():
+        negatives = (*others, *intents_of_others) + ((positive,) if positive_in_denominator else ())
+        expected -= math.log(math.exp(positive / 2) / sum(math.exp(score / 2) for score in negatives))
+    loss = intent_contrast(
+        first, second, prototypes, intents, temperature=2.0, positive_in_denominator=positive_in_denominator
+    )
+    assert loss.item() == pytest.approx(expected / 2)
+
+
+def test_the_customary_contrast_is_never_below_0_and_the_printed_one_can_be() -> None:
+    views, prototypes, intents = 9 * torch.eye(3), -torch.eye(3), torch.arange(3)
+    customary, printed = (
+        intent_contrast(views, views, prototypes, intents, temperature=1.0, positive_in_denominator=positive).item()
+        for positive in (True, False)
+    )
+    assert 0 <= customary < 1e-6
+    assert printed < -100
+
+
+def test_eqs_11_and_12_by_hand() -> None:
+    z = torch.zeros(1, 2)  # softmax: 1/2, 1/2
+    mu = torch.tensor([[0.0, 2 * math.log(3)]])  # at temperature 2: 1/4, 3/4
+    expected = 1 / 4 * math.log((1 / 4) / (1 / 2)) + 3 / 4 * math.log((3 / 4) / (1 / 2))
+    assert cluster_distillation_loss(z, mu, temperature=2.0).item() == pytest.approx(expected)
+    assert cluster_distillation_loss(mu + 5, mu, temperature=0.1).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_reversed_gradient_leaves_the_value_as_it_is() -> None:
+    z = vectors(4, 3)
+    assert torch.equal(reverse_gradient(z, 0.5), z)
+    (gradient,) = torch.autograd.grad((reverse_gradient(z, 0.5) ** 2).sum(), z)
+    torch.testing.assert_close(gradient, -0.5 * 2 * z)
+
+
+def test_eq_13_the_classifier_descends_and_the_student_ascends() -> None:
+    parts = intent_parts(adversary="reversal", adversary_weight=2.0, adversary_strength=0.5)
+    z, head = vectors(3, 3), torch.tensor([True, False, False])
+    guesses = z @ parts.classifier.weight.T + parts.classifier.bias
+    expected = 2 * (guesses.logsumexp(1) - guesses[torch.arange(3), head.long()]).mean()
+    loss = parts(z, None, head)["adversary"]
+    torch.testing.assert_close(loss, expected)
+    inputs = (z, parts.classifier.weight, parts.classifier.bias)
+    of_z, *of_classifier = torch.autograd.grad(expected, inputs)
+    got_z, *got_classifier = torch.autograd.grad(loss, inputs)
+    torch.testing.assert_close(got_z, -0.5 * of_z)
+    torch.testing.assert_close(got_classifier, of_classifier)
+
+
+def test_confusion_asks_of_the_student_that_everyone_looks_average() -> None:
+    parts, z, head = intent_parts(adversary_weight=1.0), vectors(3, 3), torch.tensor([True, False, False])
+    inputs = (z, parts.classifier.weight, parts.classifier.bias)
+    guesses = F.linear(*inputs)
+    told = F.cross_entropy(guesses, head.long())
+    average = -(guesses.log_softmax(1) * torch.tensor([0.8, 0.2])).sum(1).mean()
+    loss = parts(z, None, head)["adversary"]
+    torch.testing.assert_close(loss, told + average)
+    got_z, *got_classifier = torch.autograd.grad(loss, inputs, retain_graph=True)
+    torch.testing.assert_close(got_z, torch.autograd.grad(average, z, retain_graph=True)[0])
+    torch.testing.assert_close(got_classifier, list(torch.autograd.grad(told, inputs[1:])))
+
+
+def test_eq_14_adds_the_parts_by_their_weights() -> None:
+    learner = student()
+    plain = dict.fromkeys(OFF, 1.0)
+    weights = {"cluster_weight": 0.5, "contrast_weight": 2.0, "distillation_weight": 3.0, "adversary_weight": 0.25}
+    whole = ready(learner, **plain).loss(learner, batch([0, 1, 2, 3]))
+    weighted = ready(learner, **weights).loss(learner, batch([0, 1, 2, 3]))
+    assert list(whole) == ["label", "cluster", "contrast", "distillation", "adversary"]
+    for name, weight in zip(whole, [1.0, *weights.values()], strict=True):
+        torch.testing.assert_close(weighted[name], weight * whole[name])
+
+
+# What is compared with what
+
+
+def test_clusters_are_learned_from_cosines_and_a_balanced_assignment() -> None:
+    parts, z = intent_parts(cluster_weight=1.0, epsilon=0.1, assignment_temperature=0.5), vectors(8, 3)
+    cosines = F.normalize(z, dim=1) @ F.normalize(parts.prototypes, dim=1).T
+    targets = sinkhorn(cosines, epsilon=0.1, n_iterations=3)
+    expected = -(targets * (cosines / 0.5).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(parts(z, None, torch.zeros(8).bool())["cluster"], expected)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_views_meet_the_intent_that_the_whole_history_is_nearest_to(similarity: Literal["cosine", "dot"]) -> None:
+    parts = intent_parts(contrast_weight=1.0, distillation_weight=1.0, similarity=similarity)
+    z, first, second = (3 * vectors(5, 3, seed=seed) for seed in range(3))
+    got = parts(z, (first, second), torch.zeros(5).bool())
+    prototypes = parts.prototypes
+    if similarity == "cosine":
+        z, first, second, prototypes = (F.normalize(x, dim=1) for x in (z, first, second, prototypes))
+    intents = (z @ prototypes.T).argmax(1)
+    assert len(intents.unique()) > 1
+    contrast = intent_contrast(first, second, prototypes, intents, temperature=0.1, positive_in_denominator=True)
+    distilled = sum(cluster_distillation_loss(view, prototypes[intents], temperature=0.1) for view in (first, second))
+    torch.testing.assert_close(got["contrast"], contrast)
+    torch.testing.assert_close(got["distillation"], distilled)
+
+
+# Who learns from what
+
+
+@pytest.mark.parametrize(
+    ("part", "moves", "settings"),
+    [
+        ("cluster", True, {}),
+        ("contrast", False, {}),
+        ("distillation", False, {}),
+        ("contrast", True, {"prototypes_learn_from": "all"}),
+        ("distillation", True, {"prototypes_learn_from": "all"}),
+    ],
+)
+def test_prototypes_learn_from_clustering_alone_unless_told_otherwise(
+    part: str, moves: bool, settings: dict[str, Any]
+) -> None:
+    parts = intent_parts(**{f"{part}_weight": 1.0}, **settings)
+    z, views = vectors(6, 3), (vectors(6, 3, seed=1), vectors(6, 3, seed=2))
+    loss = parts(z, views if parts.config.needs_views else None, torch.zeros(6).bool())[part]
+    (gradient,) = torch.autograd.grad(loss, parts.prototypes, allow_unused=True, retain_graph=True)
+    assert (gradient is not None and bool(gradient.any())) == moves
+    learns = [z] if part == "cluster" else list(views)
+    assert all(gradient.any() for gradient in torch.autograd.grad(loss, learns))
+
+
+@pytest.mark.parametrize("part", ["cluster", "contrast", "distillation", "adversary"])
+def test_a_weight_of_0_leaves_a_part_out(part: str) -> None:
+    learner = student()
+    method = ready(learner, **{f"{part}_weight": 0.0})
+    expected = {"label", "cluster", "contrast", "distillation", "adversary"} - {part}
+    assert set(method.loss(learner, batch([0, 1, 2]))) == expected
+
+
+def passes(learner: Model, monkeypatch: pytest.MonkeyPatch, whole: bool = False, **settings: Any) -> list[int]:
+    """How many histories the student reads in each pass of one step."""
+    read: list[int] = []
+    method = ready(learner, **settings)
+    encode = type(learner).encode_positions
+
+    def counted(model: Model, histories: Batch) -> Tensor:
+        read.append(len(histories))
+        return encode(model, histories)
+
+    monkeypatch.setattr(type(learner), "encode_positions", counted)
+    method.loss(learner, batch([0, 1, 2], whole=whole))
+    return read
+
+
+@pytest.mark.parametrize(
+    ("settings", "causal", "bidirectional"),
+    [
+        ({}, [3, 6], [3, 3, 6]),
+        ({"contrast_weight": 0.0, "distillation_weight": 0.0}, [3], [3, 3]),
+        (OFF, [3], [3]),
+    ],
+)
+def test_nothing_is_encoded_that_no_part_reads(
+    settings: dict[str, Any], causal: list[int], bidirectional: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that sees both sides reads the histories once masked, for the labels, and once as they are."""
+    assert passes(student(), monkeypatch, **settings) == causal
+    assert passes(student("bert4rec"), monkeypatch, whole=True, **settings) == bidirectional
+
+
+def test_without_its_parts_it_is_supervised_learning() -> None:
+    learner = student()
+    supervised = build_method("supervised")
+    supervised.prepare(setting())
+    expected = supervised.loss(learner, batch([0, 5, 7]))
+    assert ready(learner, **OFF).loss(learner, batch([0, 5, 7])) == expected
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "bert4rec", "hstu"])
+def test_every_model_that_reads_histories_can_be_the_student(name: str, pooling: str) -> None:
+    learner = student(name)
+    parts = ready(learner, pooling=pooling).loss(learner, batch([0, 1, 2], whole=not learner.causal))
+    assert len(parts) == 5
+    assert all(part.isfinite() for part in parts.values())
+
+
+@pytest.mark.parametrize("extreme", [1e4, 0.0])
+def test_values_and_gradients_are_finite_at_extreme_vectors(extreme: float) -> None:
+    parts = intent_parts(**dict.fromkeys(OFF, 1.0))
+    z = torch.full((4, 3), extreme, requires_grad=True)
+    loss = torch.stack(list(parts(z, (z, -z), torch.tensor([True, False, False, True])).values())).sum()
+    assert loss.isfinite()
+    assert torch.autograd.grad(loss, z)[0].isfinite().all()
+
+
+# The queue
+
+
+def test_small_batches_are_assigned_together_with_what_came_before() -> None:
+    parts = intent_parts(cluster_weight=1.0, queue_size=5, assignment_temperature=1.0)
+    batches, nobody = [vectors(2, 3, seed=seed) for seed in range(4)], torch.zeros(2).bool()
+    for earlier in batches[:3]:
+        parts(earlier, None, nobody)
+    units = [F.normalize(each, dim=1) for each in batches]
+    remembered = torch.cat([units[2], units[1], units[0][:1]])
+    torch.testing.assert_close(parts.queue, remembered)
+    prototypes = F.normalize(parts.prototypes, dim=1)
+    targets = sinkhorn(torch.cat([units[3], remembered]) @ prototypes.T, epsilon=0.05, n_iterations=3)[:2]
+    loss = parts(batches[3], None, nobody)["cluster"]
+    torch.testing.assert_close(loss, clustering_loss(units[3] @ prototypes.T, targets, temperature=1.0))
+
+
+def test_a_queue_that_is_not_full_assigns_no_empty_places() -> None:
+    z, nobody = vectors(2, 3), torch.zeros(2).bool()
+    with_queue, without = (intent_parts(cluster_weight=1.0, queue_size=size) for size in (100, 0))
+    torch.testing.assert_close(with_queue(z, None, nobody), without(z, None, nobody))
+    assert int(with_queue.queued) == 2
+
+
+# K-means
+
+
+def test_k_means_finds_intents_before_each_epoch_that_stand_still_in_it() -> None:
+    learner = student()
+    method = ready(learner, clustering="kmeans", n_clusters=3)
+    assert learner.training
+    assert method.intents.prototypes.shape == (3, 8)
+    parts = method.loss(learner, batch([0, 1, 2]))
+    assert set(parts) == {"label", "contrast", "distillation", "adversary"}
+    assert not method.intents.prototypes.requires_grad
+    before = method.intents.prototypes
+    with torch.no_grad():
+        learner.get_parameter("embedding.weight").add_(torch.randn(N + 1, 8, generator=generator()))
+    method.start_epoch(learner, 1, generator())
+    assert not torch.equal(method.intents.prototypes, before)
+
+
+# Head and tail
+
+
+def test_the_head_is_the_longest_training_histories_and_ties_are_tail() -> None:
+    train = Sequences.from_lists([[1] * length for length in (9, 2, 7, 7, 3, 1, 1, 1, 1, 1)])
+    assert head_rows(setting(train), 0.2).nonzero()[0].tolist() == [0]
+    assert head_rows(setting(train), 0.3).nonzero()[0].tolist() == [0, 2, 3]
+
+
+def test_an_earlier_part_of_a_history_belongs_to_its_users_group() -> None:
+    train = Sequences.from_lists([[1] * length for length in (9, 2, 2, 2, 2)])
+    rows, users = train.with_windows(4)
+    assert len(rows) > len(train)
+    is_head = head_rows(Setting(rows, users, N), 0.2)
+    assert is_head.tolist() == (users == 0).tolist()
+
+
+def probe(z: Tensor, head: Tensor) -> float:
+    """How often a linear probe, fitted on the first half of the users, is right about the second."""
+    half, inputs = len(z) // 2, torch.cat([z, torch.ones(len(z), 1)], 1)
+    weights = torch.linalg.lstsq(inputs[:half], 2 * head[:half, None].float() - 1).solution
+    return float(((inputs[half:] @ weights)[:, 0] > 0).eq(head[half:]).float().mean())
+
+
+@pytest.mark.parametrize(("adversary", "at_most"), [("confusion", 0.6), ("reversal", 0.75)])
+def test_the_adversary_takes_length_out_of_vectors_that_had_it(adversary: str, at_most: float) -> None:
+    """An encoder has what a decoder needs, and on top of it what says who is in the head; noise hides small traces.
+
+    Chance is 1/2. Reversal swings around it.
+    """
+    found = {}
+    for weight in (0.0, 1.0):
+        draws = generator()
+        torch.manual_seed(0)
+        head = torch.rand(1000, generator=draws) < 0.5
+        features = torch.randn(1000, 6, generator=draws)
+        features[:, 0] = 2 * head.float() - 1
+        encoder, decoder = torch.nn.Linear(6, 6), torch.nn.Linear(6, 5)
+        torch.nn.init.eye_(encoder.weight)
+        config = IntentConfig.model_validate(OFF | {"adversary": adversary, "adversary_weight": weight})
+        parts = IntentParts(config, 6, share_of_head=0.5)
+        optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters(), *parts.parameters()], lr=0.01)
+        for _ in range(300):
+            z = 5 * (encoder(features) + 0.5 * torch.randn(1000, 6, generator=draws))
+            missed = (decoder(z) - features[:, 1:]).square().mean()
+            optimiser.zero_grad()
+            torch.stack([missed, *parts(z, None, head).values()]).sum().backward()
+            optimiser.step()
+        found[weight] = probe(z.detach(), head)
+        assert missed.item() < 0.15
+    assert found[0.0] > 0.9
+    assert found[1.0] < at_most
+
+
+# As a whole
+
+
+class _Stop(Exception):
+    pass
+
+
+class StopsInEpoch3(Silent):
+    def step(self, epoch: int, step: int, n_steps: int, parts: dict[str, float], sequences_per_second: float) -> None:
+        if epoch == 3:
+            raise _Stop
+
+
+@pytest.mark.parametrize("settings", [{"queue_size": 7}, {"clustering": "kmeans"}])
+def test_a_run_that_was_stopped_ends_with_the_same_weights(settings: dict[str, Any], tmp_path: Path) -> None:
+    """The queue is in the checkpoint; what K-means finds follows from the student and the epoch."""
+    trainer = TrainerSettings(epochs=4, batch_size=5, learning_rate=0.01, validate_every=4)
+
+    def run(folder: Path | None, progress: Progress) -> dict[str, Tensor]:
+        learner, method = student(dropout=0.2), build_method("s4rec", {"n_clusters": 4} | settings)
+        fit(learner, method, setting(), trainer, validate=lambda _: 1.0, folder=folder, progress=progress)
+        return learner.state_dict() | {f"method.{name}": value for name, value in method.state_dict().items()}
+
+    undisturbed = run(None, Silent())
+    with pytest.raises(_Stop):
+        run(tmp_path, StopsInEpoch3())
+    for key, value in run(tmp_path, Silent()).items():
+        assert torch.equal(value, undisturbed[key]), key
+
+
+def test_prototypes_and_classifier_are_saved_and_begin_alike_for_the_same_seed() -> None:
+    """Whatever was drawn before they were made."""
+    states = []
+    for drawn_before in range(2):
+        torch.manual_seed(drawn_before)
+        states.append(ready(student()).state_dict())
+    assert {"intents.prototypes", "intents.classifier.weight", "intents.queue"} <= set(states[0])
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_one_cluster_is_refused() -> None:
+    with pytest.raises(SettingsError, match="n_clusters"):
+        build_method("s4rec", {"n_clusters": 1})
