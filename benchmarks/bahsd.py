@@ -56,8 +56,8 @@ ABLATIONS: dict[str, Values] = {
     "outline to the letter": {"ranking": "margin", "quorum": 0.5, "reliable_temperature": 4.0, "gate": "hard"},
 }
 """BAHSD with one part switched off; the last follows the public outline as closely as our formulas can."""
-QUERIES = {"amazon-beauty": 60_000, "ml-1m": 26_000}
-"""What BAHSD asks where its budget has no end: at most three queries a history, or a window of a long one."""
+QUERIES = {"amazon-beauty": 44_726, "ml-1m": 17_282}
+"""What BAHSD asks where its budget has no end: two queries a history, or a window of a long one."""
 EXTRACTIONS = {"equal budget": 1, "four times the budget": 4, "real histories": 0}
 """How many times as many queries the extraction baseline may walk; 0 lets it ask about the users' own histories."""
 SMALL, ONE_NEGATIVE = "quarter width", "sasrec-bce"

@@ -1,8 +1,9 @@
-"""BAHSD's premise: does the consistency of a teacher's answers predict whether they are right, at equal lengths?
+"""BAHSD's premise: does consistency predict whether a teacher's answer is right, and is the consensus right more often?
 
-The teacher is asked about every training history at three scales, exactly as BAHSD asks it. A hit is a validation item
-among the first ten of the answer to the whole history. Users are compared within a band of length, since long histories
-are both more consistent and easier. The teachers are those of seed 0 of ``quality``.
+The teacher is asked about every training history at several scales, exactly as BAHSD asks it. A hit is a validation
+item among the first ten of the answer to the whole history. Users are compared within a band of length, since long
+histories are both more consistent and easier. Then answers and their consensus are compared, for every fifth of the
+users by consistency. The teachers are those of seed 0 of ``quality``.
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ from benchmarks.results import FOLDER, ResultTable
 from scipy.stats import mannwhitneyu
 
 from recdistill.data.benchmark_data import load_benchmark
+from recdistill.data.dataset import Ints, Items
 from recdistill.data.groups import Groups
 from recdistill.data.splits import Split, leave_one_out
 from recdistill.methods.bahsd import BAHSDConfig
 from recdistill.methods.base import Setting
-from recdistill.probing import Floats, consistency, peakedness, probe
+from recdistill.probing import Floats, consensus, consistency, peakedness, probe
 from recdistill.run import local_teacher
 
 COLUMNS = ("dataset", "teacher", "signal", "band", "part", "users", "low", "high", "hit_rate", "auc", "p", "commit")
 PARTS = 5
 """Equal parts of the users of a band, from the least reliable to the most; they are the points of a plot."""
+TARGET_COLUMNS = ("dataset", "teacher", "target", "part", "users", "hr", "ndcg", "commit")
+SCALES = ((0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (0.5, 0.75, 1.0), (0.25, 0.5, 0.75, 1.0))
+"""Which answers make a consensus."""
 MODELS = ("sasrec", "bert4rec")
 
 
@@ -48,39 +53,89 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="part of a teacher's name, such as amazon-beauty/sasrec")
     only = parser.parse_args().only
-    results = ResultTable(FOLDER / "premise.csv", COLUMNS)
+    reliability = ResultTable(FOLDER / "premise.csv", COLUMNS)
+    targets = ResultTable(FOLDER / "premise_targets.csv", TARGET_COLUMNS)
     for dataset in ("amazon-beauty", "ml-1m"):
         for model in MODELS:
             key = {"dataset": dataset, "teacher": model}
-            if only not in f"{dataset}/{model}" or results.already_done(**key):
+            if only not in f"{dataset}/{model}":
                 continue
-            found = ask(leave_one_out(load_benchmark(dataset)), dataset, model)
-            results.append(*({**key, **row, "commit": commit()} for row in figures(found)))
+            split = leave_one_out(load_benchmark(dataset))
+            setting = black_box(split, dataset, model)
+            if not reliability.already_done(**key):
+                found = ask(split, setting)
+                reliability.append(*({**key, **row, "commit": commit()} for row in figures(found)))
+            if not targets.already_done(**key):
+                targets.append(*({**key, **row, "commit": commit()} for row in compare_targets(split, setting)))
 
 
-def ask(split: Split, dataset: str, model: str) -> Answered:
-    """Ask a teacher about all users, and compare with the validation items."""
+def black_box(split: Split, dataset: str, model: str) -> Setting:
+    """Return the training histories, and the teacher to ask about them."""
     recipe = find_recipe(dataset, model)
     student = train(split, recipe.run(0), recipe.name)[0]
-    config = BAHSDConfig()
-    setting = Setting(
+    return Setting(
         split.train,
         np.arange(len(split.train)),
         split.dataset.n_items,
         teacher=local_teacher(student, split),
         max_len=student.model.max_len,
     )
+
+
+def ask(split: Split, setting: Setting) -> Answered:
+    """Ask a teacher about all users, and compare with the validation items."""
+    config = BAHSDConfig()
     answers = probe(setting, scales=config.scales, k=config.top_k)
-    target = np.zeros(len(split.train), np.int64)
-    target[split.valid.users] = [targets[0] for targets in split.valid.targets]
+    wanted = validation_items(split)
     agreement = consistency(answers.items, depth=config.depth)
-    known = ~np.isnan(agreement) & (target > 0)
+    known = ~np.isnan(agreement) & (wanted > 0)
     signals = {"consistency": agreement}
     if answers.scores is not None:
         signals["peakedness"] = peakedness(answers.scores)
     bands = Groups.from_train(split.train, split.dataset.n_items).bands
-    hits = (answers.items[-1, :, :10] == target[:, None]).any(axis=1)
+    hits = (answers.items[-1, :, :10] == wanted[:, None]).any(axis=1)
     return Answered({name: signal[known] for name, signal in signals.items()}, hits[known], bands[known])
+
+
+def validation_items(split: Split) -> Ints:
+    """Return ``(R,)`` what each user took next, 0 for users who are not validated on."""
+    wanted = np.zeros(len(split.train), np.int64)
+    wanted[split.valid.users] = [targets[0] for targets in split.valid.targets]
+    return wanted
+
+
+def compare_targets(split: Split, setting: Setting) -> Iterator[Values]:
+    """Yield how often single answers and their consensus are right, for all users and by fifths of consistency.
+
+    All users are counted; a history too short to be cut has one answer, which is its consensus. Their consistency
+    counts as 1, and they fill the last fifth.
+    """
+    config, wanted = BAHSDConfig(), validation_items(split)
+    lists: dict[str, Items] = {}
+    fifths: list[Ints] = []
+    for scales in SCALES:
+        answers = probe(setting, scales=scales, k=config.top_k).items
+        lists.setdefault("whole", answers[-1])
+        if len(scales) == 2:
+            asked = answers[0, :, :1] > 0
+            lists[f"{scales[0]:g}"] = np.where(asked, answers[0], answers[-1])
+        lists["consensus of " + ", ".join(f"{scale:g}" for scale in scales)] = consensus(answers, setting.n_items)[0]
+        if scales == (0.5, 1.0):
+            agreement = np.nan_to_num(consistency(answers, depth=config.depth), nan=1.0)
+            order = np.argsort(agreement, kind="stable")
+            fifths = np.array_split(order[wanted[order] > 0], PARTS)
+    everyone = np.flatnonzero(wanted)
+    for name, listed in lists.items():
+        places = listed[:, :10] == wanted[:, None]
+        hits, gains = places.any(axis=1), places @ (1 / np.log2(np.arange(2, 12)))
+        for part, members in (("all", everyone), *enumerate(fifths, 1)):
+            yield {
+                "target": name,
+                "part": part,
+                "users": len(members),
+                "hr": float(hits[members].mean()),
+                "ndcg": float(gains[members].mean()),
+            }
 
 
 def figures(found: Answered) -> Iterator[Values]:

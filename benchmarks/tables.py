@@ -308,6 +308,25 @@ def premise(rows: pl.DataFrame) -> str:
     )
 
 
+def premise_targets(rows: pl.DataFrame) -> str:
+    """How often single answers and their consensus are right, and NDCG of each fifth of the users by consistency."""
+    keys = ["dataset", "teacher", "target"]
+    points = sorted(rows["part"].unique().drop_nulls().to_list())[:-1]
+    parts = rows.pivot("part", index=keys, values="ndcg", maintain_order=True).drop("all")
+    whole = rows.filter(pl.col("part") == "all").join(parts, on=keys, maintain_order="left")
+    return markdown(
+        ["data", "teacher", "answer", "users", "HR@10", "NDCG@10", *(f"fifth {n}" for n in points)],
+        [
+            [
+                *(row[name] for name in keys),
+                f"{int(row['users']):,}",
+                *(f"{float(row[name]):.4f}" for name in ("hr", "ndcg", *points)),
+            ]
+            for row in whole.iter_rows(named=True)
+        ],
+    )
+
+
 BY_STRATUM = ("all", "head", "tail", "item-head", "item-tail")
 RECALL_AND_NDCG: list[Figure] = [
     *((metric, 10, "all") for metric in ("recall", "ndcg")),
@@ -326,6 +345,7 @@ TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
     "bahsd": ("bahsd", quality),
     "bahsd_search": ("bahsd_search", quality),
     "premise": ("premise", premise),
+    "premise_targets": ("premise_targets", premise_targets),
     "bahsd_paired": ("bahsd_paired", paired),
     "rcekd": ("rcekd", partial(quality, shown=RECALL_AND_NDCG, split="8:1:1")),
     "rcekd_sequences": ("rcekd", partial(quality, shown=OF_SEQUENCES, split="leave-one-out")),

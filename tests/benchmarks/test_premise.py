@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
-from benchmarks.premise import PARTS, Answered, ask, figures
+from benchmarks.premise import PARTS, Answered, ask, black_box, compare_targets, figures
 
 from benchmarks import premise
 from recdistill.data.embedded import load_shop
-from recdistill.data.splits import leave_one_out
+from recdistill.data.splits import Split, leave_one_out
+from recdistill.evaluation.full_ranking import evaluate
+from recdistill.methods.base import Setting
 from recdistill.models.base import build_model
 from recdistill.serving.artefact import Student
+from recdistill.teachers.local import LocalTeacher
 from recdistill.trainer import Fit
 
 
@@ -27,11 +30,32 @@ def test_a_signal_that_sorts_hits_within_a_band_has_an_auc_of_one() -> None:
     assert len(parts) == PARTS
 
 
-def test_users_whose_history_cannot_be_cut_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> tuple[Split, Setting]:
     dataset = load_shop()
     split = leave_one_out(dataset)
     student = Student.of(build_model("sasrec", dataset.n_items, {"dim": 8}), dataset, protocol="test")
     monkeypatch.setattr(premise, "train", lambda *_: (student, Fit()))
-    found = ask(split, "amazon-beauty", "sasrec")
+    return split, black_box(split, "amazon-beauty", "sasrec")
+
+
+def test_users_whose_history_cannot_be_cut_are_left_out(asked: tuple[Split, Setting]) -> None:
+    split, setting = asked
+    found = ask(split, setting)
     assert len(found.hits) == len(found.bands) == len(found.signals["peakedness"]) == (split.train.lengths > 1).sum()
     assert found.signals["consistency"].min() >= 0
+
+
+def test_single_answers_are_those_of_full_ranking_and_a_consensus_is_another(asked: tuple[Split, Setting]) -> None:
+    split, setting = asked
+    rows = list(compare_targets(split, setting))
+    whole = {row["target"]: row for row in rows if row["part"] == "all"}
+    assert isinstance(setting.teacher, LocalTeacher)
+    found = evaluate(setting.teacher.model, split.valid, n_items=setting.n_items)
+    assert whole["whole"]["ndcg"] == pytest.approx(found.mean("ndcg", 10))
+    assert whole["whole"]["hr"] == pytest.approx(found.mean("hr", 10))
+    assert len({row["ndcg"] for row in whole.values()}) == len(whole) == 9
+    for name, row in whole.items():
+        parts = [part for part in rows if part["target"] == name and part["part"] != "all"]
+        assert sum(part["users"] for part in parts) == row["users"] == len(split.valid)
+        assert sum(part["users"] * part["ndcg"] for part in parts) == pytest.approx(row["users"] * row["ndcg"])

@@ -253,7 +253,14 @@ def test_the_listwise_consensus_takes_its_order_from_all_answers_and_its_values_
     lists = {4: [1, 2], 3: [2, 8], 2: [2, 1]}  # by length shown: 2 has 1 + 2 + 2 points, 1 has 2 + 1, 8 has 1
     teacher = FakeTeacher(N, rule=lambda history, k: lists[len(history)] if history[-1] == 6 else [1, 2])
     method = ready(
-        teacher, labels=False, contrast_weight=0, unmeasured="unreliable", top_k=2, gate="none", rank_decay=1.0
+        teacher,
+        labels=False,
+        scales=[0.5, 0.75, 1.0],
+        contrast_weight=0,
+        unmeasured="unreliable",
+        top_k=2,
+        gate="none",
+        rank_decay=1.0,
     )
     model = sasrec()
     log_probs = (model.encode(batch([1]).batch) @ model.item_embeddings()[1:].T).log_softmax(1)[0]

@@ -36,16 +36,15 @@ def _scales(scales: tuple[float, ...]) -> tuple[float, ...]:
 class BAHSDConfig(KDConfig):
     """Distillation by reliability. ``temperature`` is that of an answer that is not to be relied on at all."""
 
-    scales: Annotated[tuple[float, ...], AfterValidator(_scales)] = (0.5, 0.75, 1.0)
+    scales: Annotated[tuple[float, ...], AfterValidator(_scales)] = (0.5, 1.0)
     """Shares of each history that the teacher is shown, newest part; one query each. ``[1.0]`` does no probing."""
     depth: PositiveInt = 20
     """Ranks compared between the answers at two scales."""
     target: Literal["consensus", "answer"] = "consensus"
     """What a reliable user is taught: what all the answers say together, or the answer to the whole history alone.
 
-    The consensus of the answers to a whole history and to its newer half is right more often than either: validation
-    NDCG@10 of a SASRec's own lists .0727 against .0685 on amazon-beauty, .2046 against .1989 on ml-1m, the more so the
-    less the two agree.
+    The consensus of the answers to a whole history and to its newer half is right more often than either, above all
+    where the two agree least (``benchmarks/README.md``, BAHSD's premise).
     """
     reliability: Literal["consistency", "peakedness"] = "consistency"
     """What the gate reads: agreement between scales, or how peaked one answer is, which needs the teacher's scores."""
