@@ -10,8 +10,8 @@ from torch import Tensor
 
 from recdistill.data.dataset import Sequences
 from recdistill.methods.base import Setting, TrainingBatch, build_method
-from recdistill.methods.contrast import pool
-from recdistill.methods.iclrec import ICLRec, encode_all, intent_loss
+from recdistill.methods.contrast import encode_all, pool
+from recdistill.methods.iclrec import ICLRec, intent_loss
 from recdistill.models.base import Batch, Model, build_model
 from recdistill.trainer import Batches
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from recdistill.methods.labels import LabelLossConfig
+from recdistill.data.dataset import Sequences
+from recdistill.methods.base import TrainingBatch
+from recdistill.methods.labels import LabelLoss, LabelLossConfig
 from recdistill.models.base import Batch, Model
 from recdistill.settings import Settings
 
+_READ_AT_ONCE = 1024
+"""Histories in a pass before K-means."""
 Pooling = Literal["last", "mean"]
 Similarity = Literal["dot", "cosine"]
 
@@ -31,6 +36,43 @@ class ContrastConfig(Settings):
 
     Cosines want a ``temperature`` below 1. They are the better choice for HSTU, whose states are long by construction.
     """
+
+
+def label_and_vectors(
+    label_loss: LabelLoss, student: Model, batch: TrainingBatch, how: Pooling
+) -> tuple[Tensor, Tensor]:
+    """Return the loss on labels and ``(B, D)`` the histories' vectors; for causal models, from one pass."""
+    if how == "last":
+        label, vectors, _ = label_loss.with_queries(student, batch)
+        return label, vectors
+    label, states = label_loss.with_states(student, batch)
+    return label, pool(states, batch.batch, how)
+
+
+@torch.no_grad()
+def encode_all(student: Model, train: Sequences, how: Pooling) -> Tensor:
+    """Encode all training histories as they are learned from, but without dropout.
+
+    Args:
+        student: as it is; its mode is put back.
+        train: the training histories; those that are too short to be learned from are left out.
+        how: ``last`` for the vector that next items are scored by, ``mean`` for the mean of the states.
+
+    Returns:
+        ``(n, D)`` vectors, in the order of the histories.
+    """
+    histories = train.without_newest(1) if student.causal else train
+    rows = np.flatnonzero(histories.lengths)
+    device = student.item_embeddings().device
+    was_training = student.training
+    student.eval()
+    vectors = []
+    for start in range(0, len(rows), _READ_AT_ONCE):
+        some = histories.take(rows[start : start + _READ_AT_ONCE])
+        batch = Batch.from_sequences(some, max_len=student.max_len).to(device)
+        vectors.append(student.encode(batch) if how == "last" else pool(student.encode_positions(batch), batch, how))
+    student.train(was_training)
+    return torch.cat(vectors)
 
 
 def encode_views(student: Model, views: Batch, how: Pooling) -> tuple[Tensor, Tensor]:

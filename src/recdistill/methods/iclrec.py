@@ -6,28 +6,31 @@ authors' code for its numbers.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from recdistill.augmentations import AugmentationConfig, Kind, two_views
+from recdistill.augmentations import AugmentationConfig, Kinds, two_views
 from recdistill.clustering import k_means
-from recdistill.data.dataset import Sequences
 from recdistill.methods.base import Method, Setting, TrainingBatch
-from recdistill.methods.contrast import ContrastConfig, Pooling, Similarity, encode_views, nt_xent, pool
+from recdistill.methods.contrast import (
+    ContrastConfig,
+    Pooling,
+    Similarity,
+    encode_all,
+    encode_views,
+    label_and_vectors,
+    nt_xent,
+)
 from recdistill.methods.labels import LabelLoss
-from recdistill.models.base import Batch, Model
-
-_READ_AT_ONCE = 1024
-"""Histories in a pass before K-means."""
+from recdistill.models.base import Model
 
 
 class ICLRecAugmentation(AugmentationConfig):
     """The operators of the authors' code."""
 
-    kinds: tuple[Kind, ...] = ("crop", "mask", "reorder")
+    kinds: Kinds = ("crop", "mask", "reorder")
     """Operators, of which one is drawn for every history and view."""
 
 
@@ -142,40 +145,3 @@ def intent_loss(
         same = (intents[:, None] == intents) & (own[:, None] != own)
         logits = logits.masked_fill(torch.cat([same, same]), -torch.inf)
     return F.cross_entropy(logits, torch.cat([own, own]))
-
-
-def label_and_vectors(
-    label_loss: LabelLoss, student: Model, batch: TrainingBatch, how: Pooling
-) -> tuple[Tensor, Tensor]:
-    """Return the loss on labels and ``(B, D)`` the histories' vectors; for causal models, from one pass."""
-    if how == "last":
-        label, vectors, _ = label_loss.with_queries(student, batch)
-        return label, vectors
-    label, states = label_loss.with_states(student, batch)
-    return label, pool(states, batch.batch, how)
-
-
-@torch.no_grad()
-def encode_all(student: Model, train: Sequences, how: Pooling) -> Tensor:
-    """Encode all training histories as they are learned from, but without dropout.
-
-    Args:
-        student: as it is; its mode is put back.
-        train: the training histories; those that are too short to be learned from are left out.
-        how: ``last`` for the vector that next items are scored by, ``mean`` for the mean of the states.
-
-    Returns:
-        ``(n, D)`` vectors, in the order of the histories.
-    """
-    histories = train.without_newest(1) if student.causal else train
-    rows = np.flatnonzero(histories.lengths)
-    device = student.item_embeddings().device
-    was_training = student.training
-    student.eval()
-    vectors = []
-    for start in range(0, len(rows), _READ_AT_ONCE):
-        some = histories.take(rows[start : start + _READ_AT_ONCE])
-        batch = Batch.from_sequences(some, max_len=student.max_len).to(device)
-        vectors.append(student.encode(batch) if how == "last" else pool(student.encode_positions(batch), batch, how))
-    student.train(was_training)
-    return torch.cat(vectors)

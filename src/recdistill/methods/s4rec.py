@@ -22,8 +22,7 @@ from recdistill.augmentations import AugmentationConfig, two_views
 from recdistill.clustering import k_means, sinkhorn
 from recdistill.data.groups import HEAD_SHARE, Mask, head_cut
 from recdistill.methods.base import Method, Setting, TrainingBatch
-from recdistill.methods.contrast import Pooling, Similarity, encode_views
-from recdistill.methods.iclrec import encode_all, label_and_vectors
+from recdistill.methods.contrast import Pooling, Similarity, encode_all, encode_views, label_and_vectors
 from recdistill.methods.labels import LabelLoss, LabelLossConfig
 from recdistill.models.base import Model
 from recdistill.settings import Settings
