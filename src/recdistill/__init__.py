@@ -27,14 +27,18 @@ if TYPE_CHECKING:
     from recdistill.methods.bahsd import BAHSD as BAHSD
     from recdistill.methods.cd import CD as CD
     from recdistill.methods.ce import CE as CE
+    from recdistill.methods.cl4srec import CL4SRec as CL4SRec
     from recdistill.methods.dcd import DCD as DCD
     from recdistill.methods.de import DE as DE
+    from recdistill.methods.duorec import DuoRec as DuoRec
     from recdistill.methods.extraction import Extraction as Extraction
     from recdistill.methods.hetcomp import HetComp as HetComp
     from recdistill.methods.htd import HTD as HTD
+    from recdistill.methods.iclrec import ICLRec as ICLRec
     from recdistill.methods.kd import KD as KD
     from recdistill.methods.rcekd import RCEKD as RCEKD
     from recdistill.methods.rrd import RRD as RRD
+    from recdistill.methods.s4rec import S4Rec as S4Rec
     from recdistill.methods.supervised import Supervised as Supervised
     from recdistill.methods.unkd import UnKD as UnKD
     from recdistill.models.bert4rec import BERT4RecConfig as BERT4Rec
@@ -63,18 +67,22 @@ __all__ = [
     "RCEKD",
     "RRD",
     "BERT4Rec",
+    "CL4SRec",
     "CallableTeacher",
     "Dataset",
+    "DuoRec",
     "EnsembleTeacher",
     "Evaluation",
     "Extraction",
     "GRU4Rec",
     "HetComp",
     "HttpTeacher",
+    "ICLRec",
     "Interactions",
     "LightGCN",
     "LocalTeacher",
     "RecDistillError",
+    "S4Rec",
     "SASRec",
     "Split",
     "Student",
@@ -98,10 +106,12 @@ _HOMES = {
     "BERT4Rec": "models.bert4rec:BERT4RecConfig",
     "CD": "methods.cd:CD",
     "CE": "methods.ce:CE",
+    "CL4SRec": "methods.cl4srec:CL4SRec",
     "CallableTeacher": "teachers.callable:CallableTeacher",
     "DCD": "methods.dcd:DCD",
     "DE": "methods.de:DE",
     "Dataset": "data.dataset:Dataset",
+    "DuoRec": "methods.duorec:DuoRec",
     "EnsembleTeacher": "teachers.ensemble:EnsembleTeacher",
     "Evaluation": "evaluation.results:Evaluation",
     "Extraction": "methods.extraction:Extraction",
@@ -110,6 +120,7 @@ _HOMES = {
     "HTD": "methods.htd:HTD",
     "HetComp": "methods.hetcomp:HetComp",
     "HttpTeacher": "teachers.http:HttpTeacher",
+    "ICLRec": "methods.iclrec:ICLRec",
     "Interactions": "data.interactions:Interactions",
     "KD": "methods.kd:KD",
     "LightGCN": "models.lightgcn:LightGCNConfig",
@@ -118,6 +129,7 @@ _HOMES = {
     "RCEKD": "methods.rcekd:RCEKD",
     "RRD": "methods.rrd:RRD",
     "RecDistillError": "errors:RecDistillError",
+    "S4Rec": "methods.s4rec:S4Rec",
     "SASRec": "models.sasrec:SASRecConfig",
     "Split": "data.splits:Split",
     "Student": "serving.artefact:Student",
