@@ -9,9 +9,7 @@ of what is there.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +17,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.comparisons import begin, keep, kept_of_both, paired
-from benchmarks.experiments import Recipe, Values, by_stratum, commit, figures, find_recipe, grid, search_figures, train
+from benchmarks.experiments import (
+    Recipe,
+    Values,
+    by_stratum,
+    changed,
+    chosen,
+    figures,
+    find_recipe,
+    grid,
+    record,
+    search_figures,
+    search_key,
+    table_parser,
+    train,
+)
 from benchmarks.results import FOLDER, QUALITY, ResultTable
 
 from recdistill.data.benchmark_data import load_benchmark
@@ -108,10 +120,7 @@ class Row:
         sections = {**values, "method": values["method"] if not self.regime else self._method(recipe, values["method"])}
         if self.variant == SMALL:
             sections["student"] = {**values["student"], "dim": values["student"]["dim"] // 4}
-        for name, value in (changes or {}).items():
-            section, key = name.split(".")
-            sections[section] = {**sections[section], key: value}
-        return Run.parse(sections)
+        return Run.parse(changed(sections, changes or {}))
 
     def _method(self, recipe: Recipe, labels: Values) -> Values:
         settings: Values = {"name": self.method}
@@ -179,19 +188,9 @@ TABLES = {"core": core, "ablation": ablation, "side": side}
 
 def main() -> None:
     """Run the rows of a table whose name contains ``--only``, search among settings, or compare what is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", choices=TABLES, default="core")
-    parser.add_argument("--only", default="", help="part of a row's name, such as amazon-beauty/sasrec/sasrec/pure")
-    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
-    parser.add_argument("--compare", action="store_true", help="make the paired tests of the rows that are there")
-    parser.add_argument(
-        "--search",
-        nargs="*",
-        metavar="SECTION.KEY=[V, V]",
-        help="try every combination of these values on validation data, e.g. method.weight=[5,10,20]",
-    )
+    parser = table_parser(__doc__, TABLES, seeds=SEEDS, example="amazon-beauty/sasrec/sasrec/pure")
     arguments = parser.parse_args()
-    rows = [row for row in TABLES[arguments.table]() if arguments.only in row.name and row.seed in arguments.seeds]
+    rows = chosen(TABLES, arguments)
     if arguments.compare:
         compare()
     elif arguments.search is not None:
@@ -212,26 +211,22 @@ def measure(row: Row) -> None:
     taught, minutes = _train(row, row.run(), split, teacher)
     found, reference = (_evaluate(student, split, split.test) for student in (taught, teacher))
     keep(found, WORK, row, row.seed)
-    rows = figures(found, split) + list(_fidelity(found, reference, split))
-    results.append(*({**row.key, **figure, "minutes": minutes, "commit": commit()} for figure in rows))
+    fidelity = _fidelity(found, reference, split)
+    record(results, row.key, itertools.chain(figures(found, split), fidelity), minutes=minutes)
     print(f"== {row.name}: test NDCG@10 {found.mean('ndcg', 10):.4f}", flush=True)
 
 
 def search(row: Row, changes: Values) -> None:
     """Train with other settings and write the figures on the validation cases, if they are not written yet."""
     results = ResultTable(SEARCH, QUALITY)
-    label = json.dumps(changes, sort_keys=True)
-    variant = " ".join(filter(None, (row.variant, label)))
-    key = {**row.key, "split": "leave-one-out/valid", "variant": variant}
+    key = search_key(row.key, changes)
     if results.already_done(**key):
         return
     split = leave_one_out(load_benchmark(row.dataset))
     taught, minutes = _train(row, row.run(changes), split, _teacher(row, split))
     found = _evaluate(taught, split, split.valid)
-    results.append(
-        *({**key, **figure, "minutes": minutes, "commit": commit()} for figure in search_figures(found, split))
-    )
-    print(f"== {row.name} {label}: validation NDCG@10 {found.mean('ndcg', 10):.4f}", flush=True)
+    record(results, key, search_figures(found, split), minutes=minutes)
+    print(f"== {row.name} {changes}: validation NDCG@10 {found.mean('ndcg', 10):.4f}", flush=True)
 
 
 def _teacher(row: Row, split: Split) -> Student:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from benchmarks.experiments import Values, by_stratum
+from benchmarks.experiments import Row, Values, by_stratum
 from benchmarks.results import ResultTable
 
 from recdistill.data.splits import Split
@@ -20,18 +19,6 @@ COLUMNS = (
     *("value", "other_value", "gain", "p", "seeds", "users"),
 )
 """Of the paired tests: means of two methods over seeds, gain of the first in per cent, and p of no difference."""
-
-
-class Row(Protocol):
-    """What a benchmark has one result of."""
-
-    @property
-    def key(self) -> Values:
-        """Its columns in the result file."""
-
-    @property
-    def name(self) -> str:
-        """For people and folders; the same for all seeds."""
 
 
 def keep(found: Evaluation, folder: Path, row: Row, seed: int) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import itertools
 import json
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
+from benchmarks.results import ResultTable
 
 from recdistill.cli.progress import Reporter
 from recdistill.data.groups import Groups
@@ -28,6 +30,25 @@ from recdistill.trainer import CHECKPOINT, EpochRow, Fit, TrainerSettings
 WORK = Path("runs/quality")
 """Checkpoints, also of what is finished, so that nothing is trained twice."""
 Values = dict[str, Any]
+
+
+class Row(Protocol):
+    """What a benchmark has one result of."""
+
+    @property
+    def key(self) -> Values:
+        """Its columns in the result file."""
+
+    @property
+    def name(self) -> str:
+        """For people and folders; the same for all seeds."""
+
+    @property
+    def seed(self) -> int:
+        """Of its training."""
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +234,50 @@ def search_figures(found: Evaluation, split: Split) -> list[Values]:
         for row in figures(found, split)
         if row["stratum"] in ("all", "head", "tail") and row["metric"] in ("hr", "ndcg")
     ]
+
+
+def record(results: ResultTable, key: Values, rows: Iterable[Values], *, minutes: float) -> None:
+    """Write the figures of one student, with the minutes of its training and the commit."""
+    about = {"minutes": minutes, "commit": commit()}
+    results.append(*({**key, **row, **about} for row in rows))
+
+
+def table_parser(
+    doc: str | None, tables: Iterable[str], *, seeds: Sequence[int], example: str
+) -> argparse.ArgumentParser:
+    """Return what the command of every benchmark with several tables understands; ``example``: part of a row's name."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", choices=list(tables), default="core")
+    parser.add_argument("--only", default="", help=f"part of a row's name, such as {example}")
+    parser.add_argument("--seeds", type=int, nargs="*", default=seeds)
+    parser.add_argument("--compare", action="store_true", help="make the paired tests of the rows that are there")
+    parser.add_argument(
+        "--search",
+        nargs="*",
+        metavar="SECTION.KEY=[V, V]",
+        help="try every combination of these values on validation data, e.g. method.weight=[5,10,20]",
+    )
+    return parser
+
+
+def chosen(tables: Mapping[str, Callable[[], Iterator[AnyRow]]], arguments: argparse.Namespace) -> list[AnyRow]:
+    """Return the rows of the table that arguments of `table_parser` name."""
+    rows = tables[arguments.table]()
+    return [row for row in rows if arguments.only in row.name and row.seed in arguments.seeds]
+
+
+def search_key(key: Values, changes: Values) -> Values:
+    """Return the columns under which a try with some ``section.key`` changed stands."""
+    variant = " ".join(filter(None, (key["variant"], json.dumps(changes, sort_keys=True))))
+    return {**key, "split": f"{key['split']}/valid", "variant": variant}
+
+
+def changed(sections: Values, changes: Mapping[str, object]) -> Values:
+    """Return the sections of a run with some ``section.key``, or ``section.key.key``, changed."""
+    for name, value in changes.items():
+        first, _, rest = name.partition(".")
+        sections = {**sections, first: changed(sections.get(first, {}), {rest: value}) if rest else value}
+    return sections
 
 
 def grid(assignments: list[str]) -> Iterator[Values]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 
-from benchmarks.experiments import RECIPES, Recipe, Values, commit, figures, grid, search_figures, train
+from benchmarks.experiments import RECIPES, Recipe, Values, figures, grid, record, search_figures, search_key, train
 from benchmarks.results import FOLDER, QUALITY, ResultTable
 
 from recdistill.data.benchmark_data import load_benchmark
@@ -52,21 +51,18 @@ def run(recipe: Recipe, seed: int) -> None:
         return
     split = leave_one_out(load_benchmark(recipe.dataset))
     fitted, found = _fit(recipe, seed, split, split.test, "test")
-    minutes = fitted.seconds / 60
-    results.append(*({**key, **row, "minutes": minutes, "commit": commit()} for row in figures(found, split)))
+    record(results, key, figures(found, split), minutes=fitted.seconds / 60)
 
 
 def search(recipe: Recipe, changes: Values, seed: int) -> None:
     """Train with other settings and write the figures on the validation cases, if they are not written yet."""
     results = ResultTable(FOLDER / "quality_search.csv", QUALITY)
-    variant = f"{recipe.loss} {json.dumps(changes, sort_keys=True)}"
-    key = {**_key(recipe, seed), "split": "leave-one-out/valid", "variant": variant}
+    key = search_key(_key(recipe, seed), changes)
     if results.already_done(**key):
         return
     split = leave_one_out(load_benchmark(recipe.dataset))
-    fitted, found = _fit(recipe.varied(changes), seed, split, split.valid, f"validation {variant}")
-    minutes = fitted.seconds / 60
-    results.append(*({**key, **row, "minutes": minutes, "commit": commit()} for row in search_figures(found, split)))
+    fitted, found = _fit(recipe.varied(changes), seed, split, split.valid, f"validation {changes}")
+    record(results, key, search_figures(found, split), minutes=fitted.seconds / 60)
 
 
 def _fit(recipe: Recipe, seed: int, split: Split, cases: Cases, what: str) -> tuple[Fit, Evaluation]:

@@ -10,7 +10,6 @@ tests of what is there.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import json
@@ -29,12 +28,16 @@ from benchmarks.experiments import (
     Values,
     after_last_epoch,
     by_stratum,
+    changed,
+    chosen,
     commit,
     figures,
     find_recipe,
     folder_of,
     grid,
+    record,
     stages,
+    table_parser,
     train,
 )
 from benchmarks.results import FOLDER, QUALITY, ResultTable
@@ -275,9 +278,7 @@ class Row:
         sections: dict[str, Values] = {**values, "split": SPLITS[self.split]}
         if self.distilled:
             sections["method"] = self._method(values["method"])
-        for name, value in settings.items():
-            section, key = name.split(".")
-            sections[section] = {**sections[section], key: value}
+        sections = changed(sections, settings)
         changes = {**ABLATIONS, **SENSITIVITY}.get(self.variant, {})
         if "name" in changes:  # another method, with what it shares
             shared = {key: sections["method"][key] for key in ("label_loss", "weight", "top_k", "temperature")}
@@ -383,22 +384,11 @@ TABLES = {"core": core, "ablation": ablation, "sensitivity": sensitivity, "overl
 
 def main() -> None:
     """Run the rows of a table whose name contains ``--only``, tune or search, or compare what is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", choices=TABLES, default="core")
-    parser.add_argument("--only", default="", help="part of a row's name, such as citeulike-t/8:1:1-shuffled/mf-400")
-    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
+    parser = table_parser(__doc__, TABLES, seeds=SEEDS, example="citeulike-t/8:1:1-shuffled/mf-400")
     parser.add_argument("--tune", action="store_true", help="look for the best settings of each row of seed 0")
     parser.add_argument("--trials", type=int, default=8, help="how many --tune makes of each, earlier ones included")
-    parser.add_argument(
-        "--search",
-        nargs="*",
-        metavar="SECTION.KEY=[V, V]",
-        help="try every combination of these values on validation data, e.g. method.weight=[5,10,20]; no row is "
-        "trained with what it finds",
-    )
-    parser.add_argument("--compare", action="store_true", help="make the paired tests of the rows that are there")
     arguments = parser.parse_args()
-    rows = [row for row in TABLES[arguments.table]() if arguments.only in row.name and row.seed in arguments.seeds]
+    rows = chosen(TABLES, arguments)
     if arguments.compare:
         compare()
     elif arguments.tune:
@@ -424,8 +414,7 @@ def measure(row: Row) -> None:
     student, fitted = train(split, run, row.folder_name, teacher=teacher_of(row))
     found = _evaluate(student.model, split, split.test, row)
     keep(found, WORK, row, row.seed)
-    minutes = fitted.seconds / 60
-    results.append(*({**row.key, **figure, "minutes": minutes, "commit": commit()} for figure in figures(found, split)))
+    record(results, row.key, figures(found, split), minutes=fitted.seconds / 60)
     print(f"== {row.name}: test NDCG@20 {found.mean('ndcg', 20):.4f}", flush=True)
 
 

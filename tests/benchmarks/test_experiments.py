@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.experiments import RECIPES, find_recipe, grid, train
+from benchmarks.experiments import RECIPES, changed, chosen, find_recipe, grid, record, search_key, table_parser, train
+from benchmarks.results import QUALITY, ResultTable
 
-from benchmarks import experiments
+from benchmarks import bahsd, experiments
 from recdistill.data.embedded import load_shop
 from recdistill.data.splits import leave_one_out
 from recdistill.errors import SettingsError
@@ -35,6 +36,40 @@ def test_a_recipe_is_varied_in_the_settings_named_alone() -> None:
 def test_a_grid_is_every_combination() -> None:
     assert list(grid(["a=[1, 2]", 'b=["x"]'])) == [{"a": 1, "b": "x"}, {"a": 2, "b": "x"}]
     assert list(grid([])) == [{}]
+
+
+def test_sections_are_changed_in_the_settings_named_alone() -> None:
+    """Also settings within settings, and those that were not given before; what was given stays as it is."""
+    sections = {"method": {"name": "s4rec", "label_loss": {"loss": "bce", "n_negatives": 3}}, "training": {"seed": 1}}
+    changes = {"method.label_loss.loss": "softmax", "method.augmentation.crop_share": 0.5, "training.epochs": 2}
+    assert changed(sections, changes) == {
+        "method": {
+            "name": "s4rec",
+            "label_loss": {"loss": "softmax", "n_negatives": 3},
+            "augmentation": {"crop_share": 0.5},
+        },
+        "training": {"seed": 1, "epochs": 2},
+    }
+    assert sections["training"] == {"seed": 1}
+    assert changed(sections, {}) == sections
+
+
+def test_the_rows_of_a_table_are_chosen_by_name_and_seed() -> None:
+    parser = table_parser("A benchmark.", bahsd.TABLES, seeds=(0, 1), example="ml-1m")
+    every = chosen(bahsd.TABLES, parser.parse_args([]))
+    assert every == [row for row in bahsd.core() if row.seed in (0, 1)]
+    few = chosen(bahsd.TABLES, parser.parse_args(["--table", "ablation", "--only", "without-gate", "--seeds", "2"]))
+    assert {(row.variant, row.seed) for row in few} == {("without gate", 2)}
+
+
+def test_a_try_stands_under_its_changes_and_figures_of_a_student_together(tmp_path: Path) -> None:
+    key = {"dataset": "ml-1m", "split": "leave-one-out", "variant": "bce", "seed": 0}
+    tried = search_key(key, {"student.dropout": 0.5, "method.weight": 1})
+    assert tried["split"] == "leave-one-out/valid"
+    assert tried["variant"] == 'bce {"method.weight": 1, "student.dropout": 0.5}'
+    table = ResultTable(tmp_path / "search.csv", QUALITY)
+    record(table, tried, [{"metric": "hr", "k": k} for k in (5, 10)], minutes=1.5)
+    assert [(row["k"], row["minutes"]) for row in table.find(**tried)] == [("5", "1.5"), ("10", "1.5")]
 
 
 def test_what_was_trained_is_found_by_its_settings_and_its_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
