@@ -13,30 +13,21 @@ data, results thrown away.
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from itertools import count, islice
-from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
-from benchmarks.distillation_speed import made_up
-from benchmarks.peers.machine import CpuTimes, Load, is_noisy, peak_mb
-from benchmarks.results import FOLDER, SPEED, ResultTable
+from benchmarks.experiments import Values
+from benchmarks.peers.machine import CpuTimes, Load, peak_mb
+from benchmarks.results import ResultTable
+from benchmarks.timing import find, made_up, noise, quietest, sequences, speed_options, speed_parser, speed_table
 from torch import Tensor
 
 from recdistill import __version__
 from recdistill.augmentations import AugmentationConfig, two_views
-from recdistill.data.benchmark_data import load_benchmark
 from recdistill.data.dataset import Sequences
-from recdistill.data.splits import leave_one_out
-from recdistill.errors import RecDistillError
 from recdistill.methods.cl4srec import CL4SRecAugmentation
 from recdistill.methods.contrast import encode_views, pool
 from recdistill.models.base import Batch, Model, build_model
@@ -50,8 +41,6 @@ MOST_RATIO = 2.2
 """The bar: two views, made and encoded, over one encoding."""
 WARM_UP = 3
 """Batches that are not counted."""
-TRIES = 3
-"""Attempts at a quiet measurement before a noisy one is written down as such."""
 
 Times = dict[tuple[str, str], float]
 """Seconds of a batch, by system and setting."""
@@ -96,7 +85,7 @@ def timed(way: Callable[[Batch, str], object], batch: Batch, system: str) -> flo
     return time.perf_counter() - begin
 
 
-def measure(train: Sequences, n_items: int, batch_size: int, *, seconds: float, threads: int) -> dict[str, Any]:
+def measure(train: Sequences, n_items: int, batch_size: int, *, seconds: float, threads: int) -> Values:
     """Time batches in this process until ``seconds`` are over; also peak memory, and who disturbed."""
     tune_allocator()
     torch.set_num_threads(threads)
@@ -120,20 +109,8 @@ def endless(batches: Batches) -> Iterator[Batch]:
             yield batch
 
 
-def measure_apart(
-    train: Sequences, n_items: int, batch_size: int, *, seconds: float, threads: int, tries: int
-) -> dict[str, Any]:
-    """Measure in processes of their own until one is undisturbed, at most ``tries``; return the quietest result."""
-    results: list[dict[str, Any]] = []
-    while not results or (len(results) < tries and is_noisy(results[-1]["foreign_cores"], results[-1]["stolen_cores"])):
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as apart:
-            results.append(apart.submit(measure, train, n_items, batch_size, seconds=seconds, threads=threads).result())
-    return min(results, key=lambda result: float(result["foreign_cores"]) + float(result["stolen_cores"]))
-
-
-def to_rows(dataset: str, batch_size: int, repeat: int, result: dict[str, Any]) -> Iterator[dict[str, object]]:
+def to_rows(dataset: str, batch_size: int, repeat: int, result: Values) -> Iterator[Values]:
     """Yield a row for every way that was timed."""
-    noise = "/noisy" if is_noisy(result["foreign_cores"], result["stolen_cores"]) else ""
     times: Times = result["times"]
     for (system, setting), seconds in times.items():
         plain = times[ENCODING, "forward" if setting == "views" else setting]
@@ -141,7 +118,7 @@ def to_rows(dataset: str, batch_size: int, repeat: int, result: dict[str, Any]) 
             "system": system,
             "version": __version__,
             "dataset": dataset,
-            "setting": f"batch-{batch_size}/{setting}{noise}",
+            "setting": f"batch-{batch_size}/{setting}{noise(result)}",
             "repeat": repeat,
             "seconds": seconds,
             "peak_mb": round(result["peak_mb"]),
@@ -164,10 +141,9 @@ def run(
     for repeat in range(1, repeats + 1):
         for batch_size in BATCH_SIZES:
             where = {"system": ENCODING, "dataset": dataset, "repeat": repeat}
-            settings = (f"batch-{batch_size}/forward", f"batch-{batch_size}/forward/noisy")
-            if any(table.already_done(**where, setting=setting) for setting in settings):
+            if find(table, where, f"batch-{batch_size}/forward"):
                 continue
-            result = measure_apart(train, n_items, batch_size, seconds=seconds, threads=threads, tries=tries)
+            result = quietest(measure, train, n_items, batch_size, seconds=seconds, threads=threads, tries=tries)
             rows = list(to_rows(dataset, batch_size, repeat, result))
             table.append(*rows)
             for row in rows:
@@ -184,39 +160,21 @@ def missed(table: ResultTable) -> Iterator[str]:
             yield f"{name}: {row['ratio']} times one encoding, {MOST_RATIO} allowed"
 
 
-def read() -> tuple[Sequences, int]:
-    """Return the training sequences, made flat for sending, and the number of items."""
-    split = leave_one_out(load_benchmark(DATASET))
-    return Sequences.from_offsets(*split.train.flat()), split.dataset.n_items
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=10.0, help="least time of one measurement, after warming up")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--smoke", action="store_true", help="made-up data, one short repeat, results thrown away")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        if options.smoke:
-            options.repeats, options.seconds = 1, 0.1
-        try:
-            table = ResultTable((Path(name) if options.smoke else FOLDER) / "augmentation_speed.csv", SPEED)
-            train, n_items = made_up() if options.smoke else read()
-            run(
-                table,
-                "made-up" if options.smoke else DATASET,
-                train,
-                n_items,
-                seconds=options.seconds,
-                threads=options.threads,
-                repeats=options.repeats,
-                tries=1 if options.smoke else TRIES,
-            )
-            print("\n".join(["bars that were missed:", *missed(table)]))
-        except RecDistillError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(1) from error
+    options = speed_options(speed_parser(__doc__, seconds=10.0))
+    with speed_table("augmentation_speed", smoke=options.smoke) as table:
+        train, n_items = made_up() if options.smoke else sequences(DATASET)
+        run(
+            table,
+            "made-up" if options.smoke else DATASET,
+            train,
+            n_items,
+            seconds=options.seconds,
+            threads=options.threads,
+            repeats=options.repeats,
+            tries=options.tries,
+        )
+        print("\n".join(["bars that were missed:", *missed(table)]))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from benchmarks.augmentation_speed import ENCODING, Stopwatch, Times, endless, measure, missed, run
-from benchmarks.distillation_speed import made_up
+from benchmarks.experiments import Values
 from benchmarks.results import SPEED, ResultTable
+from benchmarks.timing import made_up
 
 from benchmarks import augmentation_speed
 from recdistill.models.base import build_model
@@ -24,7 +24,7 @@ TIMES: Times = {
 }
 
 
-def result(*, foreign: float = 0.0) -> dict[str, Any]:
+def result(*, foreign: float = 0.0) -> Values:
     return {"times": TIMES, "peak_mb": 100.4, "foreign_cores": foreign, "stolen_cores": 0.0}
 
 
@@ -37,11 +37,11 @@ def drive(monkeypatch: pytest.MonkeyPatch, table: ResultTable, *, repeats: int =
     """Run with made-up times; returns the batch sizes that were measured."""
     asked: list[int] = []
 
-    def measured(train: object, n_items: int, batch_size: int, **_: object) -> dict[str, Any]:
+    def measured(way: object, train: object, n_items: int, batch_size: int, **_: object) -> Values:
         asked.append(batch_size)
         return result(foreign=foreign)
 
-    monkeypatch.setattr(augmentation_speed, "measure_apart", measured)
+    monkeypatch.setattr(augmentation_speed, "quietest", measured)
     run(table, "made-up", TRAIN, N_ITEMS, seconds=0.1, threads=1, repeats=repeats, tries=1)
     return asked
 

@@ -1,20 +1,16 @@
 """What is measured of distillation, in which order, and how it is written."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from benchmarks.distillation_speed import MOST_MB, EnoughError, Epochs, Job, find, made_up, measure, missed, plan, run
+from benchmarks.distillation_speed import MOST_MB, Job, measure, missed, plan
+from benchmarks.experiments import Values
 from benchmarks.results import SPEED, ResultTable
-
-from benchmarks import distillation_speed
-from recdistill.trainer import EpochRow, TrainerSettings
-
-DATA = {"gowalla": made_up()}
+from benchmarks.timing import find, made_up, measure_all
 
 
-def result(seconds: float, *, foreign: float = 0.0, peak_mb: float = 100.4) -> dict[str, Any]:
+def result(seconds: float, *, foreign: float = 0.0, peak_mb: float = 100.4) -> Values:
     return {"seconds": seconds, "peak_mb": peak_mb, "foreign_cores": foreign, "stolen_cores": 0.0}
 
 
@@ -23,11 +19,10 @@ def table(tmp_path: Path) -> ResultTable:
     return ResultTable(tmp_path / "speed.csv", SPEED)
 
 
-def drive(monkeypatch: pytest.MonkeyPatch, table: ResultTable, *results: dict[str, Any]) -> int:
+def drive(table: ResultTable, *results: Values) -> int:
     """Run one repeat of RCE-KD, measurements giving these results in order; return how many were left over."""
     waiting = list(results)
-    monkeypatch.setattr(distillation_speed, "measure_apart", lambda *_, **__: waiting.pop(0))
-    run(list(plan(["gowalla"], ["rcekd"], 1)), table, DATA, seconds=1.0, threads=2, tries=1)
+    measure_all(plan(["gowalla"], ["rcekd"], 1), table, lambda job: waiting.pop(0))
     return len(waiting)
 
 
@@ -53,8 +48,8 @@ def test_a_job_trains_what_the_quality_table_does() -> None:
     assert each["label_loss"]["loss"] == "bpr"
 
 
-def test_times_are_divided_by_those_of_the_bare_student(monkeypatch: pytest.MonkeyPatch, table: ResultTable) -> None:
-    assert drive(monkeypatch, table, result(2.0), result(5.0), result(3.0, foreign=0.5), result(1.0)) == 0
+def test_times_are_divided_by_those_of_the_bare_student(table: ResultTable) -> None:
+    assert drive(table, result(2.0), result(5.0), result(3.0, foreign=0.5), result(1.0)) == 0
     assert [(row["system"], row["setting"], row["ratio"], row["peak_mb"]) for row in table.rows()] == [
         ("labels", "epoch", "1", "100"),
         ("rcekd", "epoch", "2.5", "100"),
@@ -63,32 +58,19 @@ def test_times_are_divided_by_those_of_the_bare_student(monkeypatch: pytest.Monk
     ]
 
 
-def test_what_is_in_the_table_is_not_measured_again(monkeypatch: pytest.MonkeyPatch, table: ResultTable) -> None:
+def test_what_is_in_the_table_is_not_measured_again(table: ResultTable) -> None:
     first = [result(2.0, foreign=0.9), result(5.0), result(3.0, foreign=0.5), result(1.0)]
-    drive(monkeypatch, table, *first)
-    assert drive(monkeypatch, table) == 0
+    drive(table, *first)
+    assert drive(table) == 0
     assert len(table.rows()) == 4
-    assert find(table, Job("gowalla", "labels", "epoch", 2)) is None
+    assert find(table, Job("gowalla", "labels", "epoch", 2).where, "epoch") is None
 
 
-def test_a_missed_bar_is_named(monkeypatch: pytest.MonkeyPatch, table: ResultTable) -> None:
-    drive(monkeypatch, table, result(2.0), result(2.7), result(2.5), result(9.0, peak_mb=MOST_MB + 1))
+def test_a_missed_bar_is_named(table: ResultTable) -> None:
+    drive(table, result(2.0), result(2.7), result(2.5), result(9.0, peak_mb=MOST_MB + 1))
     slow, large = missed(table)
     assert slow.startswith("gowalla rcekd epoch repeat 1: 1.35 times")
     assert large.startswith("gowalla rcekd refresh repeat 1")
-
-
-def test_the_first_epoch_is_left_out_and_rounds_are_whole() -> None:
-    epochs = Epochs(seconds=2.0, round_of=4)
-
-    def end(seconds: float) -> None:
-        epochs.epoch(EpochRow(1, {}, None, 0.1, seconds, 1.0), TrainerSettings())
-
-    for seconds in (100.0, 9.0, 1.0, 1.0):
-        end(seconds)
-    with pytest.raises(EnoughError):
-        end(1.0)
-    assert epochs.measured == [9.0, 1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("method", ["labels", "rcekd", "hetcomp"])
@@ -103,26 +85,3 @@ def test_a_refresh_is_measured() -> None:
     train, n_items = made_up()
     found = measure(Job("gowalla", "rcekd", "refresh", 1), train, n_items, seconds=0, threads=torch.get_num_threads())
     assert found["seconds"] > 0
-
-
-def test_a_disturbed_measurement_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    waiting = [result(4.0, foreign=0.9), result(3.0)]
-
-    class Apart:
-        """Stands in for a process."""
-
-        def __init__(self, *_: Any, **__: Any) -> None: ...
-        def __enter__(self) -> "Apart":
-            return self
-
-        def __exit__(self, *_: Any) -> None: ...
-        def submit(self, *_: Any, **__: Any) -> "Apart":
-            return self
-
-        def result(self) -> dict[str, Any]:
-            return waiting.pop(0)
-
-    monkeypatch.setattr(distillation_speed, "ProcessPoolExecutor", Apart)
-    job = Job("gowalla", "labels", "epoch", 1)
-    found = distillation_speed.measure_apart(job, *DATA["gowalla"], seconds=0, threads=1, tries=3)
-    assert (found["seconds"], waiting) == (3.0, [])
