@@ -43,8 +43,8 @@ class BAHSDConfig(KDConfig):
     target: Literal["consensus", "answer"] = "consensus"
     """What a reliable user is taught: what all the answers say together, or the answer to the whole history alone.
 
-    The consensus of the answers to a whole history and to its newer half is right more often than either, above all
-    where the two agree least (``benchmarks/README.md``, BAHSD's premise).
+    On short histories the consensus of the answers to the whole and to its newer half is right more often than either;
+    on long ones it is about as good as the whole alone (``benchmarks/README.md``, BAHSD's premise).
     """
     reliability: Literal["consistency", "peakedness"] = "consistency"
     """What the gate reads: agreement between scales, or how peaked one answer is, which needs the teacher's scores."""
