@@ -38,10 +38,10 @@ def kept_of_both(folder: Path, row: Row, other: Row, seeds: Iterable[int]) -> li
     return [(a, b) for seed in seeds if (a := kept(folder, row, seed)) and (b := kept(folder, other, seed))]
 
 
-def begin(path: Path) -> ResultTable:
-    """Return an empty table of paired tests; they are always made anew from what is kept."""
+def begin(path: Path, columns: tuple[str, ...] = COLUMNS) -> ResultTable:
+    """Return an empty table; comparisons are always made anew from what is kept."""
     path.unlink(missing_ok=True)
-    return ResultTable(path, COLUMNS)
+    return ResultTable(path, columns)
 
 
 def paired(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 from benchmarks.results import FOLDER
 
@@ -159,17 +160,17 @@ NAMES = {"hr": "HR", "ndcg": "NDCG", "recall": "Recall", "mrr": "MRR"}
 HR_AND_NDCG: list[Figure] = [(metric, 10, stratum) for metric in ("hr", "ndcg") for stratum in ("all", "head", "tail")]
 
 
-def quality(rows: pl.DataFrame, *, shown: Sequence[Figure] = HR_AND_NDCG, split: str = "") -> str:
+def quality(rows: pl.DataFrame, *, shown: Sequence[Figure] = HR_AND_NDCG, where: pl.Expr | None = None) -> str:
     """Metrics of every method: mean ± deviation over seeds.
 
     Args:
         rows: of a result file.
         shown: the figures, a column each.
-        split: only rows whose split begins with this.
+        where: which rows; all where it is left out.
     """
     run = ["dataset", "split", "teacher", "student", "regime", "access", "method", "variant"]
     cells = (
-        rows.filter(pl.col("split").str.starts_with(split), pl.col("k").is_in([str(k) for _, k, _ in shown]))
+        rows.filter(True if where is None else where, pl.col("k").is_in([str(k) for _, k, _ in shown]))
         .group_by(run, maintain_order=True)
         .agg(
             *(_mean("value", _is(figure)).alias(_heading(figure)) for figure in shown),
@@ -327,6 +328,41 @@ def premise_targets(rows: pl.DataFrame) -> str:
     )
 
 
+def published(rows: pl.DataFrame) -> str:
+    """What a paper reports, in parentheses, beside what is measured here."""
+    cell = ["dataset", "split", "student", "method", "variant", "seeds"]
+    shown = [(str(metric), str(k)) for metric, k in rows.select("metric", "k").unique(maintain_order=True).rows()]
+    lines = []
+    for key, group in rows.group_by(cell, maintain_order=True):
+        dataset, split, student, method, variant, seeds = map(str, key)
+        figures = {(row["metric"], row["k"]): row for row in group.iter_rows(named=True)}
+        lines.append(
+            [
+                *(dataset, split, student, f"{method} {variant}", seeds),
+                *(_beside(figures[figure]) if figure in figures else "" for figure in shown),
+            ]
+        )
+    headings = [f"{NAMES[metric]}@{k}" for metric, k in shown]
+    return markdown(["data", "split", "student", "method", "seeds", *headings], lines)
+
+
+def _beside(row: dict[str, str]) -> str:
+    return f"{float(row['value']):.4f} ({float(row['published']):.4f}, {float(row['gain']):+.1f}%)"
+
+
+def clusters(rows: pl.DataFrame) -> str:
+    """How the share of head users differs between the intents of a method."""
+    lines = []
+    for key, group in rows.group_by("dataset", "split", "student", "method", "variant", maintain_order=True):
+        dataset, split, student, method, variant = map(str, key)
+        shares, users = (group[name].cast(pl.Float64).to_numpy() for name in ("head_share", "users"))
+        quartiles = np.quantile(shares, (0, 0.25, 0.5, 0.75, 1))
+        found = [f"{share:.2f}" for share in (np.average(shares, weights=users), *quartiles)]
+        lines.append([dataset, split, student, f"{method} {variant}", str(len(group)), *found])
+    header = ["data", "split", "student", "method", "intents", "head, all users"]
+    return markdown([*header, "least", "lower quartile", "median", "upper quartile", "most"], lines)
+
+
 BY_STRATUM = ("all", "head", "tail", "item-head", "item-tail")
 RECALL_AND_NDCG: list[Figure] = [
     *((metric, 10, "all") for metric in ("recall", "ndcg")),
@@ -336,6 +372,12 @@ OF_SEQUENCES: list[Figure] = [
     *((metric, k, "all") for metric in ("hr", "ndcg") for k in (5, 20)),
     *((metric, 10, stratum) for metric in ("hr", "ndcg") for stratum in BY_STRATUM),
 ]
+OF_USERS: list[Figure] = [
+    *((metric, k, "all") for metric in ("hr", "ndcg") for k in (5, 10, 20)),
+    *((metric, 10, stratum) for metric in ("hr", "ndcg") for stratum in ("head", "tail")),
+]
+IS_CORE = pl.col("variant").is_in(["softmax", "bce"])
+"""Of S4Rec's tables: methods as they are, on either base loss."""
 
 TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
     "training_speed": ("training_speed", training_speed),
@@ -347,12 +389,20 @@ TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
     "premise": ("premise", premise),
     "premise_targets": ("premise_targets", premise_targets),
     "bahsd_paired": ("bahsd_paired", paired),
-    "rcekd": ("rcekd", partial(quality, shown=RECALL_AND_NDCG, split="8:1:1")),
-    "rcekd_sequences": ("rcekd", partial(quality, shown=OF_SEQUENCES, split="leave-one-out")),
+    "rcekd": ("rcekd", partial(quality, shown=RECALL_AND_NDCG, where=pl.col("split") != "leave-one-out")),
+    "rcekd_sequences": ("rcekd", partial(quality, shown=OF_SEQUENCES, where=pl.col("split") == "leave-one-out")),
     "rcekd_trials": ("rcekd_trials", trials),
     "rcekd_paired": ("rcekd_paired", paired),
     "rcekd_overlap": ("rcekd_overlap", overlap),
     "distillation_speed": ("distillation_speed", partial(speed, over="labels")),
+    "s4rec": ("s4rec", partial(quality, shown=OF_USERS, where=IS_CORE)),
+    "s4rec_variants": ("s4rec", partial(quality, shown=OF_USERS, where=~IS_CORE)),
+    "s4rec_search": ("s4rec_search", quality),
+    "s4rec_paired": ("s4rec_paired", paired),
+    "s4rec_published": ("s4rec_published", published),
+    "s4rec_clusters": ("s4rec_clusters", clusters),
+    "s4rec_speed": ("s4rec_speed", partial(speed, over="labels")),
+    "augmentation_speed": ("augmentation_speed", partial(speed, over="one encoding")),
     "evaluation_speed": ("evaluation_speed", speed),
     "labelling_speed": ("labelling_speed", labelling_speed),
     "data_size": ("data_size", speed),

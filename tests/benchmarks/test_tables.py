@@ -6,6 +6,7 @@ from benchmarks.comparisons import COLUMNS as PAIRED
 from benchmarks.premise import COLUMNS as PREMISE
 from benchmarks.rcekd import OVERLAP_COLUMNS, TRIAL_COLUMNS
 from benchmarks.results import FOLDER, QUALITY, SPEED, ResultTable
+from benchmarks.s4rec import CLUSTER_COLUMNS, PUBLISHED_COLUMNS
 from benchmarks.tables import DOCUMENTS, fill, make, markdown
 
 from benchmarks import tables
@@ -136,6 +137,50 @@ def test_quality_shows_the_figures_and_the_split_that_a_table_is_about(tmp_path:
     assert (row[1], row[7]) == ("leave-one-out", "0.2500")
 
 
+def test_methods_as_they_are_and_their_variants_stand_apart(tmp_path: Path) -> None:
+    table = ResultTable(tmp_path / "s4rec.csv", QUALITY)
+    run = {"dataset": "ml-1m", "split": "leave-one-out", "student": "sasrec", "method": "s4rec", "seed": 0}
+    for variant, value in (("softmax", 0.1), ("softmax without CSD", 0.2), ("bce", 0.3)):
+        table.append({**run, "variant": variant, "metric": "hr", "k": 5, "stratum": "all", "value": value})
+    rest = ["", "", "", "", "", "", "", "", ""]
+    cell = ["ml-1m", "leave-one-out", "sasrec", ""]
+    assert cells(make("s4rec", tmp_path)) == [
+        [*cell, "s4rec softmax", "1", "", "0.1000", *rest],
+        [*cell, "s4rec bce", "1", "", "0.3000", *rest],
+    ]
+    assert cells(make("s4rec_variants", tmp_path)) == [[*cell, "s4rec softmax without CSD", "1", "", "0.2000", *rest]]
+
+
+def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
+    table = ResultTable(tmp_path / "s4rec_published.csv", PUBLISHED_COLUMNS)
+    row = {"dataset": "ml-1m", "split": "leave-one-out", "student": "sasrec", "variant": "bce", "seeds": 3}
+    table.append({**row, "method": "s4rec", "metric": "hr", "k": 5, "value": 0.11, "published": 0.1, "gain": 10.0})
+    table.append({**row, "method": "s4rec", "metric": "ndcg", "k": 20, "value": 0.3, "published": 0.4, "gain": -25.0})
+    table.append({**row, "method": "labels", "metric": "hr", "k": 5, "value": 0.1, "published": 0.1, "gain": 0.0})
+    made = make("s4rec_published", tmp_path)
+    assert "| seeds | HR@5 | NDCG@20 |" in made
+    cell = ["ml-1m", "leave-one-out", "sasrec"]
+    assert cells(made) == [
+        [*cell, "s4rec bce", "3", "0.1100 (0.1000, +10.0%)", "0.3000 (0.4000, -25.0%)"],
+        [*cell, "labels bce", "3", "0.1000 (0.1000, +0.0%)", ""],
+    ]
+
+
+def test_shares_of_the_head_are_shown_by_quartiles(tmp_path: Path) -> None:
+    """The share of all users weighs intents by their users; the quartiles count intents alike."""
+    table = ResultTable(tmp_path / "s4rec_clusters.csv", CLUSTER_COLUMNS)
+    row = {"dataset": "ml-1m", "split": "leave-one-out", "student": "sasrec", "method": "s4rec", "variant": "softmax"}
+    for cluster, (users, share) in enumerate(((96, 0.5), (1, 0.0), (1, 0.1), (1, 0.2), (1, 1.0))):
+        table.append({**row, "seed": 0, "cluster": cluster, "users": users, "head_share": share})
+    whole = (96 * 0.5 + 0.1 + 0.2 + 1.0) / 100  # 0.493
+    assert cells(make("s4rec_clusters", tmp_path)) == [
+        [
+            *("ml-1m", "leave-one-out", "sasrec", "s4rec softmax", "5", f"{whole:.2f}"),
+            *("0.00", "0.10", "0.20", "0.50", "1.00"),
+        ]
+    ]
+
+
 def test_of_a_search_the_best_trial_is_shown(tmp_path: Path) -> None:
     table = ResultTable(tmp_path / "rcekd_trials.csv", TRIAL_COLUMNS)
     run = {"dataset": "gowalla", "split": "8:1:1 shuffled", "teacher": "mf-300", "student": "mf-20", "method": "cd"}
@@ -167,6 +212,11 @@ def test_times_of_methods_are_over_those_of_the_bare_student(tmp_path: Path) -> 
     made = make("distillation_speed", tmp_path)
     assert "| seconds | × labels |" in made
     assert cells(made) == [["ml-1m", "epoch", "rcekd 1.0", "1.20", "1.20", ""]]
+
+
+def test_times_of_augmented_views_are_over_one_encoding(tmp_path: Path) -> None:
+    ResultTable(tmp_path / "augmentation_speed.csv", SPEED).append(speed_row("s4rec", "batch-256", 1, 1.9, ratio=1.9))
+    assert "| seconds | × one encoding |" in make("augmentation_speed", tmp_path)
 
 
 def test_markdown_has_as_many_cells_as_headings() -> None:
