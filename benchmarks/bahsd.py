@@ -120,7 +120,9 @@ class Row:
         sections = {**values, "method": values["method"] if not self.regime else self._method(recipe, values["method"])}
         if self.variant == SMALL:
             sections["student"] = {**values["student"], "dim": values["student"]["dim"] // 4}
-        return Run.parse(changed(sections, changes or {}))
+        tuned = TUNED.get((self.dataset, self.student, self.regime, self.access, self.method), {})
+        ablated = {f"method.{name}": value for name, value in ABLATIONS.get(self.variant, {}).items()}
+        return Run.parse(changed(sections, {**tuned, **ablated, **(changes or {})}))
 
     def _method(self, recipe: Recipe, labels: Values) -> Values:
         settings: Values = {"name": self.method}
@@ -136,12 +138,11 @@ class Row:
             settings["label_loss"] = {key: value for key, value in labels.items() if key != "name"}
         if self.method in ("kd", "bahsd"):
             settings["values"] = "ranks" if self.access == "lists" else "scores"
-        settings |= TUNED.get((self.dataset, self.regime, self.access, self.method), {})
-        return settings | ABLATIONS.get(self.variant, {})
+        return settings
 
 
-TUNED: dict[tuple[str, str, str, str], Values] = {}
-"""Settings of methods that were chosen on validation data, by data set, regime, access and method."""
+TUNED: dict[tuple[str, str, str, str, str], Values] = {}
+"""Settings chosen on validation data, by data set, student, regime, access and method: ``section.key`` and value."""
 
 
 def core() -> Iterator[Row]:
