@@ -106,7 +106,7 @@ RECIPES = [
     Recipe(
         "amazon-beauty",
         "gru4rec",
-        model={"max_len": 50, "dropout": 0.2},
+        model={"max_len": 50, "dropout": 0.35, "hidden_dim": 128},
         training={"batch_size": 128, "epochs": 200, "patience": 5},
     ),
     Recipe(
@@ -118,7 +118,7 @@ RECIPES = [
     Recipe("amazon-beauty", "sasrec", "sampled_softmax", **_BEAUTY),
     Recipe("amazon-beauty", "sasrec", "gbce", **_BEAUTY_SLOW),
     Recipe("amazon-beauty", "sasrec", "bce", **_BEAUTY_SLOW),
-    Recipe("ml-1m", "gru4rec", **_ML),
+    Recipe("ml-1m", "gru4rec", model={"max_len": 200, "dropout": 0.2, "hidden_dim": 128}, training=_ML["training"]),
     Recipe("ml-1m", "sasrec", "sampled_softmax", **_ML),
     Recipe("ml-1m", "sasrec", "gbce", **_ML),
     Recipe("ml-1m", "sasrec", "bce", **_ML),
