@@ -141,7 +141,14 @@ class Row:
         return settings
 
 
-TUNED: dict[tuple[str, str, str, str, str], Values] = {}
+_ASSISTED: Values = {"student.dropout": 0.3, "method.weight": 20}
+_PURE: Values = {"student.dropout": 0.2}
+TUNED: dict[tuple[str, str, str, str, str], Values] = {
+    ("amazon-beauty", "sasrec", "assisted", "lists", "kd"): _ASSISTED,
+    ("amazon-beauty", "sasrec", "assisted", "lists", "bahsd"): {**_ASSISTED, "method.view_weight": 1},
+    ("amazon-beauty", "sasrec", "pure", "lists", "kd"): _PURE,
+    ("amazon-beauty", "sasrec", "pure", "lists", "bahsd"): _PURE,
+}
 """Settings chosen on validation data, by data set, student, regime, access and method: ``section.key`` and value."""
 
 
