@@ -178,7 +178,7 @@ def test_every_protocol_can_be_asked_for(little_run: Sections, protocol: str) ->
 
 def test_a_model_of_ones_own_can_teach(finished: Result, little_run: Sections, tmp_path: Path) -> None:
     sections = little_run | {"teacher": {"kind": "run", "folder": str(finished.folder)}, "method": {"top_k": 4}}
-    result = run_distillation(Run.parse(sections | {"training": {"epochs": 20}}), tmp_path / "student")
+    result = run_distillation(Run.parse(sections), tmp_path / "student")
     assert result.facts["queries"] == []
     assert Student.load(tmp_path / "student").recommend([["p1", "p2"]], k=1)[0][0].item == "p3"
 
