@@ -147,6 +147,8 @@ TUNED: dict[tuple[str, str, str, str, str], Values] = {
     ("amazon-beauty", "sasrec", "assisted", "lists", "kd"): _ASSISTED,
     ("amazon-beauty", "sasrec", "assisted", "lists", "bahsd"): {**_ASSISTED, "method.view_weight": 1},
     ("amazon-beauty", "sasrec", "pure", "lists", "kd"): _PURE,
+    ("amazon-beauty", "sasrec", "pure", "lists", "rrd"): _PURE,
+    ("amazon-beauty", "sasrec", "pure", "lists", "extraction"): _PURE,
     ("amazon-beauty", "sasrec", "pure", "lists", "bahsd"): _PURE,
 }
 """Settings chosen on validation data, by data set, student, regime, access and method: ``section.key`` and value."""
