@@ -2,7 +2,7 @@
 
 A row is one student: a data set, a teacher, the student's own architecture, whether it sees labels (assisted) or
 answers alone (pure), lists or scores, a method and a seed. Teachers and students are trained to convergence by the
-recipes of ``quality``; methods' settings were chosen on validation data (``--search``, rows in ``bahsd_search.csv``),
+recipes of ``quality``; methods' settings were chosen on validation items (``--search``, rows in ``bahsd_search.csv``),
 and the test cases are looked at once. Rows are on disk as soon as they are known; ``--compare`` makes the paired tests
 of what is there.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks.comparisons import begin, keep, kept_of_both, paired
 from benchmarks.experiments import (
+    EARLIER,
     Recipe,
     Values,
     by_stratum,
@@ -26,6 +27,7 @@ from benchmarks.experiments import (
     figures,
     find_recipe,
     grid,
+    one_earlier,
     record,
     search_figures,
     search_key,
@@ -227,14 +229,14 @@ def measure(row: Row) -> None:
 
 
 def search(row: Row, changes: Values) -> None:
-    """Train with other settings and write the figures on the validation cases, if they are not written yet."""
+    """Train with other settings as of one item ago, and write the figures on the validation items."""
     results = ResultTable(SEARCH, QUALITY)
-    key = search_key(row.key, changes)
+    key = search_key(row.key, changes, cases="one earlier")
     if results.already_done(**key):
         return
-    split = leave_one_out(load_benchmark(row.dataset))
+    split = one_earlier(load_benchmark(row.dataset))
     taught, minutes = _train(row, row.run(changes), split, _teacher(row, split))
-    found = _evaluate(taught, split, split.valid)
+    found = _evaluate(taught, split, split.test)
     record(results, key, search_figures(found, split), minutes=minutes)
     print(f"== {row.name} {changes}: validation NDCG@10 {found.mean('ndcg', 10):.4f}", flush=True)
 
@@ -242,13 +244,18 @@ def search(row: Row, changes: Values) -> None:
 def _teacher(row: Row, split: Split) -> Student:
     model, _, loss = row.teacher.partition("-")
     recipe = find_recipe(row.dataset, model, loss or "softmax")
-    return train(split, recipe.run(row.seed), recipe.name)[0]
+    return train(split, recipe.run(row.seed), _folder(recipe.name, split))[0]
+
+
+def _folder(name: str, split: Split) -> str:
+    """Return the folder's name of a model without a teacher; those with one are told apart by it."""
+    return f"{name}/one-earlier" if EARLIER in split.protocol else name
 
 
 def _train(row: Row, run: Run, split: Split, teacher: Student) -> tuple[Student, float]:
     print(f"== {row.name}, seed {row.seed}", flush=True)
     if not row.regime:
-        taught, fitted = train(split, run, f"{row.dataset}/{row.student}/softmax")
+        taught, fitted = train(split, run, _folder(f"{row.dataset}/{row.student}/softmax", split))
     else:
         with _asked(row, split, teacher) as asked:
             taught, fitted = train(split, run, row.name, teacher=asked)

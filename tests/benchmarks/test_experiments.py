@@ -4,7 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.experiments import RECIPES, changed, chosen, find_recipe, grid, record, search_key, table_parser, train
+from benchmarks.experiments import (
+    RECIPES,
+    changed,
+    chosen,
+    find_recipe,
+    grid,
+    one_earlier,
+    record,
+    search_key,
+    table_parser,
+    train,
+)
 from benchmarks.results import QUALITY, ResultTable
 
 from benchmarks import bahsd, experiments
@@ -92,3 +103,14 @@ def test_what_was_trained_is_found_by_its_settings_and_its_teacher(monkeypatch: 
         train(split, run, recipe.name, teacher=teacher)
     assert folders[0] == folders[1]
     assert len(set(folders)) == 5
+
+
+def test_one_item_ago_the_validation_items_were_the_test_targets() -> None:
+    dataset = load_shop()
+    today, ago = leave_one_out(dataset), one_earlier(dataset)
+    assert ago.protocol != today.protocol
+    place = {user: case for case, user in enumerate(ago.test.users.tolist())}
+    for case, user in enumerate(today.valid.users.tolist()[:50]):
+        assert ago.test.histories[place[user]].tolist() == today.valid.histories[case].tolist()
+        assert ago.test.targets[place[user]].tolist() == today.valid.targets[case].tolist()
+        assert ago.train[user].tolist() == today.train[user][:-1].tolist()
