@@ -67,7 +67,13 @@ ABLATIONS: dict[str, Values] = {
     "without ranking consistency": {"ranking_weight": 0.0},
     "without InfoNCE": {"contrast_weight": 0.0},
     "without views": {"view_weight": 0.0},
-    "outline to the letter": {"ranking": "margin", "quorum": 0.5, "reliable_temperature": 4.0, "gate": "hard"},
+    "outline to the letter": {
+        "target": "answer",
+        "ranking": "margin",
+        "quorum": 0.5,
+        "reliable_temperature": 4.0,
+        "gate": "hard",
+    },
 }
 """BAHSD with one part switched off; the last follows the public outline as closely as our formulas can."""
 QUERIES = {"amazon-beauty": 44_726, "ml-1m": 17_282}

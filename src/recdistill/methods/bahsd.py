@@ -82,19 +82,19 @@ class BAHSDConfig(KDConfig):
 
 
 class BAHSD(Method, name="bahsd"):
-    r"""Weigh a teacher's single answer against the consensus of its answers by measured reliability.
+    r"""Teach reliable users at a temperature of their own, and the others by what the answers to them have in common.
 
     .. math:: L = L_{label} + \frac{\lambda}{T} \sum_u w_u L_{KL}(u)
               + (1 - w_u) \bigl(\lambda_2 L_R(u) + \lambda_3 L_{NCE}(u)\bigr) + \lambda_4 L_{view}(u)
 
-    w is the gate. The single answer is that to the whole training history, compared at a temperature that follows its
-    reliability; the consensus is the order that the answers at all scales give together; a view is a shortened history
-    with its own answer, another one each epoch. Users without an answer learn from labels alone. λ and T are those of
-    `KD`: an answer counts as much as λ labels.
+    w is the gate. The consensus is the order that the answers at all scales give together. L_KL compares with it, or
+    with the answer to the whole history alone (``target``), at a temperature that follows reliability; L_R teaches its
+    order at one temperature. A view is a shortened history, another one each epoch. Users without an answer learn from
+    labels alone. λ and T are those of `KD`: an answer counts as much as λ labels.
 
     Each part has a switch: ``scales = [1.0]`` leaves out the probing, ``gate = "none"`` the gate,
     ``reliable_temperature = temperature`` the dynamic temperature, a weight of 0 the ranking consistency, the views or
-    InfoNCE. The outline to the letter is ``ranking = "margin"`` with ``quorum = 0.5``.
+    InfoNCE. Closest to the outline are ``target = "answer"`` and ``ranking = "margin"`` with ``quorum = 0.5``.
     """
 
     Config = BAHSDConfig
@@ -115,8 +115,8 @@ class BAHSD(Method, name="bahsd"):
             torch.from_numpy, consensus(self.probe.items, setting.n_items, quorum=config.quorum)
         )
         worth = torch.where(self.agreed > 0, self.answers.logits, -torch.inf)
-        self.agreement = Answers(torch.where(worth > -torch.inf, self.agreed, 0), worth)
-        self.target = self.agreement if config.target == "consensus" else self.answers
+        self.agreed_answers = Answers(torch.where(worth > -torch.inf, self.agreed, 0), worth)
+        self.target = self.agreed_answers if config.target == "consensus" else self.answers
         self.told = torch.from_numpy(self.probe.items).transpose(0, 1)
         self.listed = self.told.flatten(1)
         self.same = torch.from_numpy(same_histories(setting.train))
@@ -190,7 +190,7 @@ class BAHSD(Method, name="bahsd"):
 
     def _listwise(self, student: Model, queries: Tensor, batch: TrainingBatch, weights: Tensor) -> Tensor:
         """The consensus decides the order, the answer what each place is worth."""
-        items, logits = self.agreement.of(batch.rows)
+        items, logits = self.agreed_answers.of(batch.rows)
         return list_kl(
             queries,
             student.item_embeddings(),
