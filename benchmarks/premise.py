@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from benchmarks.experiments import Values, commit, find_recipe, train
 from benchmarks.results import FOLDER, ResultTable
 from scipy.stats import mannwhitneyu
@@ -24,6 +25,7 @@ from recdistill.data.groups import Groups
 from recdistill.data.splits import Split, leave_one_out
 from recdistill.methods.bahsd import BAHSDConfig
 from recdistill.methods.base import Setting
+from recdistill.methods.kd import rank_logits, soft_targets
 from recdistill.probing import Floats, consensus, consistency, peakedness, probe
 from recdistill.run import local_teacher
 
@@ -91,7 +93,7 @@ def ask(split: Split, setting: Setting) -> Answered:
     known = ~np.isnan(agreement) & (wanted > 0)
     signals = {"consistency": agreement}
     if answers.scores is not None:
-        signals["peakedness"] = peakedness(answers.scores)
+        signals["peakedness"] = peakedness(answers.scores[-1])
     bands = Groups.from_train(split.train, split.dataset.n_items).bands
     hits = (answers.items[-1, :, :10] == wanted[:, None]).any(axis=1)
     return Answered({name: signal[known] for name, signal in signals.items()}, hits[known], bands[known])
@@ -119,7 +121,10 @@ def compare_targets(split: Split, setting: Setting) -> Iterator[Values]:
         if len(scales) == 2:
             asked = answers[0, :, :1] > 0
             lists[f"{scales[0]:g}"] = np.where(asked, answers[0], answers[-1])
-        lists["consensus of " + ", ".join(f"{scale:g}" for scale in scales)] = consensus(answers, setting.n_items)[0]
+        logits = rank_logits(torch.from_numpy(answers.reshape(-1, answers.shape[2])), config.rank_decay)
+        shares = soft_targets(logits, 1.0).view(answers.shape).numpy()
+        name = "consensus of " + ", ".join(f"{scale:g}" for scale in scales)
+        lists[name] = consensus(answers, shares, setting.n_items)[0]
         if scales == (0.5, 1.0):
             agreement = np.nan_to_num(consistency(answers, depth=config.depth), nan=1.0)
             order = np.argsort(agreement, kind="stable")

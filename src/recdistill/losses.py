@@ -357,7 +357,7 @@ def ranking_consistency(
 
     Args:
         listed: ``(B, K)`` the student's logits f of the consensus, best item first.
-        points: ``(B, K)`` Borda points, never rising along a row; 0 is padding.
+        points: ``(B, K)`` what each counts in the consensus, never rising along a row; 0 is padding.
         others: ``(B, K)`` the student's logits of random items.
         unlisted: ``(B, K)`` which of those are in no answer; the rest is left out, and not counted in C.
         margin: delta; ``None`` for the smooth form.

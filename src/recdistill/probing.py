@@ -12,7 +12,7 @@ not public; those below are this library's own.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -23,7 +23,7 @@ from recdistill.data.dataset import Ints, Items, Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.evaluation.fidelity import rank_biased_overlap
 from recdistill.methods.base import Setting
-from recdistill.teachers.base import Bools, Ranking, Scores
+from recdistill.teachers.base import Bools, Ranking, Scores, Teacher
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Unmeasured: TypeAlias = Literal["unreliable", "reliable", "typical"]
@@ -43,7 +43,7 @@ class Probe:
     items: Items
     """``(M, R, K)`` the lists, best item first; 0 is padding, and fills what was not asked or not answered."""
     scores: Scores | None
-    """``(R, K)`` the teacher's scores for the whole history, −∞ under padding; ``None`` where it gives none."""
+    """``(M, R, K)`` the teacher's scores of them, −∞ under padding; ``None`` where it gives none."""
 
     @property
     def answered(self) -> Bools:
@@ -54,7 +54,7 @@ class Probe:
     @property
     def full(self) -> Ranking:
         """The answers to the whole histories."""
-        return Ranking(self.items[-1], self.scores)
+        return Ranking(self.items[-1], None if self.scores is None else self.scores[-1])
 
 
 def probe(setting: Setting, *, scales: Sequence[float] = (1.0,), k: int) -> Probe:
@@ -97,48 +97,110 @@ def probe(setting: Setting, *, scales: Sequence[float] = (1.0,), k: int) -> Prob
     asked = shown > 0
     asked[:-1] &= shown[:-1] < shown[1:]
 
-    k = min(k, setting.n_items)
-    items = np.zeros((len(shares), len(lengths), k), np.int32)
-    scores = np.full(items.shape[1:], -np.inf, np.float32) if teacher.gives_scores else None
+    lists = _Lists(setting, teacher, (len(shares), len(lengths), min(k, setting.n_items)), total=int(asked.sum()))
     shuffled = np.random.default_rng(0).permutation(len(lengths))
-    done = 0
     for scale in (-1, *range(len(shares) - 1)):
-        rows = shuffled[asked[scale][shuffled]]
+
+        def newest(rows: Ints, shown: Ints = shown[scale]) -> Sequences:
+            histories = setting.train.take(rows)
+            return Sequences(histories.items, histories.ends - shown[rows], histories.ends)
+
+        lists.ask(scale, shuffled[asked[scale][shuffled]], newest, whole=scale == -1)
+        if scale == -1:
+            asked[:-1] &= lists.items[-1, :, 0] > 0
+            if not lists.items[-1].any():
+                raise TeacherError(
+                    f"teacher {teacher.identity!r} answered none of {int(asked[-1].sum()):,} histories, so there is "
+                    "nothing to distil; raise its budget, or look at what it answers."
+                )
+    return Probe(shares, lists.items, lists.scores)
+
+
+class _Lists:
+    """Answers to several sheets of questions about the same R histories, padded where nothing was answered."""
+
+    def __init__(self, setting: Setting, teacher: Teacher, shape: tuple[int, int, int], *, total: int) -> None:
+        self.setting = setting
+        self.teacher = teacher
+        self.items: Items = np.zeros(shape, np.int32)
+        self.scores: Scores | None = np.full(shape, -np.inf, np.float32) if teacher.gives_scores else None
+        self.total = total
+        self.done = 0
+
+    def ask(self, sheet: int, rows: Ints, shown: Callable[[Ints], Sequences], *, whole: bool) -> None:
+        """Ask for ``rows`` in that order; ``shown`` is what the teacher sees of them, the whole history or part."""
+        setting, teacher = self.setting, self.teacher
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
-            histories = setting.train.take(block)
-            shorter = Sequences(histories.items, histories.ends - shown[scale][block], histories.ends)
             users = setting.users[block] if teacher.takes == "user" else None
-            ranking, answered = teacher.rank_within_budget(shorter, k, users=users)
+            ranking, answered = teacher.rank_within_budget(shown(block), self.items.shape[2], users=users)
             ranking.check(setting.n_items)
-            listed = ranking.items
-            if teacher.exclude_history and scale != -1:
-                listed = without(listed, histories, setting.n_items)
-            items[scale, block, : listed.shape[1]] = np.where(answered[:, None], listed, 0)
-            if scale == -1 and scores is not None and ranking.scores is not None:
-                scores[block, : listed.shape[1]] = np.where(answered[:, None] & (listed > 0), ranking.scores, -np.inf)
-            done += len(block)
-            setting.progress("asking the teacher", done, int(asked.sum()))
-        if scale == -1:
-            asked[:-1] &= items[-1, :, 0] > 0
-            if not items[-1].any():
-                raise TeacherError(
-                    f"teacher {teacher.identity!r} answered none of {len(rows):,} histories, so there is nothing "
-                    "to distil; raise its budget, or look at what it answers."
-                )
-    return Probe(shares, items, scores)
+            if teacher.exclude_history and not whole:
+                ranking = without(ranking, setting.train.take(block), setting.n_items)
+            listed = np.where(answered[:, None], ranking.items, 0)
+            self.items[sheet, block, : listed.shape[1]] = listed
+            if self.scores is not None and ranking.scores is not None:
+                self.scores[sheet, block, : listed.shape[1]] = np.where(listed > 0, ranking.scores, -np.inf)
+            self.done += len(block)
+            setting.progress("asking the teacher", self.done, self.total)
 
 
-def without(lists: Items, histories: Sequences, n_items: int) -> Items:
-    """Take the items of each whole history out of the lists ``(B, K)`` that were given for a part of it.
+def without(ranking: Ranking, histories: Sequences, n_items: int) -> Ranking:
+    """Take the items of each whole history out of the ``(B, K)`` lists that were given for a part of it.
 
     The answer to the whole history cannot name them, so that they would count as disagreement.
     """
     flat, offsets = histories.flat()
     owner = np.repeat(np.arange(len(histories)), np.diff(offsets))
-    seen = np.isin(np.arange(len(lists))[:, None] * (n_items + 1) + lists, owner * (n_items + 1) + flat)
-    kept = np.where(seen, 0, lists)
-    return np.take_along_axis(kept, np.argsort(kept == 0, axis=1, kind="stable"), axis=1)
+    rows = np.arange(len(ranking.items))[:, None]
+    seen = np.isin(rows * (n_items + 1) + ranking.items, owner * (n_items + 1) + flat)
+    kept = np.where(seen, 0, ranking.items)
+    order = np.argsort(kept == 0, axis=1, kind="stable")
+    scores = None if ranking.scores is None else np.where(kept > 0, ranking.scores, -np.inf)[rows, order]
+    return Ranking(kept[rows, order], scores)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Continued:
+    """What a teacher answered about R histories, each gone on with C items of its own list, one at a time."""
+
+    nexts: Items
+    """``(C, R)`` what each history was gone on with; 0 where nothing was asked."""
+    items: Items
+    """``(C, R, K)`` the lists; 0 is padding, and fills what was not answered."""
+    scores: Scores | None
+    """``(C, R, K)`` the teacher's scores of them, −∞ under padding; ``None`` where it gives none."""
+
+
+def go_on(setting: Setting, first: Items, n: int) -> Continued:
+    """Ask the teacher what it would say next, had each user taken something from its list.
+
+    A student that is told about training histories alone can learn those by heart. These are longer by one item, as
+    histories are by the time the student is asked.
+
+    Args:
+        setting: the training histories and the teacher.
+        first: ``(R, K)`` its lists for them, from which the next item is drawn, each place alike.
+        n: C, how often; never the same item twice, so that a short list may go on less often.
+
+    Returns:
+        The answers, as many as its budget buys: first continuations first, users in a fixed shuffled order.
+    """
+    teacher, generator = setting.teacher, np.random.default_rng(0)
+    if teacher is None:
+        raise SettingsError("histories are gone on with by a teacher, but none is given.")
+    n_rows, k = first.shape
+    lots = np.where(first > 0, generator.random(first.shape), np.inf)
+    nexts = np.zeros((n, n_rows), np.int32)
+    nexts[:k] = np.take_along_axis(first, np.argsort(lots, axis=1)[:, :n], axis=1).T
+    lists = _Lists(setting, teacher, (n, n_rows, k), total=int((nexts > 0).sum()))
+    for turn, following in enumerate(nexts):
+
+        def longer(rows: Ints, following: Items = following) -> Sequences:
+            return setting.train.take(rows).with_next(following[rows])
+
+        lists.ask(turn, generator.permutation(np.flatnonzero(following)), longer, whole=True)
+    return Continued(nexts, lists.items, lists.scores)
 
 
 def consistency(items: Items, *, depth: int) -> Floats:
@@ -193,43 +255,47 @@ def fill_unmeasured(values: Floats, rule: Unmeasured) -> Floats:
     return np.where(np.isnan(values), {"unreliable": 0.0, "reliable": 1.0, "typical": typical}[rule], values)
 
 
-def consensus(items: Items, n_items: int, *, quorum: float = 0.0) -> tuple[Items, Ints]:
-    r"""What the answers say together, in the order of their summed ranks (Borda count).
+def consensus(items: Items, shares: Floats, n_items: int, *, quorum: float = 0.0) -> tuple[Items, Floats]:
+    r"""What the answers say together: the mixture of their distributions.
 
-    .. math:: b_i = \sum_m \max(0, K + 1 - \mathrm{rank}_m(i))
+    .. math:: p(i) \propto \sum_m p_m(i)
+
+    Where they agree the mixture is as peaked as they are; where they do not, it is flatter.
 
     Args:
         items: ``(M, R, K)`` lists; a list of nothing but padding is no answer. The last of M is the whole history's,
-            whose order decides between equal b.
+            whose order decides between equal p.
+        shares: ``(M, R, K)`` p, each list's shares of 1; 0 under padding.
         n_items: N.
         quorum: only items are kept that more than this share of a row's answers list; 0.5 is the majority.
 
     Returns:
-        ``(R, K)`` the K best items, highest b first, 0 for padding, and their b, 0 under padding.
+        ``(R, K)`` the K best items, highest p first, 0 for padding, and their p, which add up to 1.
     """
     n_rows, k = items.shape[1:]
-    listed, points = np.zeros((n_rows, k), np.int32), np.zeros((n_rows, k), np.int64)
+    listed, mixed = np.zeros((n_rows, k), np.int32), np.zeros((n_rows, k))
     for start in range(0, n_rows, _BLOCK):
         block = slice(start, min(start + _BLOCK, n_rows))
-        listed[block], points[block] = _borda(items[:, block], n_items, quorum)
-    return listed, points
+        listed[block], mixed[block] = _mixture(items[:, block], shares[:, block], n_items, quorum)
+    return listed, mixed
 
 
-def _borda(items: Items, n_items: int, quorum: float) -> tuple[Items, Ints]:
+def _mixture(items: Items, shares: Floats, n_items: int, quorum: float) -> tuple[Items, Floats]:
     n_scales, n_rows, k = items.shape
     scale, row, rank = np.nonzero(items)
     cells, cell = np.unique(row * (n_items + 1) + items[scale, row, rank], return_inverse=True)
     owner, item = cells // (n_items + 1), cells % (n_items + 1)
-    points = np.bincount(cell, k - rank, len(cells)).astype(np.int64)
+    told = shares[scale, row, rank].astype(np.float64)
+    mixed = np.bincount(cell, told, len(cells))
     whole = np.bincount(cell, (k - rank) * (scale == n_scales - 1), len(cells))
     votes = np.bincount(cell, minlength=len(cells))
     answers = np.count_nonzero(items[:, :, 0], axis=0)
 
     kept = np.flatnonzero(votes > quorum * answers[owner])
-    kept = kept[np.lexsort((item[kept], -whole[kept], -points[kept], owner[kept]))]
+    kept = kept[np.lexsort((item[kept], -whole[kept], -mixed[kept], owner[kept]))]
     place = np.arange(len(kept)) - np.searchsorted(owner[kept], owner[kept])
     kept, place = kept[place < k], place[place < k]
-    listed, totals = np.zeros((n_rows, k), np.int32), np.zeros((n_rows, k), np.int64)
+    listed, probs = np.zeros((n_rows, k), np.int32), np.zeros((n_rows, k))
     listed[owner[kept], place] = item[kept]
-    totals[owner[kept], place] = points[kept]
-    return listed, totals
+    probs[owner[kept], place] = mixed[kept]
+    return listed, probs / np.maximum(probs.sum(1, keepdims=True), 1e-300)

@@ -17,8 +17,8 @@ from recdistill.methods.bahsd import (
     BAHSD,
     BAHSDConfig,
     gate_weights,
-    newest_share,
     same_histories,
+    view,
 )
 from recdistill.methods.base import Setting, TrainingBatch, build_method
 from recdistill.models.base import Batch, Model, build_model
@@ -136,14 +136,21 @@ def test_it_is_finite_at_extreme_logits(margin: float | None) -> None:
     assert math.isfinite(consistency_of([-1e4, 1e4], [2, 1], [1e4, -1e4], margin=margin))
 
 
-# Shortened histories
+# Shortened and continued histories
 
 
 def test_a_shortened_history_is_its_newest_part_rounded_up() -> None:
     whole = Batch.from_lists([[1, 2, 3], [4], [5, 6, 7, 8]])
-    view = newest_share(whole, torch.tensor([0.5, 0.5, 0.75], dtype=torch.float64))
-    assert view.items.tolist() == [2, 3, 4, 6, 7, 8]
-    assert view.offsets.tolist() == [0, 2, 3, 6]
+    shown = view(whole, torch.tensor([0.5, 0.5, 0.75], dtype=torch.float64), torch.zeros(3, dtype=torch.int64))
+    assert shown.items.tolist() == [2, 3, 4, 6, 7, 8]
+    assert shown.offsets.tolist() == [0, 2, 3, 6]
+
+
+def test_a_continued_history_loses_its_oldest_item_where_the_student_reads_no_more() -> None:
+    whole = Batch.from_lists([[1, 2, 3], [4], [5, 6]])
+    shown = view(whole, torch.ones(3, dtype=torch.float64), torch.tensor([8, 7, 0]), max_len=3)
+    assert shown.items.tolist() == [2, 3, 8, 4, 7, 5, 6]
+    assert shown.offsets.tolist() == [0, 3, 5, 7]
 
 
 def test_same_histories_are_filed_under_the_first_of_them() -> None:
@@ -249,8 +256,8 @@ def test_with_everyone_reliable_it_is_uniform_distillation_at_the_reliable_tempe
     assert parts["contrast"].item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_the_listwise_consensus_takes_its_order_from_all_answers_and_its_values_from_the_whole_one() -> None:
-    lists = {4: [1, 2], 3: [2, 8], 2: [2, 1]}  # by length shown: 2 has 1 + 2 + 2 points, 1 has 2 + 1, 8 has 1
+def test_the_listwise_consensus_is_the_mixture_of_all_answers() -> None:
+    lists = {4: [1, 2], 3: [2, 8], 2: [2, 1]}  # by length shown
     teacher = FakeTeacher(N, rule=lambda history, k: lists[len(history)] if history[-1] == 6 else [1, 2])
     method = ready(
         teacher,
@@ -264,20 +271,21 @@ def test_the_listwise_consensus_takes_its_order_from_all_answers_and_its_values_
     )
     model = sasrec()
     log_probs = (model.encode(batch([1]).batch) @ model.item_embeddings()[1:].T).log_softmax(1)[0]
-    # Item 2 first, with the weight of rank 1: 1/2 against 1/3, of which the sum is 5/6. The gate leaves one half.
-    expected = 0.6 * (math.log(0.6) - log_probs[1]) + 0.4 * (math.log(0.4) - log_probs[0])
+    # A first place is worth .6, a second .4: item 2 has .4 + .6 + .6, item 1 has .6 + .4. The gate leaves one half.
+    two, one = 1.6 / 2.6, 1.0 / 2.6
+    expected = two * (math.log(two) - log_probs[1]) + one * (math.log(one) - log_probs[0])
     assert method.loss(model, batch([1]))["consensus"].item() == pytest.approx(expected.item() / 2, rel=1e-4)
 
 
-@pytest.mark.parametrize(("target", "best"), [("consensus", 2), ("answer", 1)])
-def test_the_reliable_are_taught_what_the_target_says_after_every_part_of_the_history(target: str, best: int) -> None:
-    lists = {4: [1, 2, 7], 2: [2, 7, 1]}  # by length shown: together 2 has 5 points, 1 has 4, 7 has 3
+@pytest.mark.parametrize("target", ["consensus", "answer"])
+def test_the_reliable_are_taught_what_the_target_says(target: str) -> None:
+    lists = {4: [1, 2, 7], 3: [2, 7, 1], 2: [2, 7, 1]}  # by length shown: 2 leads twice, 1 once
     teacher = FakeTeacher(N, rule=lambda history, k: lists.get(len(history), [1, 2, 7])[:k])
     method = ready(
         teacher,
         labels=False,
         target=target,
-        scales=[0.5, 1.0],
+        scales=[0.5, 0.75, 1.0],
         unmeasured="reliable",
         gate="none",
         reliable_temperature=1.0,
@@ -286,11 +294,15 @@ def test_the_reliable_are_taught_what_the_target_says_after_every_part_of_the_hi
         view_weight=1.0,
     )
     model, whole = sasrec(), batch([1])
-    log_probs = (model.encode(whole.batch) @ model.item_embeddings()[1:].T).log_softmax(1)[0]
+
+    def cost(states: Tensor) -> float:
+        log_probs = (states @ model.item_embeddings()[1:].T).log_softmax(1)[0]
+        wanted = (2 / 3, 1 / 3) if target == "consensus" else (0.0, 1.0)
+        return -sum(share * log_probs[item - 1].item() for share, item in zip(wanted, (2, 1), strict=True))
+
     parts = method.loss(model, whole)
-    assert parts["answer"].item() == pytest.approx(-log_probs[best - 1].item() / 2, rel=1e-4)
-    view = (model.encode(whole.batch.newest(2)) @ model.item_embeddings()[1:].T).log_softmax(1)[0]
-    assert parts["view"].item() == pytest.approx(-view[1].item(), rel=1e-4)
+    entropy = math.log(3) - 2 / 3 * math.log(2) if target == "consensus" else 0.0
+    assert parts["answer"].item() == pytest.approx((cost(model.encode(whole.batch)) - entropy) / 2, rel=1e-4)
 
 
 def test_a_shortened_history_is_taught_its_own_answer() -> None:
@@ -299,10 +311,54 @@ def test_a_shortened_history_is_taught_its_own_answer() -> None:
     method = ready(teacher, labels=False, target="answer", scales=[0.5, 1.0], view_weight=0.7, top_k=2, rank_decay=1.0)
     model, whole = sasrec(), batch([1])
     assert whole.batch.lengths.tolist() == [4]
-    view = model.encode(whole.batch.newest(2))
-    log_probs = (view @ model.item_embeddings()[1:].T).log_softmax(1)[0]
+    newest = model.encode(whole.batch.newest(2))
+    log_probs = (newest @ model.item_embeddings()[1:].T).log_softmax(1)[0]
     expected = 0.6 * (math.log(0.6) - log_probs[7]) + 0.4 * (math.log(0.4) - log_probs[6])
     assert method.loss(model, whole)["view"].item() == pytest.approx(0.7 * expected.item(), rel=1e-4)
+
+
+def test_a_shortened_history_is_taught_the_consensus() -> None:
+    lists = {4: [1], 2: [8]}  # by length shown
+    teacher = FakeTeacher(N, rule=lambda history, k: lists.get(len(history), [1]))
+    method = ready(teacher, labels=False, scales=[0.5, 1.0], view_weight=0.7, top_k=1)
+    model, whole = sasrec(), batch([1])
+    log_probs = (model.encode(whole.batch.newest(2)) @ model.item_embeddings()[1:].T).log_softmax(1)[0]
+    # Item 1 leads by the whole history alone, and one item is kept.
+    assert method.loss(model, whole)["view"].item() == pytest.approx(-0.7 * log_probs[0].item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("target", ["consensus", "answer"])
+def test_a_continued_history_is_taught_its_own_answer(target: str) -> None:
+    teacher = FakeTeacher(N, rule=lambda history, k: [8 if len(history) == 5 else 7])
+    method = ready(teacher, labels=False, target=target, scales=[1.0], continuations=1, view_weight=0.7, top_k=1)
+    model, whole = sasrec(), batch([1])
+    assert whole.batch.items.tolist() == [3, 4, 5, 6]
+    states = model.encode(Batch.from_lists([[4, 5, 6, 7]]))  # the answer's item comes after, max_len is 4
+    log_probs = (states @ model.item_embeddings()[1:].T).log_softmax(1)[0]
+    parts = method.loss(model, whole)
+    assert parts["view"].item() == pytest.approx(-0.7 * log_probs[7].item(), rel=1e-4)
+    assert parts["contrast"].item() == 0.0  # to go on is no other view of the same state
+
+
+def test_every_view_is_drawn_and_taught_what_was_said_about_it() -> None:
+    asked: list[list[int]] = []
+
+    def rule(history: Any, k: int) -> list[int]:
+        asked.append(history.tolist())
+        return [8, 7] if len(history) < 4 else [1, 2]
+
+    method = ready(FakeTeacher(N, rule=rule), scales=[0.5, 1.0], target="answer", continuations=2, view_weight=1.0)
+    seen = set()
+    for seed in range(30):
+        whole = batch([1], seed)
+        drawn = torch.randint(3, (1,), generator=whole.generator)
+        shown = method._views(drawn, whole, max_len=None)
+        seen.add(tuple(shown.items.tolist()))
+        assert shown.items.tolist() in asked
+        lesson = drawn + (drawn >= 1)
+        items, _ = method._target(whole.rows, lesson)
+        assert items[0, :2].tolist() == ([8, 7] if len(shown.items) < 4 else [1, 2])
+    assert seen == {(5, 6), (3, 4, 5, 6, 1), (3, 4, 5, 6, 2)}
 
 
 def test_a_scale_that_was_not_answered_teaches_no_view() -> None:
@@ -321,7 +377,7 @@ def test_only_items_that_no_answer_lists_are_pushed_below_the_consensus(listed: 
     teacher = FakeTeacher(N, rule=lambda history, k: list(range(1, N + 1)))
     teacher.exclude_history = False
     method, model = ready(teacher, ranking="margin", margin=0.3, gate="none", labels=False, top_k=N), sasrec()
-    method.listed[:, listed:] = 0
+    method.told.items[:, listed:] = 0
     torch.nn.init.zeros_(model.item_embeddings())
     # The gate leaves one half of the margin for each penalty.
     assert method.loss(model, batch([0, 1]))["consensus"].item() == pytest.approx(penalties * 0.3 / 2)
@@ -347,8 +403,8 @@ def test_preparing_again_gives_the_same_targets() -> None:
     """A run that is resumed prepares anew."""
     first, second = ready(FakeTeacher(N, fickle)), ready(FakeTeacher(N, fickle))
     assert torch.equal(first.gate, second.gate)
-    assert torch.equal(first.agreed, second.agreed)
-    assert torch.equal(first.answers.logits, second.answers.logits)
+    assert torch.equal(first.agreed.items, second.agreed.items)
+    assert torch.equal(first.told.logits, second.told.logits)
 
 
 def test_identical_histories_of_two_users_leave_the_loss_finite() -> None:

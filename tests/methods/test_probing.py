@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.methods.base import Setting
-from recdistill.probing import consensus, consistency, fill_unmeasured, peakedness, probe, without
+from recdistill.probing import consensus, consistency, fill_unmeasured, go_on, peakedness, probe, without
 from recdistill.teachers.base import Ranking, Teacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.ledger import Ledger
@@ -156,10 +156,18 @@ def test_no_longer_list_than_the_catalogue_is_asked_for() -> None:
     assert probe(setting([[1]], Oracle(successors), n_items=9), k=100).items.shape == (1, 1, 9)
 
 
-def test_scores_are_kept_for_the_whole_history_and_are_minus_infinity_under_padding() -> None:
-    answers = probe(setting([[1, 2], []], Oracle(successors, scored=True)), k=3)
+def test_scores_are_kept_at_every_scale_and_are_minus_infinity_under_padding() -> None:
+    answers = probe(setting([[1, 2], []], Oracle(successors, scored=True)), scales=(0.5, 1.0), k=3)
     assert answers.scores is not None
-    assert answers.scores.tolist() == [[0.0, -1.0, -math.inf], [-math.inf] * 3]
+    assert answers.scores.tolist() == [[[0.0, -1.0, -math.inf], [-math.inf] * 3]] * 2
+
+
+def test_scores_move_up_with_the_items_that_stay() -> None:
+    teacher = Oracle(lambda history: [item for item in (1, 3, 4) if item not in history], scored=True)
+    answers = probe(setting([[1, 2]], teacher), scales=(0.5, 1.0), k=3)
+    assert answers.items[0].tolist() == [[3, 4, 0]]
+    assert answers.scores is not None
+    assert answers.scores[0].tolist() == [[-1.0, -2.0, -math.inf]]
 
 
 def test_items_of_the_whole_history_are_taken_out_of_answers_to_a_part_of_it() -> None:
@@ -192,7 +200,8 @@ def test_a_teacher_that_takes_the_user_is_told_who_it_is() -> None:
 
 def test_without_closes_the_gaps_and_looks_at_each_row_alone() -> None:
     lists = np.array([[1, 2, 3], [1, 2, 3]], np.int32)
-    assert without(lists, Sequences.from_lists([[2], [9, 1]]), 9).tolist() == [[1, 3, 0], [2, 3, 0]]
+    left = without(Ranking(lists), Sequences.from_lists([[2], [9, 1]]), 9)
+    assert left.items.tolist() == [[1, 3, 0], [2, 3, 0]]
 
 
 def test_a_method_without_a_teacher_is_refused() -> None:
@@ -299,37 +308,89 @@ def test_typical_is_one_half_where_nothing_was_measured() -> None:
     assert fill_unmeasured(np.array([np.nan]), "typical").tolist() == [0.5]
 
 
-def test_consensus_orders_by_summed_ranks() -> None:
-    # K = 3: item 1 gets 3 + 1, item 2 gets 2 + 3, item 3 gets 1, item 4 gets 2.
-    listed, points = consensus(lists([1, 2, 3], [2, 4, 1]), 9)
+def by_rank(items: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+    """Each listed item's share: 3, 2, 1 for a list of three, over their sum."""
+    points = (items > 0) * np.arange(items.shape[2], 0, -1)
+    shares: npt.NDArray[np.float64] = points / np.maximum(points.sum(2, keepdims=True), 1)
+    return shares
+
+
+def test_consensus_is_the_mixture_of_the_answers() -> None:
+    # In sixths, item 1 gets 3 + 1, item 2 gets 2 + 3, item 4 gets 2, and item 3 with 1 has no place among three.
+    items = lists([1, 2, 3], [2, 4, 1])
+    listed, mixed = consensus(items, by_rank(items), 9)
     assert listed.tolist() == [[2, 1, 4]]
-    assert points.tolist() == [[5, 4, 2]]
+    assert mixed[0] == pytest.approx([5 / 11, 4 / 11, 2 / 11])
+
+
+def test_an_answer_that_is_sure_decides_more_of_the_consensus() -> None:
+    items = lists([1, 2], [2, 1])
+    shares = np.array([[[0.9, 0.1]], [[0.6, 0.4]]])
+    listed, mixed = consensus(items, shares, 9)
+    assert listed.tolist() == [[1, 2]]
+    assert mixed[0] == pytest.approx([0.65, 0.35])
 
 
 def test_consensus_with_a_majority_quorum_keeps_what_more_than_half_of_the_answers_list() -> None:
-    listed, points = consensus(lists([1, 2, 3], [2, 4, 1], [5, 6, 2]), 9, quorum=0.5)
+    items = lists([1, 2, 3], [2, 4, 1], [5, 6, 2])
+    listed, mixed = consensus(items, by_rank(items), 9, quorum=0.5)
     assert listed.tolist() == [[2, 1, 0]]  # 2: 2 + 3 + 1, 1: 3 + 1; the others are in one list of three
-    assert points.tolist() == [[6, 4, 0]]
+    assert mixed[0] == pytest.approx([0.6, 0.4, 0])
 
 
 def test_consensus_breaks_ties_by_the_answer_to_the_whole_history() -> None:
-    # 1 and 2 both get 2 + 1; the whole history's answer, the last, prefers 2.
-    assert consensus(lists([1, 2], [2, 1]), 9)[0].tolist() == [[2, 1]]
+    items = lists([1, 2], [2, 1])  # both get 2 + 1; the whole history's answer, the last, prefers 2
+    assert consensus(items, by_rank(items), 9)[0].tolist() == [[2, 1]]
 
 
 def test_consensus_of_one_answer_is_that_answer() -> None:
-    assert consensus(lists([0, 0, 0], [7, 5, 0]), 9, quorum=0.5)[0].tolist() == [[7, 5, 0]]
+    items = lists([0, 0, 0], [7, 5, 0])
+    listed, mixed = consensus(items, by_rank(items), 9, quorum=0.5)
+    assert listed.tolist() == [[7, 5, 0]]
+    assert mixed[0] == pytest.approx(by_rank(items)[1, 0])
 
 
 def test_consensus_without_an_answer_is_empty() -> None:
-    listed, points = consensus(np.zeros((2, 1, 3), np.int32), 9)
+    listed, mixed = consensus(np.zeros((2, 1, 3), np.int32), np.zeros((2, 1, 3)), 9)
     assert not listed.any()
-    assert not points.any()
+    assert not mixed.any()
 
 
 @given(st.lists(st.lists(st.permutations(range(1, 7)), min_size=2, max_size=2), min_size=1, max_size=5))
 def test_consensus_of_a_user_does_not_depend_on_the_others(users: list[list[list[int]]]) -> None:
     items = np.array(users, np.int32).transpose(1, 0, 2)[:, :, :4]
-    together = consensus(items, 6)[0]
-    apart = [consensus(items[:, [row]], 6)[0][0] for row in range(len(users))]
+    together = consensus(items, by_rank(items), 6)[0]
+    apart = [consensus(items[:, [row]], by_rank(items[:, [row]]), 6)[0][0] for row in range(len(users))]
     assert together.tolist() == np.array(apart).tolist()
+
+
+def test_histories_go_on_with_items_of_their_own_answers() -> None:
+    teacher = Oracle(successors)
+    asked = setting([[1, 2], [5], []], teacher)
+    first = np.array([[3, 4], [6, 0], [0, 0]], np.int32)
+    found = go_on(asked, first, 3)
+    assert sorted(found.nexts[:2, 0].tolist()) == [3, 4]
+    assert found.nexts[:, 1:].tolist() == [[6, 0], [0, 0], [0, 0]]
+    for turn, after in enumerate(found.nexts[:2, 0].tolist()):
+        assert found.items[turn, 0].tolist() == successors([after])
+    assert found.items[0, 1].tolist() == [7, 8]
+    assert not found.items[2].any()
+    assert not found.items[:, 2].any()
+    assert sorted(teacher.asked) == [[1, 2, 3], [1, 2, 4], [5, 6]]
+
+
+def test_going_on_asks_the_same_again_and_as_far_as_the_budget_goes() -> None:
+    """Answers that were paid for are in the ledger."""
+    first = np.array([[3, 4, 5]] * 6, np.int32)
+    rows = [[n + 1] for n in range(6)]
+    whole, short = Oracle(successors), Oracle(successors, budget=4)
+    everything, some = (go_on(setting(rows, teacher), first, 1) for teacher in (whole, short))
+    assert everything.nexts.tolist() == some.nexts.tolist()
+    assert short.asked == whole.asked[:4]
+    assert np.count_nonzero(some.items[0, :, 0]) == 4
+
+
+def test_scores_after_a_continuation_are_kept() -> None:
+    found = go_on(setting([[1]], Oracle(successors, scored=True)), np.array([[2, 3]], np.int32), 1)
+    assert found.scores is not None
+    assert found.scores.tolist() == [[[0.0, -1.0]]]

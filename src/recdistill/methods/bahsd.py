@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from recdistill.data.dataset import Ints, Sequences
@@ -21,10 +21,11 @@ from recdistill.errors import SettingsError
 from recdistill.losses import ranking_consistency
 from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.methods.contrast import info_nce
-from recdistill.methods.kd import Answers, KDConfig, label_and_queries, list_kl, rank_logits
+from recdistill.methods.kd import Answers, KDConfig, label_and_queries, list_kl, soft_targets
 from recdistill.methods.labels import LabelLoss
 from recdistill.models.base import Batch, Model
-from recdistill.probing import Floats, Unmeasured, consensus, consistency, fill_unmeasured, peakedness, probe
+from recdistill.probing import Floats, Unmeasured, consensus, consistency, fill_unmeasured, go_on, peakedness, probe
+from recdistill.teachers.base import Ranking
 
 
 def _scales(scales: tuple[float, ...]) -> tuple[float, ...]:
@@ -69,11 +70,14 @@ class BAHSDConfig(KDConfig):
     """Of the consensus, against 1 for the answer; below 1, unreliable users are distilled less than reliable ones."""
     margin: NonNegativeFloat = 0.5
     """By which one logit is to exceed the other where ``ranking`` is ``margin``."""
+    continuations: NonNegativeInt = 0
+    """How many items of its answer each history is gone on with, one at a time, to ask the teacher again; one query
+    each. What a user is told about is then not the training history alone, which a student can learn by heart."""
     view_weight: NonNegativeFloat | None = None
-    """Of the target taught to the student's state after a shortened history as well; 1 is as much as after the whole.
-    With ``target = "answer"`` a shortened history is taught the answer to itself. Left out, it is 1 in pure
-    distillation, where it makes several lessons of each user, and 0 where labels do that already (one seed, validation
-    cases of amazon-beauty: .0690 against .0681).
+    """Of what is taught to the student's state after another view of the history, a shortened or a continued one; 1 is
+    as much as after the whole. A continued history is taught the answer to itself, and so is a shortened one where
+    ``target = "answer"``. Left out, it is 1 in pure distillation, where it makes several lessons of each user, and 0
+    where labels do that already.
     """
     contrast_weight: NonNegativeFloat = 0.1
     """Of InfoNCE between a whole and a shortened history."""
@@ -110,22 +114,26 @@ class BAHSD(Method, name="bahsd"):
         """
         config = self.config
         self.probe = probe(setting, scales=config.scales, k=config.top_k)
-        self.answers = Answers.read(self.probe.full, config.values, config.rank_decay)
-        self.agreed, self.points = map(
-            torch.from_numpy, consensus(self.probe.items, setting.n_items, quorum=config.quorum)
-        )
-        worth = torch.where(self.agreed > 0, self.answers.logits, -torch.inf)
-        self.agreed_answers = Answers(torch.where(worth > -torch.inf, self.agreed, 0), worth)
-        self.target = self.agreed_answers if config.target == "consensus" else self.answers
-        self.told = torch.from_numpy(self.probe.items).transpose(0, 1)
-        self.listed = self.told.flatten(1)
+        items, scores = self.probe.items, self.probe.scores
+        self.n_scales, self.n_rows, k = items.shape
+        self.nexts = torch.zeros(0, self.n_rows, dtype=torch.int32)
+        if config.continuations:
+            further = go_on(setting, items[-1], config.continuations)
+            self.nexts, items = torch.from_numpy(further.nexts), np.concatenate([items, further.items])
+            if scores is not None and further.scores is not None:
+                scores = np.concatenate([scores, further.scores])
+        told = Ranking(items.reshape(-1, k), None if scores is None else scores.reshape(-1, k))
+        self.told = Answers.read(told, config.values, config.rank_decay)
+        shares = soft_targets(self.told.logits, 1.0).view(items.shape)[: self.n_scales]
+        agreed, mixed = consensus(self.probe.items, shares.numpy(), setting.n_items, quorum=config.quorum)
+        self.agreed = Answers(torch.from_numpy(agreed), torch.from_numpy(mixed).float().log())
         self.same = torch.from_numpy(same_histories(setting.train))
         self.label_loss = LabelLoss(config.label_loss, setting) if config.labels else None
 
         agreement = consistency(self.probe.items, depth=config.depth)
         peaks = np.where(np.isnan(agreement), np.nan, 1.0)
         if config.values != "ranks" and self.probe.scores is not None:
-            peaks = peakedness(self.probe.scores)
+            peaks = peakedness(self.probe.scores[-1])
         elif config.reliability == "peakedness":
             raise SettingsError(
                 "reliability = 'peakedness' is read from scores, and there are none; set it to 'consistency'."
@@ -140,47 +148,33 @@ class BAHSD(Method, name="bahsd"):
         """Return the parts ``label`` (assisted only), ``answer``, ``consensus``, ``view`` and ``contrast``."""
         config = self.config
         parts, queries, worth = label_and_queries(student, batch, self.label_loss, config.weight)
-        items, logits = self.target.of(batch.rows)
+        items, logits = self._target(batch.rows, self.n_scales - 1)
         gate, temperature = self._of(batch.rows, self.gate), self._of(batch.rows, self.temperature)
         share = (items[:, 0] > 0) * worth
         unsure = share * (1 - gate)
 
-        parts["answer"] = list_kl(
-            queries,
-            student.item_embeddings(),
-            items,
-            logits,
-            weights=share * gate,
-            temperature=temperature,
-            precision=config.label_loss.precision,
-        )
-        if config.ranking_weight:
-            consensus_loss = self._listwise if config.ranking == "listwise" else self._pairwise
-            parts["consensus"] = consensus_loss(student, queries, batch, config.ranking_weight * unsure)
+        parts["answer"] = self._kl(student, queries, items, logits, share * gate, temperature)
+        if config.ranking_weight and config.ranking == "listwise":
+            agreed = self.agreed.of(batch.rows)
+            parts["consensus"] = self._kl(student, queries, *agreed, config.ranking_weight * unsure)
+        elif config.ranking_weight:
+            parts["consensus"] = self._pairwise(student, queries, batch, config.ranking_weight * unsure)
         view_weight = config.view_weight if config.view_weight is not None else float(not config.labels)
-        if config.contrast_weight or view_weight:
-            shares = torch.tensor([scale for scale in config.scales if scale < 1] or [1.0], dtype=torch.float64)
-            drawn = torch.randint(len(shares), (len(items),), generator=batch.generator)
-            views = student.encode(newest_share(batch.batch, shares[drawn].to(queries.device)))
-        if view_weight and len(config.scales) > 1:
-            if config.target == "answer":
-                items = self._of(batch.rows, self.told)[torch.arange(len(drawn)), drawn.to(queries.device)].long()
-                logits = rank_logits(items, config.rank_decay)
-            parts["view"] = list_kl(
-                views,
-                student.item_embeddings(),
-                items,
-                logits,
-                weights=(items[:, 0] > 0) * view_weight * worth,
-                temperature=config.temperature,
-                precision=config.label_loss.precision,
-            )
+        n_views = self.n_scales - 1 + len(self.nexts)
+        if not config.contrast_weight and not (view_weight and n_views):
+            return parts
+        drawn = torch.randint(max(n_views, 1), (len(items),), generator=batch.generator)
+        views = student.encode(self._views(drawn, batch, student.max_len))
+        drawn = drawn.to(queries.device)
+        if view_weight and n_views:
+            items, logits = self._target(batch.rows, drawn + (drawn >= self.n_scales - 1))
+            parts["view"] = self._kl(student, views, items, logits, (items[:, 0] > 0) * view_weight * worth)
         if config.contrast_weight:
             parts["contrast"] = info_nce(
                 queries,
                 views,
                 self._of(batch.rows, self.same),
-                weights=config.contrast_weight * unsure,
+                weights=config.contrast_weight * unsure * (drawn < max(self.n_scales - 1, 1)),
                 temperature=config.contrast_temperature,
             )
         return parts
@@ -188,28 +182,53 @@ class BAHSD(Method, name="bahsd"):
     def _of(self, rows: Tensor, values: Tensor) -> Tensor:
         return values[rows.to(values.device)].to(rows.device)
 
-    def _listwise(self, student: Model, queries: Tensor, batch: TrainingBatch, weights: Tensor) -> Tensor:
-        """The consensus decides the order, the answer what each place is worth."""
-        items, logits = self.agreed_answers.of(batch.rows)
+    def _target(self, rows: Tensor, lesson: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Return what is taught of each row after a scale, by its number, or after a continuation, numbered on."""
+        items, logits = self.told.of(lesson * self.n_rows + rows)
+        if self.config.target == "answer":
+            return items, logits
+        agreed = self.agreed.of(rows)
+        own = torch.as_tensor(lesson >= self.n_scales, device=rows.device).expand(len(rows))[:, None]
+        return torch.where(own, items, agreed[0]), torch.where(own, logits, agreed[1])
+
+    def _views(self, drawn: Tensor, batch: TrainingBatch, max_len: int | None) -> Batch:
+        """Return the drawn view of each history: a scale below 1, else a continuation; the whole if there are none."""
+        shorter = torch.tensor(self.config.scales, dtype=torch.float64)
+        shares = torch.cat([shorter[:-1], torch.ones(max(len(self.nexts), 1), dtype=torch.float64)])
+        none = torch.zeros(self.n_scales - 1 + (not len(self.nexts)), self.n_rows, dtype=torch.int32)
+        nexts = torch.cat([none, self.nexts])[drawn, batch.rows.to("cpu")]
+        device = batch.rows.device
+        return view(batch.batch, shares[drawn].to(device), nexts.to(device).long(), max_len)
+
+    def _kl(
+        self,
+        student: Model,
+        states: Tensor,
+        items: Tensor,
+        logits: Tensor,
+        weights: Tensor,
+        temperature: Tensor | None = None,
+    ) -> Tensor:
         return list_kl(
-            queries,
+            states,
             student.item_embeddings(),
             items,
             logits,
             weights=weights,
-            temperature=self.config.temperature,
+            temperature=self.config.temperature if temperature is None else temperature,
             precision=self.config.label_loss.precision,
         )
 
     def _pairwise(self, student: Model, queries: Tensor, batch: TrainingBatch, weights: Tensor) -> Tensor:
         """Each agreed item above the next one, and above a random item that no answer lists."""
-        agreed, embeddings = self._of(batch.rows, self.agreed).long(), student.item_embeddings()
+        (agreed, mixed), embeddings = self.agreed.of(batch.rows), student.item_embeddings()
         others = torch.randint(1, len(embeddings), agreed.shape, generator=batch.generator).to(agreed.device)
-        listed = self._of(batch.rows, self.listed).long()
+        scales = torch.arange(self.n_scales, device=agreed.device)[:, None] * self.n_rows
+        listed = self._of(scales + batch.rows, self.told.items).transpose(0, 1).flatten(1).long()
         owner = torch.arange(len(listed), device=agreed.device)[:, None] * len(embeddings)
         loss = ranking_consistency(
             torch.einsum("bd,bkd->bk", queries, embeddings[agreed]),
-            self._of(batch.rows, self.points),
+            mixed.exp(),
             torch.einsum("bd,bkd->bk", queries, embeddings[others]),
             ~torch.isin(owner + others, owner + listed),
             margin=self.config.margin if self.config.ranking == "margin" else None,
@@ -241,14 +260,31 @@ def gate_weights(reliability: Floats, *, kind: Literal["soft", "hard", "none"], 
     return weights
 
 
-def newest_share(batch: Batch, shares: Tensor) -> Batch:
-    """Keep the newest part of each history: ``shares (B,)`` of it, in (0, 1], rounded up."""
-    lengths = batch.lengths
+def view(batch: Batch, shares: Tensor, nexts: Tensor, max_len: int | None = None) -> Batch:
+    """Show other histories than were taken.
+
+    Args:
+        batch: B histories.
+        shares: ``(B,)`` of each that is kept, its newest part, in (0, 1], rounded up.
+        nexts: ``(B,)`` int64 what each is gone on with; 0 for nothing.
+        max_len: most items of a history that is gone on with; it loses its oldest for that.
+
+    Returns:
+        The B histories as shown.
+    """
+    lengths, further = batch.lengths, (nexts > 0).long()
     kept = (shares * lengths - 1e-9).ceil().long()
+    if max_len is not None:
+        kept = torch.minimum(kept, max_len - further)
     offsets = torch.zeros_like(batch.offsets)
-    torch.cumsum(kept, 0, out=offsets[1:])
+    torch.cumsum(kept + further, 0, out=offsets[1:])
     first = torch.repeat_interleave(batch.offsets[1:] - kept, lengths)
-    return Batch(batch.items[torch.arange(len(first), device=first.device) >= first], offsets, batch.users)
+    old = torch.ones(int(offsets[-1]), dtype=torch.bool, device=first.device)
+    old[offsets[1:][nexts > 0] - 1] = False
+    items = batch.items.new_empty(len(old))
+    items[old] = batch.items[torch.arange(len(first), device=first.device) >= first]
+    items[~old] = nexts[nexts > 0]
+    return Batch(items, offsets, batch.users)
 
 
 def same_histories(sequences: Sequences) -> Ints:

@@ -163,8 +163,8 @@ def teacher_lists(setting: Setting, k: int) -> Tensor:
     k = min(k, setting.n_items)
     if setting.teacher.exclude_history:
         return torch.from_numpy(probe(setting, k=k).full.items).long()
-    longer = probe(setting, k=k + int(setting.train.lengths.max())).full.items
-    return torch.from_numpy(without(longer, setting.train, setting.n_items)[:, :k]).long()
+    longer = probe(setting, k=k + int(setting.train.lengths.max())).full
+    return torch.from_numpy(without(longer, setting.train, setting.n_items).items[:, :k]).long()
 
 
 def student_lists(student: Model, setting: Setting, k: int, *, seen_items: bool) -> Iterator[tuple[Tensor, Tensor]]:
