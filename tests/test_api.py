@@ -66,6 +66,16 @@ def test_a_function_can_teach_within_a_budget(split: rd.Split, tmp_path: Path) -
         assert len(asked) == 10
 
 
+def test_stored_scores_can_teach(split: rd.Split, tmp_path: Path) -> None:
+    """What a file says costs nothing: no ledger comes between a method and the scores of any item."""
+    users, items = split.dataset.users, split.dataset.items
+    frame = pl.DataFrame({"user": users.raw}).join(pl.DataFrame({"item": items.raw}), how="cross")
+    stored = rd.StoredTeacher(frame.with_row_index("score"), ids=items, users=users)
+    method = rd.RCEKD(top_k=4, n_sampled=4, depth=8)
+    rd.distill(stored, split, method=method, student=SMALL, training=FEW, folder=tmp_path)
+    assert not (tmp_path / "ledger.sqlite").exists()
+
+
 def test_a_method_can_be_given_again(teacher: rd.Student, split: rd.Split) -> None:
     """It stands for its settings; nothing that one run learned leaks into the next."""
     method = rd.BAHSD(top_k=4)

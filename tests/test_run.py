@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from recdistill.data.embedded import load_shop
@@ -181,6 +182,36 @@ def test_a_model_of_ones_own_can_teach(finished: Result, little_run: Sections, t
     result = run_distillation(Run.parse(sections), tmp_path / "student")
     assert result.facts["queries"] == []
     assert Student.load(tmp_path / "student").recommend([["p1", "p2"]], k=1)[0][0].item == "p3"
+
+
+@pytest.mark.parametrize(
+    ("method", "listed"),
+    [
+        ({"name": "rcekd", "top_k": 4, "n_sampled": 4, "depth": 8}, 12),
+        ({"name": "kd", "labels": False}, 5),
+        ({"name": "bahsd", "labels": False, "scales": [1.0]}, 5),
+    ],
+)
+def test_a_file_of_scores_can_teach(
+    little_run: Sections, shop: Path, tmp_path: Path, method: Sections, listed: int
+) -> None:
+    """All scores for a method that asks for any item's, the best ones for others, which learn from nothing else here.
+
+    Customer c has taken 6 + c mod 5 products from p(c mod 12) on, all but the last two of which are trained on: the
+    next one is p(c + c mod 5 + 4).
+    """
+    rows = [
+        (f"c{customer}", f"p{(customer + customer % 5 + 4 + place) % 12}", -2.0 * place)
+        for customer in range(60)
+        for place in range(listed)
+    ]
+    columns = {"user": "user_id", "item": "item_id", "score": "value"}
+    pl.DataFrame(rows, schema=list(columns.values()), orient="row").write_csv(tmp_path / "scores.csv")
+    teacher = {"kind": "file", "path": str(tmp_path / "scores.csv"), **columns}
+    training = little_run["training"] | {"epochs": 6}
+    run = Run.parse(little_run | {"teacher": teacher, "method": method, "training": training})
+    run_distillation(run, tmp_path / "run")
+    assert Student.load(tmp_path / "run").recommend([["p1", "p2", "p3", "p4", "p5"]], k=1)[0][0].item == "p6"
 
 
 def test_an_api_is_asked_within_the_budget_and_paid_once(api: BlackBox, little_run: Sections, tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from recdistill.errors import SettingsError
-from recdistill.runfile import ApiTeacher, Ensemble, Run, RunTeacher, override
+from recdistill.runfile import ApiTeacher, Ensemble, FileTeacher, Run, RunTeacher, override
 
 API = {"kind": "http", "url": "https://shop.example/recommend"}
 RUN = {"kind": "run", "folder": "runs/big"}
+FILE = {"kind": "file", "path": "scores.parquet"}
 
 
 def parse(**sections: Any) -> Run:
@@ -35,7 +36,10 @@ def test_student_and_model_are_two_names_for_one_section() -> None:
 
 def test_the_kind_of_teacher_decides_its_settings() -> None:
     assert isinstance(parse(teacher=API | {"budget": 10}).teacher, ApiTeacher)
-    assert isinstance(parse(teacher={"kind": "run", "folder": "runs/big"}).teacher, RunTeacher)
+    assert isinstance(parse(teacher=RUN).teacher, RunTeacher)
+    stored = parse(teacher=FILE).teacher
+    assert isinstance(stored, FileTeacher)
+    assert stored.path == str(Path.cwd() / "scores.parquet")
 
 
 def test_what_was_dumped_is_the_same_run() -> None:
@@ -50,9 +54,9 @@ def test_what_is_no_default_is_enough_to_make_the_same_run() -> None:
 
 
 def test_several_teachers_are_settings_like_one() -> None:
-    run = parse(teacher={"kind": "ensemble", "members": [API | {"budget": 5}, RUN], "weights": [2, 1]})
+    run = parse(teacher={"kind": "ensemble", "members": [API | {"budget": 5}, RUN, FILE], "weights": [2, 1, 1]})
     assert isinstance(run.teacher, Ensemble)
-    assert [member.kind for member in run.teacher.members] == ["http", "run"]
+    assert [member.kind for member in run.teacher.members] == ["http", "run", "file"]
     assert Run.parse(json.loads(json.dumps(run.dump()))) == run
 
 

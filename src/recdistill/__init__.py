@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from recdistill.teachers.ensemble import EnsembleTeacher as EnsembleTeacher
     from recdistill.teachers.http import HttpTeacher as HttpTeacher
     from recdistill.teachers.local import LocalTeacher as LocalTeacher
+    from recdistill.teachers.stored import StoredTeacher as StoredTeacher
     from recdistill.trainer import TrainerSettings as TrainerSettings
 
 __all__ = [
@@ -85,6 +86,7 @@ __all__ = [
     "S4Rec",
     "SASRec",
     "Split",
+    "StoredTeacher",
     "Student",
     "Supervised",
     "TrainerSettings",
@@ -132,6 +134,7 @@ _HOMES = {
     "S4Rec": "methods.s4rec:S4Rec",
     "SASRec": "models.sasrec:SASRecConfig",
     "Split": "data.splits:Split",
+    "StoredTeacher": "teachers.stored:StoredTeacher",
     "Student": "serving.artefact:Student",
     "Supervised": "methods.supervised:Supervised",
     "TrainerSettings": "trainer:TrainerSettings",

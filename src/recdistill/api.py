@@ -68,7 +68,7 @@ def distill(
 
     Args:
         teacher: a saved model of one's own, or any `Teacher`: ``HttpTeacher`` for an API, ``CallableTeacher`` for a
-            function.
+            function, ``StoredTeacher`` for a table of scores.
         data: the user's own interactions: a split, a data set, or a file or frame with the default column names.
         method: how; ``BAHSD()`` if left out. Only its settings are used, so it can be given again.
         student: what to train, such as ``SASRec(dim=32)``; that with its defaults if left out.
@@ -127,10 +127,10 @@ def _model_choice(config: Settings) -> Choice:
 
 @contextmanager
 def _kept(teacher: Teacher, folder: Path | str | None, budget: int | None) -> Iterator[Teacher]:
-    """Keep a teacher's answers in a ledger where there is a folder for it."""
+    """Keep a teacher's answers in a ledger where there is a folder for it, unless they cost nothing."""
     if budget is not None and folder is None:
         raise SettingsError("a budget is kept in a ledger on disk: give a folder as well")
-    if folder is None or isinstance(teacher, LedgerTeacher):
+    if folder is None or isinstance(teacher, LedgerTeacher) or (teacher.free and budget is None):
         yield teacher
         return
     with Ledger(Path(folder) / LEDGER) as ledger:

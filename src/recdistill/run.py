@@ -33,7 +33,7 @@ from recdistill.evaluation.results import Evaluation, strata, table
 from recdistill.files import write_whole
 from recdistill.methods.base import Method, Setting, check_teacher
 from recdistill.models.base import Model, build_model
-from recdistill.runfile import SHOP, ApiTeacher, Choice, Ensemble, Run, RunTeacher, TeacherSettings
+from recdistill.runfile import SHOP, ApiTeacher, Choice, Ensemble, FileTeacher, Run, RunTeacher, TeacherSettings
 from recdistill.serving.artefact import FOLDER as STUDENT
 from recdistill.serving.artefact import Student
 from recdistill.teachers.base import Teacher
@@ -42,6 +42,7 @@ from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.teachers.local import LocalTeacher
+from recdistill.teachers.stored import StoredTeacher
 from recdistill.trainer import CHECKPOINT, Fit, Progress, Silent, TrainerSettings, fit
 
 RUN, EVALUATION, GROUPS, RESULTS, LEDGER = "run.json", "evaluation.npz", "groups.npz", "results.json", "ledger.sqlite"
@@ -312,6 +313,8 @@ def open_teacher(run: Run, split: Split, folder: Path) -> Iterator[Teacher | Non
 def _open(settings: TeacherSettings, split: Split, folder: Path, ledgers: ExitStack) -> Teacher:
     if isinstance(settings, RunTeacher):
         return local_teacher(Student.load(settings.folder), split, gives_scores=settings.gives_scores)
+    if isinstance(settings, FileTeacher):
+        return stored_teacher(settings, split)
     if isinstance(settings, Ensemble):
         members = [_open(member, split, folder, ledgers) for member in settings.members]
         return EnsembleTeacher(members, weights=settings.weights)
@@ -339,6 +342,20 @@ def local_teacher(student: Student, split: Split, *, gives_scores: bool = True) 
     if student.users is not None:
         _check_same("users", student.users.ids, split.dataset.users)
     return LocalTeacher(student.model, gives_scores=gives_scores, exclude_history=masks_seen(split))
+
+
+def stored_teacher(settings: FileTeacher, split: Split) -> StoredTeacher:
+    """Return the scores that a run names as a teacher."""
+    return StoredTeacher(
+        settings.path,
+        ids=split.dataset.items,
+        users=split.dataset.users,
+        user=settings.user,
+        item=settings.item,
+        score=settings.score,
+        separator=settings.separator,
+        exclude_history=masks_seen(split),
+    )
 
 
 def _check_same(what: str, known: IdMap, wanted: IdMap) -> None:

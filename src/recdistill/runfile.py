@@ -113,18 +113,39 @@ class RunTeacher(Settings):
     """Whether it shows its scores; without them it poses as a black box."""
 
 
+class FileTeacher(Settings):
+    """``[teacher]`` with ``kind = "file"``: scores that another library has stored, see `StoredTeacher`."""
+
+    kind: Literal["file"] = "file"
+    path: Location
+    """Parquet, CSV or TSV file, or a glob of them, with a row for each user, item and score."""
+    user: str = "user"
+    """Column of user ids."""
+    item: str = "item"
+    """Column of item ids."""
+    score: str = "score"
+    """Column of scores, the best the highest."""
+    separator: str | None = None
+    """What separates fields; by default a tab in ``.tsv`` files, else a comma."""
+
+
 class Ensemble(Settings):
     """``[teacher]`` with ``kind = "ensemble"``: several teachers whose lists are fused, see `EnsembleTeacher`."""
 
     kind: Literal["ensemble"] = "ensemble"
-    members: tuple[ApiTeacher | RunTeacher, ...] = Field(min_length=2)
+    members: tuple[ApiTeacher | RunTeacher | FileTeacher, ...] = Field(min_length=2)
     """The teachers, each a ``[[teacher.members]]`` with what a ``[teacher]`` of its kind has."""
     weights: tuple[PositiveFloat, ...] | None = None
     """How much each of them counts, in their order; equally if left out."""
 
 
-TeacherSettings: TypeAlias = ApiTeacher | RunTeacher | Ensemble
-_TEACHERS: dict[str, type[TeacherSettings]] = {"http": ApiTeacher, "run": RunTeacher, "ensemble": Ensemble}
+TeacherSettings: TypeAlias = ApiTeacher | RunTeacher | FileTeacher | Ensemble
+_TEACHERS: dict[str, type[TeacherSettings]] = {
+    "http": ApiTeacher,
+    "run": RunTeacher,
+    "file": FileTeacher,
+    "ensemble": Ensemble,
+}
 _MAY_CHANGE = {"url", "headers", "signature", "budget", *TransportSettings.model_fields}
 """How an API is reached and what it may cost: a run that is taken up again may do this in another way."""
 
@@ -298,7 +319,8 @@ def _teacher(values: Values, where: str) -> TeacherSettings:
     kind = values.get("kind")
     if kind not in _TEACHERS:
         raise SettingsError(
-            f'{where}: kind is {kind!r}; write kind = "http" for an API, "run" for a folder, "ensemble" for several'
+            f'{where}: kind is {kind!r}; write kind = "http" for an API, "run" for a folder, "file" for stored scores, '
+            '"ensemble" for several'
         )
     members = values.get("members")
     if kind == "ensemble" and isinstance(members, list) and all(isinstance(member, dict) for member in members):

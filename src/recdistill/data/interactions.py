@@ -147,7 +147,10 @@ def read_interactions(
     for table in open_tables(source, columns, separator):
         part, bad, clock = _check(table, columns, text_ids)
         if bad.height and not skip_bad_rows:
-            raise DataError(_refusal(table, bad))
+            raise DataError(
+                f"{describe_bad_rows(table, bad)}\n"
+                "Correct them, or leave them out with skip_bad_rows=True (--skip-bad-rows)."
+            )
         n_rows += table.frame.height
         parts.append(part)
         skipped.append(_locate(table, bad))
@@ -158,7 +161,7 @@ def read_interactions(
         raise DataError(f"column {time!r} is written in several ways: {ways}. Write all times in one way.")
     frame = _stack(parts)
     if frame.height == 0:
-        raise DataError(f"there is no {'usable ' if n_rows else ''}row in {_label(source)}, out of {n_rows:,}")
+        raise DataError(f"there is no {'usable ' if n_rows else ''}row in {label(source)}, out of {n_rows:,}")
     _check_lengths(frame, user)
     return Interactions(frame, pl.concat(skipped))
 
@@ -168,22 +171,31 @@ def _check(table: Table, columns: dict[str, str], text_ids: bool) -> tuple[pl.Da
     users, bad_users = parse_ids(table.frame[columns["user"]], text_ids=text_ids)
     items, bad_items = parse_ids(table.frame[columns["item"]], text_ids=text_ids)
     parsed = {"user": users, "item": items}
-    too_long = pl.DataFrame({"row": table.too_long}, schema={"row": pl.Int64}).with_columns(
-        pl.lit(None, pl.String).alias("column"),
-        pl.lit("has more fields than the header; put quotes around fields that hold the separator").alias("problem"),
-    )
-    bad, clock = [too_long, bad_users, bad_items], ""
+    bad, clock = [bad_users, bad_items], ""
     if "time" in columns:
         parsed["time"], bad_times, clock = parse_times(table.frame[columns["time"]])
         bad.append(bad_times)
-    all_bad = pl.concat(bad)
+    all_bad = first_problems(table, bad)
     frame = pl.DataFrame(parsed)
     if all_bad.height:
-        all_bad = all_bad.unique("row", keep="first", maintain_order=True).sort("row")
         good = np.ones(frame.height, bool)
         good[all_bad["row"].to_numpy() - 1] = False
         frame = frame.filter(good)
     return frame, all_bad, clock
+
+
+def first_problems(table: Table, found: list[pl.DataFrame]) -> pl.DataFrame:
+    """Return the first problem of each bad row of a table.
+
+    Args:
+        table: where rows with too many fields are known, which is their first problem.
+        found: what `columns.problems` lists, in the order of the columns.
+    """
+    too_long = pl.DataFrame({"row": table.too_long}, schema={"row": pl.Int64}).with_columns(
+        pl.lit(None, pl.String).alias("column"),
+        pl.lit("has more fields than the header; put quotes around fields that hold the separator").alias("problem"),
+    )
+    return pl.concat([too_long, *found]).unique("row", keep="first", maintain_order=True).sort("row")
 
 
 def _locate(table: Table, bad: pl.DataFrame) -> pl.DataFrame:
@@ -196,14 +208,12 @@ def _locate(table: Table, bad: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _refusal(table: Table, bad: pl.DataFrame) -> str:
+def describe_bad_rows(table: Table, bad: pl.DataFrame) -> str:
+    """Say in words how many rows are bad, and what is wrong with the first of them."""
     shown = _locate(table, bad.head(_N_SHOWN))
     rows = "\n".join(f"  {name_bad_row(row)}" for row in shown.iter_rows(named=True))
     more = f"\n  and {bad.height - _N_SHOWN:,} more" if bad.height > _N_SHOWN else ""
-    return (
-        f"{table.name}: {bad.height:,} of {table.frame.height:,} rows cannot be used:\n{rows}{more}\n"
-        "Correct them, or leave them out with skip_bad_rows=True (--skip-bad-rows)."
-    )
+    return f"{table.name}: {bad.height:,} of {table.frame.height:,} rows cannot be used:\n{rows}{more}"
 
 
 def name_bad_row(row: dict[str, Any]) -> str:
@@ -224,7 +234,8 @@ def _stack(parts: list[pl.DataFrame]) -> pl.DataFrame:
     return pl.concat(parts)
 
 
-def _label(source: Source) -> str:
+def label(source: Source) -> str:
+    """Say in words what is read."""
     return "the frame" if isinstance(source, pl.DataFrame | pl.LazyFrame) else str(source)
 
 
@@ -268,7 +279,7 @@ def _titles(source: Source, items: IdMap, item: str, title: str) -> pl.Series:
     titles = known.join(first, on=item, how="left", maintain_order="left")[title]
     if titles.null_count() == len(titles):
         raise DataError(
-            f"{_label(source)} has no title for any of the {len(items):,} items; its column {item!r} holds ids like "
+            f"{label(source)} has no title for any of the {len(items):,} items; its column {item!r} holds ids like "
             f"{table[item].head(3).to_list()}, the interactions hold {items.raw.head(3).to_list()}."
         )
     return titles.alias("title")

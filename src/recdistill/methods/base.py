@@ -130,7 +130,7 @@ def check_teacher(method: Method, teacher: Teacher | None) -> Teacher:
 _REMEDIES: dict[Need, tuple[str, str]] = {
     "scores": (
         "scores of any item that it asks about",
-        "take a trained model as teacher, or 'bahsd', 'kd' or 'rrd', which learn from lists",
+        "take a trained model or a file with all scores as teacher, or 'bahsd', 'kd' or 'rrd', which learn from lists",
     ),
     "vectors": (
         "the vectors of queries and items",

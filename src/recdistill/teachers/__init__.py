@@ -1,1 +1,1 @@
-"""Recommenders to learn from: a checkpoint, a function, or an API."""
+"""Recommenders to learn from: a checkpoint, a function, stored scores, or an API."""

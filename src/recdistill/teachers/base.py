@@ -140,6 +140,10 @@ class Teacher(ABC):
     """Whether items of the history are left out of its ranking."""
     batch_size: int = 1024
     """How many requests are asked at once."""
+    n_items: int | None = None
+    """N, where it is known; it is to teachers that score any item."""
+    free: bool = False
+    """Whether its answers cost nothing and are always the same, so that no ledger need keep them."""
 
     @property
     @abstractmethod
@@ -205,14 +209,24 @@ class Teacher(ABC):
             "or a method that learns from scores, such as 'rcekd'."
         )
 
+    def _check_candidates(self, candidates: Ints) -> None:
+        if candidates.size and (candidates.min() < 1 or candidates.max() > (self.n_items or 0)):
+            raise TeacherError(f"a candidate is outside 1…{self.n_items}, the items of teacher {self.identity!r}.")
+
+    def _check_users(self, users: npt.NDArray[np.integer] | None) -> Ints:
+        """Return the users that a teacher that takes users was given."""
+        if users is None:
+            raise TeacherError(f"teacher {self.identity!r} answers for users; pass the user of each history.")
+        return np.asarray(users, np.int64)
+
     def requests(self, histories: Sequences, users: npt.NDArray[np.integer] | None = None) -> list[Request]:
         """Put B histories, and their users where given, into the ids that the teacher speaks.
 
         Raises:
             TeacherError: when the teacher takes users and none are given.
         """
-        if self.takes == "user" and users is None:
-            raise TeacherError(f"teacher {self.identity!r} answers for users; pass the user of each history.")
+        if self.takes == "user":
+            users = self._check_users(users)
         told = histories if self.max_history is None else histories.newest(self.max_history)
         flat, offsets = told.flat()
         raw: list[RawId] = flat.tolist() if self.ids is None else self.ids.decode(flat)

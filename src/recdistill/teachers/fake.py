@@ -28,6 +28,8 @@ class FakeTeacher(Teacher):
         batch_size: how many requests it is asked at once.
     """
 
+    n_items: int
+
     def __init__(
         self,
         n_items: int,

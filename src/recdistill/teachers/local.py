@@ -37,6 +37,8 @@ class LocalTeacher(Teacher):
         earlier: the model at earlier stages of its training, the earliest first, for methods that follow its course.
     """
 
+    free = True
+
     def __init__(
         self,
         model: Model,
@@ -50,6 +52,7 @@ class LocalTeacher(Teacher):
         self.gives_scores = self.scores_items = self.gives_vectors = gives_scores
         self.exclude_history = exclude_history
         self.takes = model.reads
+        self.n_items = model.n_items
         told = [gives_scores, exclude_history]
         self._identity = f"{name or model.name}-{_fingerprint(model, told)}"
         before = [
@@ -83,10 +86,7 @@ class LocalTeacher(Teacher):
         queries, table = self._encode(histories, users)
 
         def scores(rows: Ints, candidates: Ints) -> Scores:
-            if candidates.size and (candidates.min() < 1 or candidates.max() > self.model.n_items):
-                raise TeacherError(
-                    f"a candidate is outside 1…{self.model.n_items}, the items of teacher {self.identity!r}."
-                )
+            self._check_candidates(candidates)
             return _products(queries, table, rows, candidates)
 
         return scores
