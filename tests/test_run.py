@@ -15,6 +15,7 @@ from recdistill.methods.base import build_method
 from recdistill.models.base import Model, build_model
 from recdistill.probing import probe
 from recdistill.run import (
+    EPOCHS,
     EVALUATION,
     GROUPS,
     LEDGER,
@@ -25,8 +26,10 @@ from recdistill.run import (
     check_needs,
     evaluate_run,
     fingerprint,
+    learn,
     load_split,
     local_teacher,
+    open_teacher,
     run_distillation,
     run_training,
     set_up,
@@ -182,6 +185,43 @@ def test_a_model_of_ones_own_can_teach(finished: Result, little_run: Sections, t
     result = run_distillation(Run.parse(sections), tmp_path / "student")
     assert result.facts["queries"] == []
     assert Student.load(tmp_path / "student").recommend([["p1", "p2"]], k=1)[0][0].item == "p3"
+
+
+def test_a_model_of_ones_own_can_teach_from_its_earlier_epochs_on(
+    finished: Result, little_run: Sections, tmp_path: Path
+) -> None:
+    """Epochs before the best are stages of the teacher; the best is the teacher itself."""
+    training = little_run["training"] | {"keep_epochs": [1, 2, 3], "learning_rate": 0.001}
+    teacher = run_training(Run.parse(little_run | {"training": training}), tmp_path / "teacher")
+    assert teacher.facts["best_epoch"] == 3
+    first, second, last = (Student.load(teacher.folder / EPOCHS / str(epoch)).model.state_dict() for epoch in (1, 2, 3))
+    assert all(value.equal(last[name]) for name, value in Student.load(teacher.folder).model.state_dict().items())
+    assert not any(first["embedding.weight"].equal(other["embedding.weight"]) for other in (second, last))
+
+    sections = little_run | {"method": {"name": "hetcomp", "top_k": 4}}
+    source = {"kind": "run", "folder": str(teacher.folder)}
+    with pytest.raises(
+        SettingsError, match=r"'hetcomp' needs .* two or more stages .*keep_epochs .* teacher\.earlier"
+    ):
+        run_distillation(Run.parse(sections | {"teacher": source}), tmp_path / "without")
+    with pytest.raises(
+        SettingsError, match=r"no earlier model of epochs \[3, 9\]; .* best epoch, 3, it has kept \[1, 2\]"
+    ):
+        run_distillation(Run.parse(sections | {"teacher": source | {"earlier": [9, 1, 3]}}), tmp_path / "other")
+    run = Run.parse(sections | {"teacher": source | {"earlier": [2, 1]}})
+    with open_teacher(run, load_split(run), tmp_path) as asked:
+        assert asked is not None
+        stages = [stage.model.state_dict() for stage in asked.checkpoints if isinstance(stage, LocalTeacher)]
+    for stage, known in zip(stages, (first, second, last), strict=True):
+        assert stage["embedding.weight"].equal(known["embedding.weight"])
+    run_distillation(run, tmp_path / "student")
+    assert Student.load(tmp_path / "student").recommend([["p3", "p4", "p5"]], k=1)[0][0].item == "p6"
+
+
+def test_epochs_are_kept_in_a_folder(little_run: Sections) -> None:
+    run = Run.parse(little_run | {"training": {"epochs": 1, "keep_epochs": [1]}})
+    with pytest.raises(SettingsError, match="keep_epochs keeps models in the folder of the run, and there is none"):
+        learn(load_split(run), run.student, run.method, run.training)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """Settings in, a run folder out: a trained student, what it reached, and all that is needed to say how.
 
 A run's folder holds ``run.json`` (every setting, versions), ``metrics.jsonl`` (a line an epoch), ``student/`` (the
-artefact), ``ledger.sqlite`` (a teacher's paid answers), ``evaluation.npz`` (the rank of every test target),
-``groups.npz`` (who is head and tail) and ``results.json``, written last: with it, the run is finished.
+artefact), ``epochs/`` (artefacts of the student as it was after ``keep_epochs``), ``ledger.sqlite`` (a teacher's paid
+answers), ``evaluation.npz`` (the rank of every test target), ``groups.npz`` (who is head and tail) and
+``results.json``, written last: with it, the run is finished.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import io
 import json
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -46,6 +47,7 @@ from recdistill.teachers.stored import StoredTeacher
 from recdistill.trainer import CHECKPOINT, Fit, Progress, Silent, TrainerSettings, fit
 
 RUN, EVALUATION, GROUPS, RESULTS, LEDGER = "run.json", "evaluation.npz", "groups.npz", "results.json", "ledger.sqlite"
+EPOCHS = "epochs"
 
 
 class Report(Progress, Protocol):
@@ -186,6 +188,8 @@ def learn(
         SettingsError: when the method needs a teacher, or scores, that are not there; or uses none.
     """
     report = report or Quiet()
+    if training.keep_epochs and folder is None:
+        raise SettingsError("keep_epochs keeps models in the folder of the run, and there is none: give a folder")
     model, learner, setting = set_up(
         split, student, method, training, teacher=teacher, folder=folder, progress=report.preparing
     )
@@ -193,8 +197,15 @@ def learn(
     def validate(model: Model) -> float:
         return evaluate(model, split.valid, n_items=split.dataset.n_items, ks=(10,)).mean("ndcg", 10)
 
-    fitted = fit(model, learner, setting, training, validate=validate, folder=folder, progress=report)
-    return Student.of(model, split.dataset, protocol=split.protocol, mask_seen=masks_seen(split)), fitted
+    def as_student(model: Model) -> Student:
+        return Student.of(model, split.dataset, protocol=split.protocol, mask_seen=masks_seen(split))
+
+    def keep(epoch: int, model: Model) -> None:
+        assert folder is not None
+        as_student(model).save(folder / EPOCHS / str(epoch))
+
+    fitted = fit(model, learner, setting, training, validate=validate, keep=keep, folder=folder, progress=report)
+    return as_student(model), fitted
 
 
 def set_up(
@@ -312,7 +323,8 @@ def open_teacher(run: Run, split: Split, folder: Path) -> Iterator[Teacher | Non
 
 def _open(settings: TeacherSettings, split: Split, folder: Path, ledgers: ExitStack) -> Teacher:
     if isinstance(settings, RunTeacher):
-        return local_teacher(Student.load(settings.folder), split, gives_scores=settings.gives_scores)
+        earlier = kept_models(Path(settings.folder), settings.earlier)
+        return local_teacher(Student.load(settings.folder), split, gives_scores=settings.gives_scores, earlier=earlier)
     if isinstance(settings, FileTeacher):
         return stored_teacher(settings, split)
     if isinstance(settings, Ensemble):
@@ -332,8 +344,39 @@ def keep_answers(settings: ApiTeacher, split: Split, ledger: Ledger) -> LedgerTe
     return LedgerTeacher(api, ledger, budget=settings.budget)
 
 
-def local_teacher(student: Student, split: Split, *, gives_scores: bool = True) -> LocalTeacher:
+def kept_models(folder: Path, epochs: Iterable[int]) -> list[Model]:
+    """Load what a finished run has kept of its student from before its best epoch, which is the student itself.
+
+    Args:
+        folder: the run's.
+        epochs: of its ``keep_epochs``, in any order.
+
+    Raises:
+        ArtefactError: when there is no finished run.
+        SettingsError: when one of these epochs was not kept, or came later than the best.
+    """
+    if not (wanted := sorted(set(epochs))):
+        return []
+    best = _read_finished(folder)[1]["best_epoch"]
+    kept = sorted(int(path.name) for path in (folder / EPOCHS).glob("[0-9]*") if int(path.name) < best)
+    if missing := [epoch for epoch in wanted if epoch not in kept]:
+        raise SettingsError(
+            f"{folder} has no earlier model of epochs {missing}; from before its best epoch, {best}, it has kept "
+            f"{kept}. Name these as earlier, or train it in a new folder with other training.keep_epochs."
+        )
+    return [Student.load(folder / EPOCHS / str(epoch)).model for epoch in wanted]
+
+
+def local_teacher(
+    student: Student, split: Split, *, gives_scores: bool = True, earlier: Iterable[Model] = ()
+) -> LocalTeacher:
     """Let a saved student teach on data with the same items, and the same users if it reads them.
+
+    Args:
+        student: the model and its ids.
+        split: the data.
+        gives_scores: whether it shows its scores.
+        earlier: the model at earlier stages of its training, the earliest first.
 
     Raises:
         SettingsError: when it was trained on others.
@@ -341,7 +384,7 @@ def local_teacher(student: Student, split: Split, *, gives_scores: bool = True) 
     _check_same("items", student.items, split.dataset.items)
     if student.users is not None:
         _check_same("users", student.users.ids, split.dataset.users)
-    return LocalTeacher(student.model, gives_scores=gives_scores, exclude_history=masks_seen(split))
+    return LocalTeacher(student.model, gives_scores=gives_scores, exclude_history=masks_seen(split), earlier=earlier)
 
 
 def stored_teacher(settings: FileTeacher, split: Split) -> StoredTeacher:

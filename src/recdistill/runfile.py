@@ -111,6 +111,11 @@ class RunTeacher(Settings):
     """Where it lies."""
     gives_scores: bool = True
     """Whether it shows its scores; without them it poses as a black box."""
+    earlier: tuple[PositiveInt, ...] = ()
+    """Epochs of that run, kept by its ``training.keep_epochs``, whose models teach as well, before the final one.
+
+    Methods that follow the course of a teacher's training (``hetcomp``) need one or more.
+    """
 
 
 class FileTeacher(Settings):

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, Self, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -61,10 +61,21 @@ class TrainerSettings(Settings):
     """Validations in a row without a new best before training stops."""
     validate_every: PositiveInt = 1
     """Epochs between validations."""
+    keep_epochs: tuple[PositiveInt, ...] = ()
+    """Epochs, from 1, after which the student is also kept as it is then, in ``epochs/`` of the run's folder.
+
+    A method that follows the course of its teacher's training (``hetcomp``) learns from these.
+    """
     seed: NonNegativeInt = 0
     """Of the order of users and of every draw in model and method."""
     compile: bool = False
     """Let ``torch.compile`` fuse a transformer's blocks; needs a C++ compiler, and seconds to start."""
+
+    @model_validator(mode="after")
+    def _keep_what_comes(self) -> Self:
+        if max(self.keep_epochs, default=0) > self.epochs:
+            raise ValueError(f"keep_epochs names epoch {max(self.keep_epochs)}, but training ends after {self.epochs}")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +141,7 @@ def fit(
     settings: TrainerSettings,
     *,
     validate: Callable[[Model], float],
+    keep: Callable[[int, Model], None] | None = None,
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> Fit:
@@ -147,6 +159,7 @@ def fit(
         setting: training sequences and teacher.
         settings: of the loop.
         validate: gives a student's NDCG@10 on the validation cases; higher is better.
+        keep: given each of the ``keep_epochs``, and the student as it is after it, to write it down.
         folder: where checkpoint and metrics go; nothing is written without it.
         progress: who is told how it goes.
 
@@ -172,6 +185,8 @@ def fit(
             value = _from_first(validate(loop.result.eval()) if _rank() == 0 else 0.0)
         row = replace(row, validation=value)
         loop.finish_epoch(row)
+        if keep is not None and row.epoch in settings.keep_epochs and _rank() == 0:
+            keep(row.epoch, loop.result.eval())
         if store is not None:
             store.save(loop.state())
             store.write_metrics(loop.fit.rows)

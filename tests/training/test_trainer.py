@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from recdistill.data.dataset import Sequences
-from recdistill.errors import TrainingError
+from recdistill.errors import SettingsError, TrainingError
 from recdistill.methods.base import Method, Setting, TrainingBatch, build_method
 from recdistill.methods.supervised import Supervised
 from recdistill.models.base import Model, build_model
@@ -27,7 +29,12 @@ ROWS = [[(user + step) % 9 + 1 for step in range(2 + user % 5)] for user in rang
 
 
 def _fit(
-    folder: Path | None = None, *, method: Method | None = None, values: list[float] | None = None, **settings: Any
+    folder: Path | None = None,
+    *,
+    method: Method | None = None,
+    values: list[float] | None = None,
+    keep: Callable[[int, Model], None] | None = None,
+    **settings: Any,
 ) -> tuple[Model, Fit]:
     student = build_model("sasrec", 9, {"dim": 8, "max_len": 5, "dropout": 0.3})
     setting = Setting(Sequences.from_lists(ROWS), np.arange(len(ROWS)), 9)
@@ -38,6 +45,7 @@ def _fit(
         setting,
         TrainerSettings(**{"epochs": 3, "batch_size": 16, "learning_rate": 0.01, **settings}),
         validate=lambda model: next(script, 0.5),
+        keep=keep,
         folder=folder,
     )
     return student, result
@@ -71,6 +79,24 @@ def test_the_best_weights_are_kept_and_patience_ends_training() -> None:
     student, result = _fit(epochs=50, patience=3, values=[0.1, 0.3, 0.2, 0.3, 0.1, 0.9])
     assert (result.best_epoch, result.best_value, result.epochs, result.stopped_early) == (2, 0.3, 5, True)
     assert _same(student, _fit(epochs=2, values=[0.1, 0.3])[0])
+
+
+def test_what_is_kept_of_an_epoch_is_the_student_after_it() -> None:
+    """Not the best until then, and not what training made of it later."""
+    kept: dict[int, Model] = {}
+    _fit(
+        epochs=4,
+        values=[0.4, 0.3, 0.2, 0.1],
+        keep_epochs=(2, 4),
+        keep=lambda n, model: kept.update({n: deepcopy(model)}),
+    )
+    assert list(kept) == [2, 4]
+    assert _same(kept[2], _fit(epochs=2, values=[0.1, 0.2])[0])
+
+
+def test_an_epoch_that_never_comes_cannot_be_kept() -> None:
+    with pytest.raises(SettingsError, match="keep_epochs names epoch 20, but training ends after 10"):
+        TrainerSettings.parse({"epochs": 10, "keep_epochs": [5, 20]})
 
 
 def test_patience_counts_validations_not_epochs() -> None:

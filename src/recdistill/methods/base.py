@@ -138,7 +138,8 @@ _REMEDIES: dict[Need, tuple[str, str]] = {
     ),
     "checkpoints": (
         "the teacher at two or more stages of its training",
-        "give the teacher its earlier checkpoints, or use 'rrd' or 'dcd', which learn from the last one alone",
+        "train it with training.keep_epochs = [10, 20], say, and name these epochs as teacher.earlier (in Python, "
+        "LocalTeacher(..., earlier=[...])), or use 'rrd' or 'dcd', which learn from the final one alone",
     ),
 }
 
