@@ -52,6 +52,14 @@ def test_any_model_can_be_the_student(teacher: rd.Student, split: rd.Split, stud
     assert distilled.model.config == student
 
 
+def test_a_student_can_start_from_a_trained_one(teacher: rd.Student, split: rd.Split) -> None:
+    still = rd.TrainerSettings(epochs=1, learning_rate=1e-9)
+    student = rd.distill(teacher, split, method=rd.KD(top_k=4), student=SMALL, training=still, start=teacher)
+    assert items(student) == items(teacher)
+    assert student.model is not teacher.model
+    assert items(rd.train(split, SMALL, training=still, start=teacher)) == items(teacher)
+
+
 def test_a_function_can_teach_within_a_budget(split: rd.Split, tmp_path: Path) -> None:
     """Asked again in the same folder, it is not called again."""
     asked: list[list[Any]] = []

@@ -120,6 +120,39 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(finished: Result, tmp_
     assert np.array_equal(resumed.evaluation.ranks, finished.evaluation.ranks)
 
 
+def test_a_student_can_start_from_a_trained_one(finished: Result, little_run: Sections, tmp_path: Path) -> None:
+    """With a rate of nearly 0 it stays what it was."""
+    student = little_run["model"] | {"start": str(finished.folder), "dropout": 0.1}
+    training = little_run["training"] | {"epochs": 1, "learning_rate": 1e-9}
+    run = Run.parse(little_run | {"model": student, "training": training})
+    again = run_training(run, tmp_path / "again")
+    before, after = (Student.load(folder).model for folder in (finished.folder, again.folder))
+    assert np.allclose(before.item_embeddings().detach(), after.item_embeddings().detach(), atol=1e-6)
+    assert again.evaluation.mean("ndcg", 10) == pytest.approx(finished.evaluation.mean("ndcg", 10))
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        ({"dim": 16}, r"another shape \(dim 8, not 16\)"),
+        ({"name": "gru4rec", "dim": 8}, "'gru4rec' cannot start from a 'sasrec'"),
+    ],
+)
+def test_a_student_starts_from_its_like_alone(
+    finished: Result, little_run: Sections, student: Sections, said: str, tmp_path: Path
+) -> None:
+    base = {} if "name" in student else little_run["model"]
+    run = Run.parse(little_run | {"model": {**base, **student, "start": str(finished.folder)}})
+    with pytest.raises(SettingsError, match=said):
+        run_training(run, tmp_path / "run")
+
+
+def test_a_student_starts_from_one_that_knows_the_same_items_alone(finished: Result, tmp_path: Path) -> None:
+    split, run = leave_one_out(load_shop()), finished.run
+    with pytest.raises(SettingsError, match="items"):
+        learn(split, run.student, run.method, run.training, start=Student.load(finished.folder))
+
+
 def test_the_run_json_of_a_run_can_be_run_again(finished: Result, tmp_path: Path) -> None:
     again = run_training(Run.read(finished.folder / RUN), tmp_path / "again")
     assert np.array_equal(again.evaluation.ranks, finished.evaluation.ranks)
@@ -200,9 +233,7 @@ def test_a_model_of_ones_own_can_teach_from_its_earlier_epochs_on(
 
     sections = little_run | {"method": {"name": "hetcomp", "top_k": 4}}
     source = {"kind": "run", "folder": str(teacher.folder)}
-    with pytest.raises(
-        SettingsError, match=r"'hetcomp' needs .* two or more stages .*keep_epochs .* teacher\.earlier"
-    ):
+    with pytest.raises(SettingsError, match=r"'hetcomp' needs .* two or more stages .*keep_epochs .* teacher\.earlier"):
         run_distillation(Run.parse(sections | {"teacher": source}), tmp_path / "without")
     with pytest.raises(
         SettingsError, match=r"no earlier model of epochs \[3, 9\]; .* best epoch, 3, it has kept \[1, 2\]"
@@ -273,6 +304,16 @@ def test_an_api_and_a_model_of_ones_own_teach_together(
     result = run_distillation(run, tmp_path / "run")
     assert [spent["spent"] for spent in result.facts["queries"]] == [40]
     assert api.served == 40
+
+
+def test_several_models_of_ones_own_teach_by_their_scores(
+    finished: Result, little_run: Sections, tmp_path: Path
+) -> None:
+    member = {"kind": "run", "folder": str(finished.folder)}
+    teacher = {"kind": "ensemble", "members": [member, member], "weights": [1, 2]}
+    method = {"name": "rcekd", "top_k": 4, "n_sampled": 4, "depth": 8}
+    run_distillation(Run.parse(little_run | {"teacher": teacher, "method": method}), tmp_path / "run")
+    assert Student.load(tmp_path / "run").recommend([["p1", "p2"]], k=1)[0][0].item == "p3"
 
 
 def test_the_ledger_lies_in_the_run_folder_by_default(api: BlackBox, little_run: Sections, tmp_path: Path) -> None:

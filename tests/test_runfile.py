@@ -43,7 +43,10 @@ def test_the_kind_of_teacher_decides_its_settings() -> None:
 
 
 def test_what_was_dumped_is_the_same_run() -> None:
-    run = parse(student={"name": "gru4rec"}, teacher=API | {"budget": 5}, evaluation={"ks": [1, 7]})
+    run = parse(
+        student={"name": "gru4rec", "start": "runs/labels"}, teacher=API | {"budget": 5}, evaluation={"ks": [1, 7]}
+    )
+    assert run.start == str(Path.cwd() / "runs/labels")
     assert Run.parse(json.loads(json.dumps(run.dump()))) == run
 
 

@@ -37,6 +37,7 @@ def train(
     *,
     method: Method | None = None,
     training: TrainerSettings | None = None,
+    start: Student | None = None,
     folder: Path | str | None = None,
     report: Report | None = None,
 ) -> Student:
@@ -47,10 +48,11 @@ def train(
         model: what to train, such as ``SASRec(dim=64)``; that with its defaults if left out.
         method: how; ``Supervised()`` if left out. Only its settings are used, so it can be given again.
         training: settings of the loop.
+        start: a model of the same kind and shape, whose weights it begins with; it stays as it is.
         folder: for the checkpoint; the same call goes on from there.
         report: who is told how it goes.
     """
-    return _learn(as_split(data), model, method or Supervised(), training, None, folder, report)
+    return _learn(as_split(data), model, method or Supervised(), training, None, start, folder, report)
 
 
 def distill(
@@ -60,6 +62,7 @@ def distill(
     method: Method | None = None,
     student: Settings | None = None,
     training: TrainerSettings | None = None,
+    start: Student | None = None,
     budget: int | None = None,
     folder: Path | str | None = None,
     report: Report | None = None,
@@ -73,6 +76,8 @@ def distill(
         method: how; ``BAHSD()`` if left out. Only its settings are used, so it can be given again.
         student: what to train, such as ``SASRec(dim=32)``; that with its defaults if left out.
         training: settings of the loop.
+        start: a trained student of the same kind and shape, whose weights it begins with; where there are labels, to
+            learn those first is quicker and better (``benchmarks/README.md``, BAHSD).
         budget: most queries ever spent on this teacher; needs ``folder``, where the answers are kept.
         folder: for the checkpoint and the ledger of paid answers; the same call goes on from there.
         report: who is told how it goes.
@@ -83,7 +88,7 @@ def distill(
     split = as_split(data)
     asked = local_teacher(teacher, split) if isinstance(teacher, Student) else teacher
     with _kept(asked, folder, budget) as kept:
-        return _learn(split, student, method or BAHSD(), training, kept, folder, report)
+        return _learn(split, student, method or BAHSD(), training, kept, start, folder, report)
 
 
 def as_split(data: Data) -> Split:
@@ -101,6 +106,7 @@ def _learn(
     method: Method,
     training: TrainerSettings | None,
     teacher: Teacher | None,
+    start: Student | None,
     folder: Path | str | None,
     report: Report | None,
 ) -> Student:
@@ -110,6 +116,7 @@ def _learn(
         Choice(method.name, method.config),
         training or TrainerSettings(),
         teacher=teacher,
+        start=start,
         folder=None if folder is None else Path(folder),
         report=report,
     )

@@ -134,7 +134,14 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
     )
     with open_teacher(run, split, folder) as teacher:
         student, fitted = learn(
-            split, run.student, run.method, run.training, teacher=teacher, folder=folder, report=report
+            split,
+            run.student,
+            run.method,
+            run.training,
+            teacher=teacher,
+            start=None if run.start is None else Student.load(run.start),
+            folder=folder,
+            report=report,
         )
         asked = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher]
         queries = [asdict(member.stats()) for member in asked if isinstance(member, LedgerTeacher)]
@@ -170,6 +177,7 @@ def learn(
     training: TrainerSettings,
     *,
     teacher: Teacher | None = None,
+    start: Student | None = None,
     folder: Path | None = None,
     report: Report | None = None,
 ) -> tuple[Student, Fit]:
@@ -181,11 +189,13 @@ def learn(
         method: which method, with its settings.
         training: settings of the loop; its seed also draws the initial weights.
         teacher: whom to ask.
+        start: a trained model of the same kind and shape, whose weights the student begins with.
         folder: for checkpoint and metrics; what was begun there goes on.
         report: who is told how it goes.
 
     Raises:
-        SettingsError: when the method needs a teacher, or scores, that are not there; or uses none.
+        SettingsError: when the method needs a teacher, or scores, that are not there; or uses none; or when the student
+            cannot start from that model.
     """
     report = report or Quiet()
     if training.keep_epochs and folder is None:
@@ -193,6 +203,9 @@ def learn(
     model, learner, setting = set_up(
         split, student, method, training, teacher=teacher, folder=folder, progress=report.preparing
     )
+    if start is not None:
+        _check_same("items", start.items, split.dataset.items)
+        start.hand_on(model)
 
     def validate(model: Model) -> float:
         return evaluate(model, split.valid, n_items=split.dataset.n_items, ks=(10,)).mean("ndcg", 10)

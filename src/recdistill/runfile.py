@@ -195,6 +195,8 @@ class Run:
     teacher: TeacherSettings | None
     training: TrainerSettings
     evaluation: EvaluationSettings
+    start: str | None = None
+    """Folder of the run, or of a saved student, whose weights the student begins with: ``start`` in its section."""
 
     @classmethod
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
@@ -215,18 +217,18 @@ class Run:
         sections = Sections.parse(values, where=where)
         if sections.model is not None and sections.student is not None:
             raise SettingsError(f"{where}: [model] and [student] are two names for one section; keep one of them")
-        student = _choose(
-            Model, sections.model or sections.student or {}, default="sasrec", where=f"{where}: [student]"
-        )
+        student = dict(sections.model or sections.student or {})
+        start = student.pop("start", None)
         default = "supervised" if sections.teacher is None else "bahsd"
         return cls(
             data=DataSettings.parse(sections.data, where=f"{where}: [data]"),
             split=SplitSettings.parse(sections.split, where=f"{where}: [split]"),
-            student=student,
+            student=_choose(Model, student, default="sasrec", where=f"{where}: [student]"),
             method=_choose(Method, sections.method, default=default, where=f"{where}: [method]"),
             teacher=None if sections.teacher is None else _teacher(sections.teacher, f"{where}: [teacher]"),
             training=TrainerSettings.parse(sections.training, where=f"{where}: [training]"),
             evaluation=EvaluationSettings.parse(sections.evaluation, where=f"{where}: [evaluation]"),
+            start=None if start is None else _absolute(str(start)),
         )
 
     def dump(self, *, defaults: bool = True) -> Values:
@@ -243,6 +245,8 @@ class Run:
             "training": plain(self.training),
             "evaluation": plain(self.evaluation),
         }
+        if self.start is not None:
+            values["student"]["start"] = self.start
         if self.teacher is not None:
             values["teacher"] = {"kind": self.teacher.kind, **plain(self.teacher)}
         return values

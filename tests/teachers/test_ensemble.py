@@ -1,13 +1,17 @@
 """Several teachers as one."""
 
+from typing import Any
+
 import numpy as np
+import polars as pl
 import pytest
 
-from recdistill.data.dataset import Sequences
-from recdistill.errors import SettingsError
+from recdistill.data.dataset import IdMap, Sequences
+from recdistill.errors import SettingsError, TeacherError
 from recdistill.teachers.base import Ranking, Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.fake import FakeTeacher
+from recdistill.teachers.stored import StoredTeacher
 
 HISTORIES = Sequences.from_lists([[1], [2, 3]])
 
@@ -58,6 +62,65 @@ def test_a_hopeless_score_still_counts_as_listed() -> None:
     fused = EnsembleTeacher([Told([[4, 5]], [[0.0, -1e4]]), Told([[4, 6]], [[0.0, -1.0]])]).rank(HISTORIES, 3)
     assert fused.items.tolist() == [[4, 6, 5]]
     fused.check(6)
+
+
+def scored(*rows: list[float], **settings: Any) -> StoredTeacher:
+    """A teacher with a score of every item for users 0, 1, …"""
+    frame = pl.DataFrame(
+        [(user, item, score) for user, row in enumerate(rows) for item, score in enumerate(row, 1)],
+        schema=["user", "item", "score"],
+        orient="row",
+    )
+    n_items = len(rows[0])
+    return StoredTeacher(
+        frame, ids=IdMap(range(1, n_items + 1), first=1), users=IdMap(range(len(rows)), first=0), **settings
+    )
+
+
+def test_scores_of_any_item_are_mixed_probabilities() -> None:
+    """A constant added to all scores of one teacher changes nothing."""
+    one = scored([0.0, np.log(2), 0.0], [0.0, 0.0, 0.0])  # 1/4, 1/2, 1/4; thirds
+    other = scored([7.0, 7.0, 7 + np.log(2)], [-5.0, -5.0, np.log(6) - 5])  # 1/4, 1/4, 1/2; 1/8, 1/8, 3/4
+    ensemble = EnsembleTeacher([one, other], weights=[1, 3])
+    assert ensemble.scores_items
+    assert ensemble.free
+    scores = ensemble.scores(HISTORIES, np.array([[3, 1], [2, 3]]), users=np.arange(2))
+    expected = [[1 / 16 + 3 / 8, 1 / 16 + 3 / 16], [1 / 12 + 3 / 32, 1 / 12 + 9 / 16]]
+    assert np.exp(scores) == pytest.approx(np.array(expected))
+
+
+def test_lists_of_all_items_and_scores_of_chosen_ones_say_the_same() -> None:
+    draws = np.random.default_rng(0).normal(size=(2, 2, 5)) * 3
+    ensemble = EnsembleTeacher([scored(*rows.tolist(), exclude_history=False) for rows in draws])
+    users = np.arange(2)
+    ranking = ensemble.rank(HISTORIES, 5, users=users)
+    assert ranking.scores is not None
+    assert ensemble.scores(HISTORIES, ranking.items, users=users) == pytest.approx(ranking.scores, abs=1e-5)
+
+
+def test_extreme_scores_stay_finite() -> None:
+    ensemble = EnsembleTeacher([scored([1e4, -1e4, 0.0]), scored([1e4, 0.0, -1e4])])
+    scores = ensemble.scores(HISTORIES.take(slice(0, 1)), np.array([[1, 2, 3]]), users=np.zeros(1, np.int64))
+    assert scores == pytest.approx(np.array([[0.0, np.log(0.5) - 1e4, np.log(0.5) - 1e4]]))
+
+
+def test_many_users_are_scored_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).normal(size=(7, 4)).tolist()
+    histories, users, candidates = HISTORIES.take(np.zeros(7, np.int64)), np.arange(7), np.full((7, 1), 2)
+    ensemble = EnsembleTeacher([scored(*rows), scored(*rows[::-1])])
+    whole = ensemble.scores(histories, candidates, users=users)
+    monkeypatch.setattr("recdistill.teachers.ensemble._NUMBERS", 8)
+    assert ensemble.scores(histories, candidates, users=users).tolist() == whole.tolist()
+
+
+def test_one_teacher_of_lists_makes_it_one_of_lists() -> None:
+    lists = FakeTeacher(3, gives_scores=True)
+    lists.takes = "user"
+    ensemble = EnsembleTeacher([scored([1.0, 2.0, 3.0]), lists])
+    assert not ensemble.scores_items
+    assert not ensemble.free
+    with pytest.raises(TeacherError, match="'fake' gives lists, not the scores of chosen items"):
+        ensemble.scorer(HISTORIES, users=np.arange(2))
 
 
 def test_without_scores_of_all_there_are_none() -> None:

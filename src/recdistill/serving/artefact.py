@@ -115,6 +115,21 @@ class Student:
         """Number of trained values."""
         return sum(p.numel() for p in self.model.parameters())
 
+    def hand_on(self, model: Model) -> None:
+        """Copy the weights to another model of the same kind and shape.
+
+        Raises:
+            SettingsError: when it is another.
+        """
+        if model.name != self.model.name:
+            raise SettingsError(f"a {model.name!r} cannot start from a {self.model.name!r}; take the same model")
+        try:
+            model.load_state_dict(self.model.state_dict())
+        except RuntimeError as error:
+            theirs, ours = self.model.config.model_dump(), model.config.model_dump()
+            other = ", ".join(f"{key} {theirs[key]}, not {ours[key]}" for key in ours if ours[key] != theirs[key])
+            raise SettingsError(f"the student to start from has another shape ({other}); take the same") from error
+
     def recommend(
         self, histories: Sequence[Sequence[RawId]], k: int = 10, *, unknown: Literal["refuse", "skip"] = "refuse"
     ) -> list[list[Recommendation]]:

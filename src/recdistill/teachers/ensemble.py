@@ -7,10 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import logsumexp
 
-from recdistill.data.dataset import Sequences
+from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import SettingsError
-from recdistill.teachers.base import Bools, Ranking, Scores, Teacher
+from recdistill.teachers.base import Bools, Ranking, Scorer, Scores, Teacher
+
+_NUMBERS = 4 << 20
+"""Scores held at once while all items are scored."""
 
 
 class EnsembleTeacher(Teacher):
@@ -19,7 +23,8 @@ class EnsembleTeacher(Teacher):
     .. math:: s_i = \sum_m \lambda_m \, p_m(i), \qquad
               p_m = \mathrm{softmax}(\text{scores of } m) \text{, or } \propto 1/\mathrm{rank}_m \text{ without scores}
 
-    An item that a teacher does not list gets nothing from it. Scores, where all teachers give them, are log s. Every
+    An item that a teacher does not list gets nothing from it. Scores, where all teachers give them, are log s. Where
+    all score any item, so does the ensemble: the softmax is then taken over all items instead of the list. Every
     teacher is asked about every history: an answer of the ensemble costs one of each. A teacher whose budget is spent
     is left out, as long as another answers.
 
@@ -40,6 +45,9 @@ class EnsembleTeacher(Teacher):
         self.teachers = list(teachers)
         self.weights = [weight / sum(weights) for weight in weights]
         self.gives_scores = all(teacher.gives_scores for teacher in teachers)
+        self.scores_items = all(teacher.scores_items for teacher in teachers)
+        self.free = all(teacher.free for teacher in teachers)
+        self.n_items = teachers[0].n_items
         self.takes = teachers[0].takes
         self.exclude_history = teachers[0].exclude_history
         told = [teacher.max_history for teacher in teachers if teacher.max_history is not None]
@@ -69,6 +77,28 @@ class EnsembleTeacher(Teacher):
         answered: Bools = np.any([answered for _, answered in pairs], axis=0)
         return self._fuse([ranking for ranking, _ in pairs], k), answered
 
+    def scorer(self, histories: Sequences, *, users: npt.NDArray[np.integer] | None = None) -> Scorer:
+        """Let every teacher score all items once, and return what gives log s of chosen items.
+
+        Raises:
+            TeacherError: when one of the teachers does not score any item.
+        """
+        scorers = [teacher.scorer(histories, users=users) for teacher in self.teachers]
+        assert self.n_items is not None, "a teacher that scores any item knows how many there are"
+        shifts = [
+            np.log(weight) - _log_totals(scorer, len(histories), self.n_items)
+            for weight, scorer in zip(self.weights, scorers, strict=True)
+        ]
+
+        def scores(rows: Ints, candidates: Ints) -> Scores:
+            votes = [
+                scorer(rows, candidates) + shift[rows, None] for scorer, shift in zip(scorers, shifts, strict=True)
+            ]
+            mixed: Scores = np.logaddexp.reduce(votes).astype(np.float32)
+            return mixed
+
+        return scores
+
     def _fuse(self, rankings: list[Ranking], k: int) -> Ranking:
         listed = np.concatenate([ranking.items for ranking in rankings], axis=1)
         shares = [
@@ -89,6 +119,17 @@ class EnsembleTeacher(Teacher):
         scores = np.full(items.shape, -np.inf, np.float32)
         scores[owner, rank] = np.log(points[order])
         return Ranking(items, scores)
+
+
+def _log_totals(scorer: Scorer, n_rows: int, n_items: int) -> npt.NDArray[np.float64]:
+    """Return ``(B,)`` the log of the sum of exp(score) over all items, some rows at a time."""
+    height = max(1, _NUMBERS // n_items)
+    totals = np.empty(n_rows)
+    for start in range(0, n_rows, height):
+        rows = np.arange(start, min(start + height, n_rows))
+        every = np.broadcast_to(np.arange(1, n_items + 1), (len(rows), n_items))
+        totals[rows] = logsumexp(scorer(rows, every).astype(np.float64), axis=1)
+    return totals
 
 
 def _shares(ranking: Ranking, by_score: bool) -> npt.NDArray[np.float64]:
