@@ -65,7 +65,7 @@ def test_a_hopeless_score_still_counts_as_listed() -> None:
 
 
 def scored(*rows: list[float], **settings: Any) -> StoredTeacher:
-    """A teacher with a score of every item for users 0, 1, …"""
+    """Make a teacher with a row of scores, one for every item, for each of the users 0, 1, 2."""
     frame = pl.DataFrame(
         [(user, item, score) for user, row in enumerate(rows) for item, score in enumerate(row, 1)],
         schema=["user", "item", "score"],
@@ -94,8 +94,9 @@ def test_lists_of_all_items_and_scores_of_chosen_ones_say_the_same() -> None:
     ensemble = EnsembleTeacher([scored(*rows.tolist(), exclude_history=False) for rows in draws])
     users = np.arange(2)
     ranking = ensemble.rank(HISTORIES, 5, users=users)
+    listed = ranking.items.astype(np.int64)
     assert ranking.scores is not None
-    assert ensemble.scores(HISTORIES, ranking.items, users=users) == pytest.approx(ranking.scores, abs=1e-5)
+    assert ensemble.scores(HISTORIES, listed, users=users) == pytest.approx(ranking.scores, abs=1e-5)
 
 
 def test_extreme_scores_stay_finite() -> None:
