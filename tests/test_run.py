@@ -84,6 +84,7 @@ def test_a_run_folder_holds_all_there_is_to_know(finished: Result) -> None:
     assert about["data"].startswith("60 users, 12 items, 480 interactions, ")
     assert set(about["versions"]) == {"recdistill", "python", "torch", "numpy", "polars"}
     assert len((finished.folder / METRICS).read_text().splitlines()) == finished.facts["epochs"] == 3
+    assert finished.facts["side_by_side"] == []
 
 
 def test_a_finished_run_is_read_back_as_it_was(finished: Result) -> None:
@@ -217,6 +218,10 @@ def test_a_model_of_ones_own_can_teach(finished: Result, little_run: Sections, t
     sections = little_run | {"teacher": {"kind": "run", "folder": str(finished.folder)}, "method": {"top_k": 4}}
     result = run_distillation(Run.parse(sections), tmp_path / "student")
     assert result.facts["queries"] == []
+    teacher, student = result.facts["side_by_side"]
+    assert (teacher["model"].split("-")[0], student["model"]) == ("teacher sasrec", "student")
+    assert teacher["parameters"] == student["parameters"] == result.facts["parameters"]
+    assert Result.load(tmp_path / "student").facts["side_by_side"] == [teacher, student]
     assert Student.load(tmp_path / "student").recommend([["p1", "p2"]], k=1)[0][0].item == "p3"
 
 
@@ -303,6 +308,9 @@ def test_an_api_and_a_model_of_ones_own_teach_together(
     run = Run.parse(little_run | outside | {"teacher": {"kind": "ensemble", "members": members}})
     result = run_distillation(run, tmp_path / "run")
     assert [spent["spent"] for spent in result.facts["queries"]] == [40]
+    outer, own, student = result.facts["side_by_side"]
+    assert outer.keys() == {"model", "seconds_an_answer"}
+    assert own["parameters"] == student["parameters"]
     assert api.served == 40
 
 

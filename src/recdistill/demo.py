@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +22,13 @@ from rich.table import Table
 
 from recdistill.data.splits import Split
 from recdistill.errors import TeacherError
-from recdistill.evaluation.scoring import top_k
+from recdistill.evaluation.footprint import footprint
 from recdistill.run import Report, Result, load_split, run_distillation, run_training
 from recdistill.runfile import Run, Values
 from recdistill.serving.artefact import CARD, WEIGHTS, Student, find
-from recdistill.tables import comparison_table, difference_table, result_console
+from recdistill.tables import comparison_table, difference_table, result_console, size_and_speed_table
 
 TEACHER, LABELS, KD, BAHSD = "teacher", "labels", "kd", "bahsd"
-_TIMED = 2_000
-"""Histories that the speed of a model is measured on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,30 +154,12 @@ def _heading(console: Console, text: str) -> None:
 
 
 def _print_cost(console: Console, results: Mapping[str, Result], split: Split) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in ("model", "parameters", "MB on disk", "top-10 lists/s"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for name in (TEACHER, BAHSD):
-        student, facts = Student.load(results[name].folder), results[name].facts
-        table.add_row(
-            "teacher" if name == TEACHER else "student",
-            f"{facts['parameters']:,}",
-            f"{facts['student_bytes'] / 1e6:.2f}",
-            f"{_lists_per_second(student, split):,.0f}",
-        )
+    rows = [
+        {"model": name, **asdict(footprint(Student.load(results[run].folder).model, split.test))}
+        for name, run in (("teacher", TEACHER), ("student", BAHSD))
+    ]
     _heading(console, "size and speed")
-    console.print(table)
-
-
-def _lists_per_second(student: Student, split: Split) -> float:
-    """The best of three passes over some test histories."""
-    histories = split.test.histories.take(slice(0, _TIMED))
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        top_k(student.model, histories, 10, histories)
-        seconds.append(time.perf_counter() - began)
-    return len(histories) / min(seconds)
+    console.print(size_and_speed_table(rows))
 
 
 def _print_customers(console: Console, results: Mapping[str, Result], split: Split, n: int) -> None:

@@ -27,8 +27,9 @@ from recdistill.data.dataset import Dataset, IdMap, Ints, Sequences
 from recdistill.data.embedded import load_shop
 from recdistill.data.groups import Groups
 from recdistill.data.interactions import read_interactions
-from recdistill.data.splits import Split, last_basket, leave_one_out, random_split, time_cut
+from recdistill.data.splits import Cases, Split, last_basket, leave_one_out, random_split, time_cut
 from recdistill.errors import ArtefactError, SettingsError
+from recdistill.evaluation.footprint import footprint
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import Evaluation, strata, table
 from recdistill.files import write_whole
@@ -145,6 +146,7 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
         )
         asked = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher]
         queries = [asdict(member.stats()) for member in asked if isinstance(member, LedgerTeacher)]
+        compared = side_by_side(asked, student.model, split.test)
     student.save(folder / STUDENT)
     facts = {
         "epochs": fitted.epochs,
@@ -152,10 +154,32 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
         "best_validation_ndcg_10": fitted.best_value,
         "training_seconds": fitted.seconds,
         "queries": queries,
+        "side_by_side": compared,
     }
     result = _evaluate(run, folder, split, student, facts)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
+
+
+def side_by_side(teachers: Iterable[Teacher | None], student: Model, cases: Cases) -> list[dict[str, Any]]:
+    """Return size and speed of teachers and student; nothing where no teacher's are known.
+
+    Args:
+        teachers: a model of one's own is measured on the cases like the student, an API is as fast as its ledger says.
+        student: as trained.
+        cases: to be answered.
+
+    Returns:
+        A row for each teacher of whom something is known, then the student's: ``model``, and the figures of a
+        `Footprint`, or ``seconds_an_answer``.
+    """
+    rows: list[dict[str, Any]] = []
+    for teacher in teachers:
+        if isinstance(teacher, LocalTeacher):
+            rows.append({"model": f"teacher {teacher.identity}", **asdict(footprint(teacher.model, cases))})
+        elif isinstance(teacher, LedgerTeacher) and (seconds := teacher.ledger.seconds_each(teacher.identity)):
+            rows.append({"model": f"teacher {teacher.identity}", "seconds_an_answer": seconds})
+    return [*rows, {"model": "student", **asdict(footprint(student, cases))}] if rows else []
 
 
 def evaluate_run(folder: Path) -> Result:

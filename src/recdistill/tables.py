@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -36,6 +37,9 @@ def print_result(result: Result, *, every_stratum: bool = False) -> None:
     console.print(table)
     _print_cuts(console, result)
     console.print(_cost(result))
+    if rows := result.facts.get("side_by_side"):  # runs of earlier versions have none
+        console.print()
+        console.print(size_and_speed_table(rows))
     console.print(f"student: {result.folder / 'student'}", soft_wrap=True)
 
 
@@ -87,6 +91,25 @@ def difference_table(runs: Mapping[str, Mapping[str, Evaluation]], metric: str, 
                 found = compare_pair(runs[name][stratum], runs[first][stratum], metric, k)
                 interval = f"[{found.low:+.4f}, {found.high:+.4f}]"
                 table.add_row(name, stratum, f"{found.difference:+.4f}", interval, f"{found.p_value:.4f}")
+    return table
+
+
+def size_and_speed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a model: how large it is, and how many users it answers in a second.
+
+    Args:
+        rows: as `recdistill.run.side_by_side` gives them.
+    """
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", style="bold")
+    for heading in ("parameters", "MB of weights", "users/s"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        if "seconds_an_answer" in row:
+            table.add_row(row["model"], "-", "-", f"{1000 * row['seconds_an_answer']:,.0f} ms an answer")
+        else:
+            size = (f"{row['parameters']:,}", f"{row['weight_bytes'] / 1e6:,.2f}")
+            table.add_row(row["model"], *size, f"{row['users_per_second']:,.0f}")
     return table
 
 

@@ -97,6 +97,8 @@ def test_distill_asks_a_finished_run(
     code, out, _ = call(capsys, "distill", run_file, "--out", tmp_path / "run", *teacher)
     assert code == 0
     assert "student:" in out
+    for model in ("teacher sasrec-[0-9a-f]{12}", "student"):
+        assert re.search(rf"^{model} +[\d,]+ +\d\.\d\d +[\d,]+$", out, re.MULTILINE), model
     assert Result.load(tmp_path / "run").run.method.name == "bahsd"
 
 
