@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 
 from recdistill.data.dataset import IdMap, Sequences
-from recdistill.errors import DataError, TeacherError
+from recdistill.errors import DataError, SettingsError, TeacherError
+from recdistill.methods.base import build_method, check_teacher
 from recdistill.teachers.stored import StoredTeacher
 
 ITEMS = IdMap(["a", "b", "c", "d"], first=1)
@@ -78,6 +79,15 @@ def test_lists_score_what_they_hold_and_refuse_the_rest() -> None:
     assert teacher.scores(two, np.array([[4, 1], [1, 2]]), users=users).tolist() == [[0.75, 9.0], [-2.0, -1.0]]
     with pytest.raises(TeacherError, match="no score of item 'b' for user 10, nor 1 others that were asked for; add"):
         teacher.scores(two, np.array([[4, 2], [4, 1]]), users=users)
+
+
+def test_a_method_that_asks_for_any_score_wants_a_whole_matrix() -> None:
+    method = build_method("rcekd")
+    check_teacher(method, stored(table(whole())))
+    with pytest.raises(
+        SettingsError, match=r"scores of any item .* a file with all scores as teacher, or 'bahsd', 'kd'"
+    ):
+        check_teacher(method, stored())
 
 
 def test_a_matrix_of_some_users_refuses_the_others_scores() -> None:
