@@ -1,10 +1,11 @@
 """Is BAHSD the best way to use a black box's answers? The core table, the ablation and the side tables.
 
 A row is one student: a data set, a teacher, the student's own architecture, whether it sees labels (assisted) or
-answers alone (pure), lists or scores, a method and a seed. Teachers and students are trained to convergence by the
-recipes of ``quality``; methods' settings were chosen on validation items (``--search``, rows in ``bahsd_search.csv``),
-and the test cases are looked at once. Rows are on disk as soon as they are known; ``--compare`` makes the paired tests
-of what is there.
+answers alone (pure), lists or scores, a method and a seed. Teachers are trained to convergence by the recipes of
+``quality``. So are students that see labels, on these alone; then they go on at a falling rate, with answers or, for a
+fair comparison, without. Methods' settings were chosen on validation items (``--search``, rows in
+``bahsd_search.csv``), and the test cases are looked at once. Rows are on disk as soon as they are known; ``--compare``
+makes the paired tests of what is there.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ QUERIES = {"amazon-beauty": 44_726, "ml-1m": 17_282}
 """What BAHSD asks where its budget has no end: two queries a history, or a window of a long one."""
 EXTRACTIONS = {"equal budget": 1, "four times the budget": 4, "real histories": 0}
 """How many times as many queries the extraction baseline may walk; 0 lets it ask about the users' own histories."""
+FIRST = "first stage"
+"""The variant of ``labels`` that all students begin with who see labels."""
 SMALL, ONE_NEGATIVE = "quarter width", "sasrec-bce"
 BUDGETS = {f"{budget:,} queries": budget for budget in (1_000, 5_000, 20_000)}
 
@@ -120,17 +123,26 @@ class Row:
         parts = (self.dataset, self.teacher, self.student, self.regime, self.access, self.method, self.variant)
         return "/".join(part.replace(" ", "-") for part in parts if part)
 
+    @property
+    def first(self) -> Row | None:
+        """The student that this one starts from, if it does."""
+        if self.method == "teacher" or self.regime == "pure" or FIRST in self.variant:
+            return None
+        variant = f"{SMALL}, {FIRST}" if self.variant == SMALL else FIRST
+        return Row(self.dataset, self.student, self.student, "labels", variant=variant, seed=self.seed)
+
     def run(self, changes: Mapping[str, object] | None = None) -> Run:
         """Return the settings that the student is trained with."""
         recipe = find_recipe(self.dataset, self.student)
         generation = 0 if self.method == "teacher" else 2 if self.variant == SECOND else 1
         values = recipe.run(self.seed + generation * STUDENT_SEED).dump()
         sections = {**values, "method": values["method"] if not self.regime else self._method(recipe, values["method"])}
-        if self.variant == SMALL:
+        if SMALL in self.variant:
             sections["student"] = {**values["student"], "dim": values["student"]["dim"] // 4}
+        staged = SECOND_STAGE[self.dataset] if self.first else PURE[self.dataset] if self.regime == "pure" else {}
         tuned = TUNED.get((self.dataset, self.student, self.regime, self.access, self.method), {})
         ablated = {f"method.{name}": value for name, value in ABLATIONS.get(self.variant, {}).items()}
-        return Run.parse(changed(sections, {**tuned, **ablated, **(changes or {})}))
+        return Run.parse(changed(sections, {**staged, **tuned, **ablated, **(changes or {})}))
 
     def _method(self, recipe: Recipe, labels: Values) -> Values:
         settings: Values = {"name": self.method}
@@ -149,11 +161,23 @@ class Row:
         return settings
 
 
-_ASSISTED: Values = {"student.dropout": 0.3, "method.weight": 20}
+SECOND_STAGE: dict[str, Values] = {
+    "amazon-beauty": {
+        "training.learning_rate": 3e-4,
+        "training.schedule": "cosine",
+        "training.epochs": 20,
+        "training.patience": 20,
+    },
+    "ml-1m": {"training.learning_rate": 3e-4, "training.epochs": 10, "training.patience": 10},
+}
+"""How students that see labels go on from what labels alone have taught them."""
+PURE: dict[str, Values] = {
+    "amazon-beauty": {"training.schedule": "cosine", "training.epochs": 60, "training.patience": 60},
+    "ml-1m": {},
+}
+"""How the others are trained: at a falling rate to its end, not until they have learned the validation histories."""
 _PURE: Values = {"student.dropout": 0.2}
 TUNED: dict[tuple[str, str, str, str, str], Values] = {
-    ("amazon-beauty", "sasrec", "assisted", "lists", "kd"): _ASSISTED,
-    ("amazon-beauty", "sasrec", "assisted", "lists", "bahsd"): {**_ASSISTED, "method.view_weight": 1},
     ("amazon-beauty", "sasrec", "pure", "lists", "kd"): _PURE,
     ("amazon-beauty", "sasrec", "pure", "lists", "rrd"): _PURE,
     ("amazon-beauty", "sasrec", "pure", "lists", "extraction"): _PURE,
@@ -166,7 +190,8 @@ def core() -> Iterator[Row]:
     """Yield the core table: cheapest cells first, one seed through the table before the others."""
     for seed, dataset, model in itertools.product(SEEDS, DATASETS, MODELS):
         yield Row(dataset, model, model, "teacher", seed=seed)
-        yield Row(dataset, model, model, "labels", seed=seed)
+        for variant in (FIRST, ""):
+            yield Row(dataset, model, model, "labels", variant=variant, seed=seed)
         for access in ("lists", "scores") if model == "sasrec" else ("lists",):
             for regime, methods in METHODS.items():
                 for method in methods:
@@ -259,13 +284,18 @@ def _folder(name: str, split: Split) -> str:
 
 
 def _train(row: Row, run: Run, split: Split, teacher: Student) -> tuple[Student, float]:
+    """Return the student and the minutes of its training, both stages where there are two."""
+    start, minutes = None, 0.0
+    if row.first is not None:
+        start, minutes = _train(row.first, row.first.run(), split, teacher)
     print(f"== {row.name}, seed {row.seed}", flush=True)
     if not row.regime:
-        taught, fitted = train(split, run, _folder(f"{row.dataset}/{row.student}/softmax", split))
+        name = _folder(f"{row.dataset}/{row.student}/softmax", split)
+        taught, fitted = train(split, run, name, start=start)
     else:
         with _asked(row, split, teacher) as asked:
-            taught, fitted = train(split, run, row.name, teacher=asked)
-    return taught, fitted.seconds / 60
+            taught, fitted = train(split, run, row.name, teacher=asked, start=start)
+    return taught, minutes + fitted.seconds / 60
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from recdistill.run import learn
 from recdistill.runfile import Run
 from recdistill.serving.artefact import Student
 from recdistill.teachers.base import Teacher
+from recdistill.teachers.local import LocalTeacher
 from recdistill.trainer import CHECKPOINT, EpochRow, Fit, TrainerSettings
 
 WORK = Path("runs/quality")
@@ -160,6 +161,7 @@ def train(
     name: str,
     *,
     teacher: Teacher | None = None,
+    start: Student | None = None,
     watch: Callable[[EpochRow], None] = lambda row: None,
 ) -> tuple[Student, Fit]:
     """Train by a run's settings, or take what an earlier try with the same settings has trained.
@@ -170,11 +172,14 @@ def train(
             setting leaves that where it is. A change of the code is not noticed: delete what it makes wrong.
         name: of the folder, together with seed and settings.
         teacher: whom to ask.
+        start: whose weights to begin with.
         watch: called after every new epoch; may raise `StoppedError`, which is passed on.
     """
-    folder = folder_of(run, name, teacher)
+    folder = folder_of(run, name, teacher, start)
     with _Watched(watch) as report:
-        return learn(split, run.student, run.method, run.training, teacher=teacher, folder=folder, report=report)
+        return learn(
+            split, run.student, run.method, run.training, teacher=teacher, start=start, folder=folder, report=report
+        )
 
 
 EARLIER = "the last item of every user left out"
@@ -193,11 +198,13 @@ def one_earlier(dataset: Dataset) -> Split:
     return replace(split, protocol=f"{split.protocol}, {EARLIER}")
 
 
-def folder_of(run: Run, name: str, teacher: Teacher | None = None) -> Path:
+def folder_of(run: Run, name: str, teacher: Teacher | None = None, start: Student | None = None) -> Path:
     """Return where `train` keeps checkpoint and metrics."""
     sections = {key: value for key, value in run.dump(defaults=False).items() if key != "data"}
     if teacher is not None:
         sections["teacher"] = teacher.identity
+    if start is not None:
+        sections["start"] = LocalTeacher(start.model).identity
     digest = hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()[:12]
     return WORK / f"{name.replace('/', '_')}_{run.training.seed}_{digest}"
 

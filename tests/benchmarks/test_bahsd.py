@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.bahsd import ABLATIONS, SECOND, TABLES, Row, core
+from benchmarks.bahsd import ABLATIONS, FIRST, SECOND, TABLES, Row, core
 from benchmarks.comparisons import COLUMNS
 from benchmarks.experiments import find_recipe
 from benchmarks.results import ResultTable
@@ -18,7 +18,7 @@ from recdistill.evaluation.results import Evaluation
 from recdistill.models.base import build_model
 from recdistill.serving.artefact import Student
 from recdistill.teachers.ensemble import EnsembleTeacher
-from recdistill.trainer import Fit
+from recdistill.trainer import EpochRow, Fit
 
 ALL = [row for table in TABLES.values() for row in table()]
 
@@ -91,6 +91,35 @@ def test_paired_tests_are_user_by_user_over_the_seeds_that_both_have(
         assert (float(row["value"]), float(row["other_value"]), float(row["gain"])) == (1.0, 0.5, 100.0)
         assert float(row["p"]) < 0.01
     assert int(rows[0]["users"]) == dataset.n_users == int(rows[1]["users"]) + int(rows[2]["users"])
+
+
+def test_who_sees_labels_goes_on_from_what_they_taught() -> None:
+    cell = ("amazon-beauty", "sasrec", "sasrec")
+    for row in (Row(*cell, "labels"), Row(*cell, "bahsd", "assisted", "lists"), Row(*cell, "kd", "assisted", "lists")):
+        assert row.first == Row(*cell, "labels", variant=FIRST)
+        assert row.run().training.schedule == "cosine"
+        assert row.run().training.seed == row.first.run().training.seed
+    small = Row(*cell, "kd", "assisted", "lists", "quarter width")
+    assert small.first is not None
+    assert small.first.run().student == small.run().student
+    for row in (Row(*cell, "teacher"), Row(*cell, "kd", "pure", "lists"), Row(*cell, "labels", variant=FIRST)):
+        assert row.first is None
+
+
+def test_both_stages_count_in_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = load_shop()
+    split = leave_one_out(dataset)
+    student = Student.of(build_model("sasrec", dataset.n_items, {"dim": 8}), dataset, protocol="test")
+    starts: list[Student | None] = []
+
+    def train(*_: object, start: Student | None = None, **__: object) -> tuple[Student, Fit]:
+        starts.append(start)
+        return student, Fit([EpochRow(1, {}, None, 0.1, 60.0, 1.0)])
+
+    monkeypatch.setattr(bahsd, "train", train)
+    row = Row("amazon-beauty", "sasrec", "sasrec", "labels")
+    assert bahsd._train(row, row.run(), split, student) == (student, 2.0)
+    assert starts == [None, student]
 
 
 def test_a_small_student_and_a_small_budget_are_what_they_say() -> None:
