@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from benchmarks.experiments import Values, commit, find_recipe, train
 from benchmarks.results import FOLDER, ResultTable
 from scipy.stats import mannwhitneyu
@@ -25,8 +24,8 @@ from recdistill.data.groups import Groups
 from recdistill.data.splits import Split, leave_one_out
 from recdistill.methods.bahsd import BAHSDConfig
 from recdistill.methods.base import Setting
-from recdistill.methods.kd import rank_logits, soft_targets
-from recdistill.probing import Floats, consensus, consistency, peakedness, probe
+from recdistill.methods.kd import Answers, soft_targets
+from recdistill.probing import Floats, consensus, consistency, peakedness, probe, stack
 from recdistill.run import local_teacher
 
 COLUMNS = ("dataset", "teacher", "signal", "band", "part", "users", "low", "high", "hit_rate", "auc", "p", "commit")
@@ -116,15 +115,17 @@ def compare_targets(split: Split, setting: Setting) -> Iterator[Values]:
     lists: dict[str, Items] = {}
     fifths: list[Ints] = []
     for scales in SCALES:
-        answers = probe(setting, scales=scales, k=config.top_k).items
+        found = probe(setting, scales=scales, k=config.top_k)
+        answers = found.items
         lists.setdefault("whole", answers[-1])
         if len(scales) == 2:
             asked = answers[0, :, :1] > 0
             lists[f"{scales[0]:g}"] = np.where(asked, answers[0], answers[-1])
-        logits = rank_logits(torch.from_numpy(answers.reshape(-1, answers.shape[2])), config.rank_decay)
-        shares = soft_targets(logits, 1.0).view(answers.shape).numpy()
         name = "consensus of " + ", ".join(f"{scale:g}" for scale in scales)
-        lists[name] = consensus(answers, shares, setting.n_items)[0]
+        for values in ("ranks", "scores"):
+            logits = Answers.read(stack(found), values, config.rank_decay).logits
+            shares = soft_targets(logits, 1.0).view(answers.shape).numpy()
+            lists[f"{name} by {values}"] = consensus(answers, shares, setting.n_items)[0]
         if scales == (0.5, 1.0):
             agreement = np.nan_to_num(consistency(answers, depth=config.depth), nan=1.0)
             order = np.argsort(agreement, kind="stable")

@@ -172,6 +172,14 @@ class Continued:
     """``(C, R, K)`` the teacher's scores of them, −∞ under padding; ``None`` where it gives none."""
 
 
+def stack(*told: Probe | Continued) -> Ranking:
+    """Return all lists of R histories below one another, ``(V · R, K)``, each scale or turn after the one before it."""
+    k = told[0].items.shape[2]
+    items = np.concatenate([part.items.reshape(-1, k) for part in told])
+    scores = [part.scores.reshape(-1, k) for part in told if part.scores is not None]
+    return Ranking(items, np.concatenate(scores) if scores else None)
+
+
 def go_on(setting: Setting, first: Items, n: int) -> Continued:
     """Ask the teacher what it would say next, had each user taken something from its list.
 

@@ -54,7 +54,8 @@ def test_single_answers_are_those_of_full_ranking_and_a_consensus_is_another(ask
     found = evaluate(setting.teacher.model, split.valid, n_items=setting.n_items)
     assert whole["whole"]["ndcg"] == pytest.approx(found.mean("ndcg", 10))
     assert whole["whole"]["hr"] == pytest.approx(found.mean("hr", 10))
-    assert len({row["ndcg"] for row in whole.values()}) == len(whole) == 9
+    assert len(whole) == 14
+    assert len({row["ndcg"] for row in whole.values()}) > 9
     for name, row in whole.items():
         parts = [part for part in rows if part["target"] == name and part["part"] != "all"]
         assert sum(part["users"] for part in parts) == row["users"] == len(split.valid)

@@ -24,8 +24,17 @@ from recdistill.methods.contrast import info_nce
 from recdistill.methods.kd import Answers, KDConfig, label_and_queries, list_kl, soft_targets
 from recdistill.methods.labels import LabelLoss
 from recdistill.models.base import Batch, Model
-from recdistill.probing import Floats, Unmeasured, consensus, consistency, fill_unmeasured, go_on, peakedness, probe
-from recdistill.teachers.base import Ranking
+from recdistill.probing import (
+    Floats,
+    Unmeasured,
+    consensus,
+    consistency,
+    fill_unmeasured,
+    go_on,
+    peakedness,
+    probe,
+    stack,
+)
 
 
 def _scales(scales: tuple[float, ...]) -> tuple[float, ...]:
@@ -113,19 +122,16 @@ class BAHSD(Method, name="bahsd"):
             SettingsError: when scores are wanted and the teacher gives none.
         """
         config = self.config
-        self.probe = probe(setting, scales=config.scales, k=config.top_k)
-        items, scores = self.probe.items, self.probe.scores
-        self.n_scales, self.n_rows, k = items.shape
-        self.nexts = torch.zeros(0, self.n_rows, dtype=torch.int32)
+        self.probe = asked = probe(setting, scales=config.scales, k=config.top_k)
+        self.n_scales, self.n_rows, _ = asked.items.shape
         if config.continuations:
-            further = go_on(setting, items[-1], config.continuations)
-            self.nexts, items = torch.from_numpy(further.nexts), np.concatenate([items, further.items])
-            if scores is not None and further.scores is not None:
-                scores = np.concatenate([scores, further.scores])
-        told = Ranking(items.reshape(-1, k), None if scores is None else scores.reshape(-1, k))
+            further = go_on(setting, asked.items[-1], config.continuations)
+            self.nexts, told = torch.from_numpy(further.nexts), stack(asked, further)
+        else:
+            self.nexts, told = torch.zeros(0, self.n_rows, dtype=torch.int32), stack(asked)
         self.told = Answers.read(told, config.values, config.rank_decay)
-        shares = soft_targets(self.told.logits, 1.0).view(items.shape)[: self.n_scales]
-        agreed, mixed = consensus(self.probe.items, shares.numpy(), setting.n_items, quorum=config.quorum)
+        shares = soft_targets(self.told.logits[: self.n_scales * self.n_rows], 1.0).view(asked.items.shape)
+        agreed, mixed = consensus(asked.items, shares.numpy(), setting.n_items, quorum=config.quorum)
         self.agreed = Answers(torch.from_numpy(agreed), torch.from_numpy(mixed).float().log())
         self.same = torch.from_numpy(same_histories(setting.train))
         self.label_loss = LabelLoss(config.label_loss, setting) if config.labels else None
