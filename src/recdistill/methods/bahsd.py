@@ -64,12 +64,10 @@ class BAHSDConfig(KDConfig):
     """How reliability becomes a weight: smoothly, 0 or 1 at the median, or 1/2 for everyone."""
     gate_width: PositiveFloat = 0.5
     """Softness of the soft gate, in standard deviations of the reliability."""
-    reliable_temperature: PositiveFloat = 0.5
+    reliable_temperature: PositiveFloat = 1.0
     """Temperature of a wholly consistent and wholly peaked answer; equal to ``temperature`` it is not dynamic.
 
-    The paper's outline is to soften reliable answers, which a value above ``temperature`` does. With lists alone that
-    flattens what is flat already; the default sharpens what can be relied on, after a first trial on the embedded data
-    (one seed, validation cases).
+    The paper's outline is to soften reliable answers, which a value above ``temperature`` does.
     """
     ranking: Literal["listwise", "smooth", "margin"] = "listwise"
     """How the consensus is taught: as a soft target over the catalogue, or by pairs, with a smooth or a hinge loss."""
@@ -82,14 +80,13 @@ class BAHSDConfig(KDConfig):
     continuations: NonNegativeInt = 0
     """How many items of its answer each history is gone on with, one at a time, to ask the teacher again; one query
     each. What a user is told about is then not the training history alone, which a student can learn by heart."""
-    view_weight: NonNegativeFloat | None = None
+    view_weight: NonNegativeFloat = 1.0
     """Of what is taught to the student's state after another view of the history, a shortened or a continued one; 1 is
     as much as after the whole. A continued history is taught the answer to itself, and so is a shortened one where
-    ``target = "answer"``. Left out, it is 1 in pure distillation, where it makes several lessons of each user, and 0
-    where labels do that already.
+    ``target = "answer"``.
     """
-    contrast_weight: NonNegativeFloat = 0.1
-    """Of InfoNCE between a whole and a shortened history."""
+    contrast_weight: NonNegativeFloat = 0.0
+    """Of InfoNCE between a whole and a shortened history, for unreliable users; part of the paper's outline."""
     contrast_temperature: PositiveFloat = 0.2
     """At which cosines are compared."""
 
@@ -165,16 +162,15 @@ class BAHSD(Method, name="bahsd"):
             parts["consensus"] = self._kl(student, queries, *agreed, config.ranking_weight * unsure)
         elif config.ranking_weight:
             parts["consensus"] = self._pairwise(student, queries, batch, config.ranking_weight * unsure)
-        view_weight = config.view_weight if config.view_weight is not None else float(not config.labels)
         n_views = self.n_scales - 1 + len(self.nexts)
-        if not config.contrast_weight and not (view_weight and n_views):
+        if not config.contrast_weight and not (config.view_weight and n_views):
             return parts
         drawn = torch.randint(max(n_views, 1), (len(items),), generator=batch.generator)
         views = student.encode(self._views(drawn, batch, student.max_len))
         drawn = drawn.to(queries.device)
-        if view_weight and n_views:
+        if config.view_weight and n_views:
             items, logits = self._target(batch.rows, drawn + (drawn >= self.n_scales - 1))
-            parts["view"] = self._kl(student, views, items, logits, (items[:, 0] > 0) * view_weight * worth)
+            parts["view"] = self._kl(student, views, items, logits, (items[:, 0] > 0) * config.view_weight * worth)
         if config.contrast_weight:
             parts["contrast"] = info_nce(
                 queries,

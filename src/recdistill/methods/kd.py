@@ -28,8 +28,9 @@ class ListConfig(Settings):
     """Whether the users' real next items are learned too (assisted); without them (pure) only the answers are."""
     label_loss: LabelLossConfig = LabelLossConfig()
     """How they are learned; its ``precision`` holds for the answers as well."""
-    weight: NonNegativeFloat = 10.0
-    """How many labels one answer counts as. In pure distillation there is nothing to weigh it against."""
+    weight: NonNegativeFloat = 3.0
+    """How many labels one answer counts as; with ten, labels are hardly learned. Pure distillation has nothing to weigh
+    it against."""
     top_k: PositiveInt = 100
     """Length of the lists asked for."""
 
