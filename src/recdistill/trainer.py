@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from recdistill.data.dataset import Ints, Sequences
-from recdistill.errors import TrainingError
+from recdistill.errors import SettingsError, TrainingError
 from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.models.base import Batch, Model
 from recdistill.models.layers import seed_dropout
@@ -42,6 +42,11 @@ class TrainerSettings(Settings):
     """What is learned from histories longer than the student's ``max_len``: their newest part, or all of it in windows.
 
     A teacher is asked about every window. Windows count as users in an epoch.
+    """
+    shorten: float = Field(default=0.0, ge=0, le=1)
+    """Share of histories that are read from a random item on, another one each epoch, as if they had begun there.
+
+    Models that read histories learn so not to need the oldest items; what is taught after a history stays the same.
     """
     learning_rate: PositiveFloat = 1e-3
     """Of AdamW, at its highest."""
@@ -204,7 +209,15 @@ class _Loop:
         self.device = next(student.parameters()).device
         method.to(self.device)
         whole = method.reads_last or not student.causal
-        self.batches = Batches(setting.train, batch_size=settings.batch_size, max_len=student.max_len, reads_last=whole)
+        if settings.shorten and student.reads == "user":
+            raise SettingsError(f"model {student.name!r} reads the user, not a history to shorten; set shorten to 0")
+        self.batches = Batches(
+            setting.train,
+            batch_size=settings.batch_size,
+            max_len=student.max_len,
+            reads_last=whole,
+            shorten=settings.shorten,
+        )
         if len(self.batches) == 0:
             raise TrainingError("there is nothing to learn: no user has two training interactions")
         self.parameters = [p for p in (*student.parameters(), *method.parameters()) if p.requires_grad]
@@ -340,8 +353,11 @@ class _Loop:
 class Batches:
     """Training users in a fresh order each epoch."""
 
-    def __init__(self, train: Sequences, *, batch_size: int, max_len: int | None, reads_last: bool) -> None:
+    def __init__(
+        self, train: Sequences, *, batch_size: int, max_len: int | None, reads_last: bool, shorten: float = 0.0
+    ) -> None:
         self.train, self.batch_size, self.max_len, self.reads_last = train, batch_size, max_len, reads_last
+        self.shorten = shorten
         self.rows: Ints = np.flatnonzero(train.lengths >= (1 if reads_last else 2))
 
     @property
@@ -354,28 +370,42 @@ class Batches:
 
     def epoch(self, seed: int, epoch: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         """Yield this process's share of each batch: histories, ``(T,)`` labels, ``(B,)`` rows."""
-        order = np.random.default_rng([seed, epoch]).permutation(self.rows)
+        generator = np.random.default_rng([seed, epoch])
+        order = generator.permutation(self.rows)
+        shown = self._read(order).lengths
+        if self.shorten:
+            drawn = generator.random(len(order)) < self.shorten
+            shown = np.where(drawn, generator.integers(1, shown, endpoint=True), shown)
         for start in range(0, len(order), self.batch_size):
-            yield self.of(order[start : start + self.batch_size][_rank() :: _world_size()])
+            own = slice(start + _rank(), start + self.batch_size, _world_size())
+            yield self.of(order[own], shown[own])
 
-    def of(self, rows: Ints) -> tuple[Batch, Tensor, Tensor]:
-        """Pack the histories of ``rows`` with the item that follows each position, 0 where none does."""
-        sequences = self.train.take(rows)
+    def of(self, rows: Ints, shown: Ints | None = None) -> tuple[Batch, Tensor, Tensor]:
+        """Pack ``rows`` with the item that follows each position, 0 where none may be learned.
+
+        Args:
+            rows: of the training sequences.
+            shown: how many of the newest items that are read of each are packed; all, where left out.
+        """
+        inputs = self._read(rows)
+        if shown is not None:
+            inputs = Sequences(inputs.items, inputs.ends - shown, inputs.ends)
+        batch = Batch.from_sequences(inputs, users=rows)
         if self.reads_last:
-            batch = Batch.from_sequences(sequences, users=rows, max_len=self.max_len)
             labels = torch.zeros_like(batch.items)
             labels[:-1] = batch.items[1:]
             labels[batch.last] = 0
         else:
-            batch = Batch.from_sequences(sequences.without_newest(1), users=rows, max_len=self.max_len)
-            inputs = (
-                sequences.without_newest(1)
-                if self.max_len is None
-                else sequences.without_newest(1).newest(self.max_len)
-            )
-            shifted, _ = Sequences(inputs.items, inputs.starts + 1, inputs.ends + 1).flat()
-            labels = torch.from_numpy(shifted.astype(np.int64))
+            following, _ = Sequences(inputs.items, inputs.starts + 1, inputs.ends + 1).flat()
+            labels = torch.from_numpy(following.astype(np.int64))
         return batch, labels, torch.from_numpy(rows)
+
+    def _read(self, rows: Ints) -> Sequences:
+        """Return what is read of some rows: without the last item where nothing is learned after it."""
+        sequences = self.train.take(rows)
+        if not self.reads_last:
+            sequences = sequences.without_newest(1)
+        return sequences if self.max_len is None else sequences.newest(self.max_len)
 
 
 class _Store:

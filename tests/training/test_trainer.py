@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,44 @@ def test_an_epoch_reads_every_user_once_in_a_fresh_order() -> None:
     first, second = ([row for *_, rows in batches.epoch(0, epoch) for row in rows.tolist()] for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(40))
     assert first != second
+
+
+@pytest.mark.parametrize("reads_last", [False, True])
+def test_shortened_histories_are_newest_parts_of_every_length(reads_last: bool) -> None:
+    train = Sequences.from_lists([[1, 2, 3, 4, 5]] * 60)
+    batches = Batches(train, batch_size=7, max_len=3, reads_last=reads_last, shorten=1.0)
+    items, labels = ([3, 4, 5], [4, 5, 0]) if reads_last else ([2, 3, 4], [3, 4, 5])
+    found = set()
+    for batch, following, _ in batches.epoch(0, 0):
+        for start, end in pairwise(batch.offsets.tolist()):
+            n = end - start
+            assert batch.items[start:end].tolist() == items[-n:]
+            assert following[start:end].tolist() == labels[-n:]
+            found.add(n)
+    assert found == {1, 2, 3}
+
+
+def test_a_share_of_the_histories_is_shortened_and_others_each_epoch() -> None:
+    train = Sequences.from_lists([list(range(1, 21))] * 400)
+    batches = Batches(train, batch_size=400, max_len=None, reads_last=True, shorten=0.5)
+
+    def lengths(epoch: int) -> dict[int, int]:
+        return {
+            row: length
+            for batch, _, rows in batches.epoch(0, epoch)
+            for row, length in zip(rows.tolist(), batch.lengths.tolist(), strict=True)
+        }
+
+    assert lengths(0) == lengths(0) != lengths(1)
+    assert 150 < sum(length < 20 for length in lengths(0).values()) < 230  # one of twenty draws is the whole
+
+
+def test_a_model_that_reads_the_user_has_nothing_to_shorten() -> None:
+    rows = Sequences.from_lists(ROWS)
+    setting = Setting(rows, np.arange(len(ROWS)), 9)
+    student = build_model("mf", 9, {"dim": 4}, train=rows)
+    with pytest.raises(SettingsError, match="set shorten to 0"):
+        fit(student, build_method("supervised"), setting, TrainerSettings(shorten=0.5), validate=lambda _: 0.5)
 
 
 class _Drift(Supervised):
