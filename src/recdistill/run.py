@@ -307,11 +307,7 @@ def check_needs(method: Method, student: type[Model], teacher: Teacher | None) -
         check_teacher(method, teacher)
     elif teacher is not None:
         raise SettingsError(f"method {method.name!r} asks no teacher: remove [teacher], or use 'bahsd' or 'kd'")
-    if method.parts_of_histories and student.reads == "user":
-        raise SettingsError(
-            f"method {method.name!r} shows the student histories other than the users' own, and model "
-            f"{student.name!r} reads the user instead: use method 'kd', or a student such as 'sasrec'"
-        )
+    method.check_student(student)
 
 
 def masks_seen(split: Split) -> bool:

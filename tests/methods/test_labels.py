@@ -147,7 +147,7 @@ def test_states_come_from_the_pass_that_learns_the_labels() -> None:
     histories = Batch.from_lists([[1, 2], [3]])
     batch = TrainingBatch(histories, torch.tensor([2, 3, 1]), torch.arange(2), torch.Generator())
     labels = _labels(LabelLossConfig(precision="fp32"), TAKEN, n_items=4)
-    loss, states = labels.with_states(student, batch)
+    loss, states, _ = labels.with_states(student, batch)
     expected = torch.nn.functional.cross_entropy(states @ student.item_embeddings()[1:].T, batch.labels - 1)
     torch.testing.assert_close(loss, expected)  # another pass would have other dropout
 
@@ -155,7 +155,7 @@ def test_states_come_from_the_pass_that_learns_the_labels() -> None:
 def test_states_of_a_model_that_sees_both_sides_are_not_masked() -> None:
     student = build_model("bert4rec", 4, {"dim": 4, "n_heads": 1, "dropout": 0.0})
     batch = _batch([3, 0, 1])
-    loss, states = _labels(LabelLossConfig(), TAKEN, n_items=4).with_states(student, batch)
+    loss, states, _ = _labels(LabelLossConfig(), TAKEN, n_items=4).with_states(student, batch)
     assert loss.isfinite()
     torch.testing.assert_close(states, student.encode_positions(batch.batch))
 

@@ -64,9 +64,9 @@ def batch(rows: list[int], *, whole: bool = False) -> TrainingBatch:
 
 
 def intent_parts(**settings: Any) -> IntentParts:
-    """Parts for vectors of width 3."""
+    """Parts for vectors of width 3, where one user in five is of the head."""
     torch.manual_seed(0)
-    return IntentParts(IntentConfig.model_validate({"n_clusters": 4} | OFF | settings), 3, share_of_head=0.2)
+    return IntentParts(IntentConfig.model_validate({"n_clusters": 4} | OFF | settings), 3, torch.arange(5) == 0)
 
 
 # The equations
@@ -363,7 +363,7 @@ def test_the_adversary_takes_length_out_of_vectors_that_had_it(adversary: str, a
         encoder, decoder = torch.nn.Linear(6, 6), torch.nn.Linear(6, 5)
         torch.nn.init.eye_(encoder.weight)
         config = IntentConfig.model_validate(OFF | {"adversary": adversary, "adversary_weight": weight})
-        parts = IntentParts(config, 6, share_of_head=0.5)
+        parts = IntentParts(config, 6, head)
         optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters(), *parts.parameters()], lr=0.01)
         for _ in range(300):
             z = 5 * (encoder(features) + 0.5 * torch.randn(1000, 6, generator=draws))

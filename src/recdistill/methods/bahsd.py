@@ -9,18 +9,27 @@ catalogue. With lists alone and without that, a student collapses; and uniform d
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 from torch import Tensor
 
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import SettingsError
 from recdistill.losses import ranking_consistency
-from recdistill.methods.base import Method, Setting, TrainingBatch
+from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.contrast import info_nce
+from recdistill.methods.intents import WithIntents
 from recdistill.methods.kd import Answers, KDConfig, label_and_queries, list_kl, soft_targets
 from recdistill.methods.labels import LabelLoss
 from recdistill.models.base import Batch, Model
@@ -90,8 +99,14 @@ class BAHSDConfig(KDConfig):
     contrast_temperature: PositiveFloat = 0.2
     """At which cosines are compared."""
 
+    @model_validator(mode="after")
+    def _one_contrast(self) -> Self:
+        if self.contrast_weight and self.intents is not None and self.intents.contrast_weight:
+            raise ValueError("contrast_weight and intents.contrast_weight make two contrasts; set one of them to 0")
+        return self
 
-class BAHSD(Method, name="bahsd"):
+
+class BAHSD(WithIntents, name="bahsd"):
     r"""Teach reliable users at a temperature of their own, and the others by what the answers to them have in common.
 
     .. math:: L = L_{label} + \frac{\lambda}{T} \sum_u w_u L_{KL}(u)
@@ -118,6 +133,7 @@ class BAHSD(Method, name="bahsd"):
         Raises:
             SettingsError: when scores are wanted and the teacher gives none.
         """
+        super().prepare(setting)
         config = self.config
         self.probe = asked = probe(setting, scales=config.scales, k=config.top_k)
         self.n_scales, self.n_rows, _ = asked.items.shape
@@ -148,9 +164,9 @@ class BAHSD(Method, name="bahsd"):
         self.temperature = config.temperature + (config.reliable_temperature - config.temperature) * sharpness
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Return the parts ``label`` (assisted only), ``answer``, ``consensus``, ``view`` and ``contrast``."""
+        """Return ``label`` (assisted only), ``answer``, ``consensus``, ``view``, ``contrast``, any of `WithIntents`."""
         config = self.config
-        parts, queries, worth = label_and_queries(student, batch, self.label_loss, config.weight)
+        parts, queries, worth = label_and_queries(student, batch, self.label_loss, config.weight, self.intents)
         items, logits = self._target(batch.rows, self.n_scales - 1)
         gate, temperature = self._of(batch.rows, self.gate), self._of(batch.rows, self.temperature)
         share = (items[:, 0] > 0) * worth

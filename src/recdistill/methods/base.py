@@ -86,6 +86,18 @@ class Method(ABC, nn.Module):
         super().__init__()
         self.config = config if config is not None else self.Config.parse(settings, where=f"method {self.name}")
 
+    def check_student(self, student: type[Model]) -> None:
+        """Refuse a model that cannot learn this way.
+
+        Raises:
+            SettingsError: saying why.
+        """
+        if self.parts_of_histories and student.reads == "user":
+            raise SettingsError(
+                f"method {self.name!r} shows the student histories other than the users' own, and model "
+                f"{student.name!r} reads the user instead: use method 'kd', or a student such as 'sasrec'"
+            )
+
     def prepare(self, setting: Setting) -> None:
         """Do what is done once, before the first epoch: probe the teacher, count items.
 

@@ -45,23 +45,24 @@ def label_and_vectors(
     if how == "last":
         label, vectors, _ = label_loss.with_queries(student, batch)
         return label, vectors
-    label, states = label_loss.with_states(student, batch)
+    label, states, _ = label_loss.with_states(student, batch)
     return label, pool(states, batch.batch, how)
 
 
 @torch.no_grad()
-def encode_all(student: Model, train: Sequences, how: Pooling) -> Tensor:
+def encode_all(student: Model, train: Sequences, how: Pooling, *, reads_last: bool = False) -> Tensor:
     """Encode all training histories as they are learned from, but without dropout.
 
     Args:
         student: as it is; its mode is put back.
         train: the training histories; those that are too short to be learned from are left out.
         how: ``last`` for the vector that next items are scored by, ``mean`` for the mean of the states.
+        reads_last: whether the method reads the state after the last training item.
 
     Returns:
         ``(n, D)`` vectors, in the order of the histories.
     """
-    histories = train.without_newest(1) if student.causal else train
+    histories = train if reads_last or not student.causal else train.without_newest(1)
     rows = np.flatnonzero(histories.lengths)
     device = student.item_embeddings().device
     was_training = student.training

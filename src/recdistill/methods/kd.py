@@ -11,8 +11,10 @@ from torch import Tensor
 
 from recdistill.errors import SettingsError
 from recdistill.losses import Precision, list_cross_entropy
-from recdistill.methods.base import Method, Setting, TrainingBatch
+from recdistill.methods.base import Setting, TrainingBatch
+from recdistill.methods.intents import WithIntents, WithIntentsConfig, learn_logs
 from recdistill.methods.labels import LabelLoss, LabelLossConfig
+from recdistill.methods.s4rec import IntentParts
 from recdistill.models.base import Model
 from recdistill.probing import probe
 from recdistill.settings import Settings
@@ -35,7 +37,7 @@ class ListConfig(Settings):
     """Length of the lists asked for."""
 
 
-class KDConfig(ListConfig):
+class KDConfig(ListConfig, WithIntentsConfig):
     """Uniform distillation from a teacher's lists."""
 
     values: Values = "auto"
@@ -49,7 +51,7 @@ class KDConfig(ListConfig):
     """At which target and student are compared; higher is softer."""
 
 
-class KD(Method, name="kd"):
+class KD(WithIntents, name="kd"):
     r"""Learn the teacher's list for each user as a soft target over the whole catalogue.
 
     .. math:: L = L_{label} + \frac{\lambda}{T} \sum_u \tau^2
@@ -70,15 +72,16 @@ class KD(Method, name="kd"):
 
     def prepare(self, setting: Setting) -> None:
         """Ask the teacher about every training history once."""
+        super().prepare(setting)
         config = self.config
         answers = probe(setting, k=config.top_k).full
         self.answers = Answers.read(answers, config.values, config.rank_decay)
         self.label_loss = LabelLoss(config.label_loss, setting) if config.labels else None
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Return the parts ``label`` (assisted only) and ``answer``, the latter as a KL divergence in nats."""
+        """Return the parts ``label`` (assisted only), ``answer``, a KL divergence in nats, and any of `WithIntents`."""
         config = self.config
-        parts, queries, worth = label_and_queries(student, batch, self.label_loss, config.weight)
+        parts, queries, worth = label_and_queries(student, batch, self.label_loss, config.weight, self.intents)
         items, logits = self.answers.of(batch.rows)
         parts["answer"] = list_kl(
             queries,
@@ -93,24 +96,27 @@ class KD(Method, name="kd"):
 
 
 def label_and_queries(
-    student: Model, batch: TrainingBatch, label_loss: LabelLoss | None, weight: float
+    student: Model,
+    batch: TrainingBatch,
+    label_loss: LabelLoss | None,
+    weight: float,
+    intents: IntentParts | None = None,
 ) -> tuple[dict[str, Tensor], Tensor, float]:
-    """Learn labels, if there are any, and say where and how much answers are learned.
+    """Learn labels and intents, if there are any, and say where and how much answers are learned.
 
     Args:
         student: as it is.
         batch: B histories.
         label_loss: of assisted distillation; ``None`` in the pure one.
         weight: how many labels one answer counts as.
+        intents: where they are learned as well.
 
     Returns:
-        The part ``label``, if labels are learned; ``(B, D)`` the student's state after each history; and what one
-        answer adds to the loss: as much as ``weight`` labels do, or 1/B without labels.
+        The part ``label``, if labels are learned, and those of the intents; ``(B, D)`` the student's state after each
+        history; and what one answer adds to the loss: as much as ``weight`` labels do, or 1/B without labels.
     """
-    if label_loss is None:
-        return {}, student.encode(batch.batch), 1 / len(batch.rows)
-    label, queries, n_labels = label_loss.with_queries(student, batch)
-    return {"label": label}, queries, weight / max(n_labels, 1)
+    parts, queries, n_labels = learn_logs(student, batch, label_loss, intents)
+    return parts, queries, 1 / len(batch.rows) if label_loss is None else weight / max(n_labels, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -86,18 +86,23 @@ class LabelLoss:
         loss, n_labels = self._next(student, batch, states)
         return loss, states[batch.batch.last], n_labels
 
-    def with_states(self, student: Model, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-        """Return the loss and ``(T, D)`` the student's states at all items of the histories, from one pass.
+    def with_states(self, student: Model, batch: TrainingBatch) -> tuple[Tensor, Tensor, int]:
+        """Return the loss, the student's states at all items of the histories, and the labels' number, from one pass.
 
         Models that see both sides read the histories once more for the states, without masks.
+
+        Returns:
+            The loss; ``(T, D)`` states; over how many labels the loss is a mean.
 
         Raises:
             SettingsError: for models that read the user.
         """
         if isinstance(student, BERT4Rec):
-            return self._masked(student, batch)[0], student.encode_positions(batch.batch)
+            loss, n_labels = self._masked(student, batch)
+            return loss, student.encode_positions(batch.batch), n_labels
         states = student.encode_positions(batch.batch)
-        return self._next(student, batch, states)[0], states
+        loss, n_labels = self._next(student, batch, states)
+        return loss, states, n_labels
 
     def _masked(self, student: BERT4Rec, batch: TrainingBatch) -> tuple[Tensor, int]:
         masked, labels = mask_items(

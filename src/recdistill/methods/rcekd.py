@@ -10,6 +10,7 @@ from torch import Tensor
 
 from recdistill.losses import subset_cross_entropy
 from recdistill.methods.base import Setting, TrainingBatch
+from recdistill.methods.intents import WithIntents, WithIntentsConfig, learn_logs
 from recdistill.methods.lists import contains, draw_places, list_logits
 from recdistill.methods.scored import GuidedConfig, GuidedDistillation, TeacherView, student_lists
 from recdistill.models.base import Model
@@ -20,7 +21,7 @@ _MOST = 50
 """At which the authors' code cuts off z."""
 
 
-class RCEKDConfig(GuidedConfig):
+class RCEKDConfig(GuidedConfig, WithIntentsConfig):
     """Rejuvenated cross-entropy. Defaults are the authors' for matrix factorisation on CiteULike."""
 
     top_k: PositiveInt = 50
@@ -45,7 +46,7 @@ class RCEKDConfig(GuidedConfig):
     """Whether items of the user's history stand in the lists, teacher's and student's alike."""
 
 
-class RCEKD(GuidedDistillation, name="rcekd"):
+class RCEKD(WithIntents, GuidedDistillation, name="rcekd"):
     r"""Learn the teacher's scores on the student's own list, and on the teacher's list closed by draws from above it.
 
     .. math:: L = L_{label} + \lambda \frac1B \sum_u (1 - \gamma_u) \mathrm{CE}_{Q^S_u} + \gamma_u \mathrm{CE}_{J_u},
@@ -82,6 +83,11 @@ class RCEKD(GuidedDistillation, name="rcekd"):
         self.keep("items", width, dtype=torch.int32)
         self.keep("scores", width, dtype=torch.float32)
         self.keep("fused", dtype=torch.float32)
+
+    def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Return the parts ``label`` and ``teacher``, and any of `WithIntents`."""
+        parts, queries, _ = learn_logs(student, batch, self.label_loss, self.intents)
+        return {**parts, "teacher": self.config.weight * self.distil(student, queries, batch)}
 
     def refresh(self, student: Model, epoch: int, generator: torch.Generator) -> None:
         """Take the student's lists, draw from them, and ask the teacher what it thinks of both."""

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from recdistill.augmentations import AugmentationConfig, two_views
 from recdistill.clustering import k_means, sinkhorn
+from recdistill.data.dataset import Sequences
 from recdistill.data.groups import HEAD_SHARE, Mask, head_cut
 from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.methods.contrast import Pooling, Similarity, encode_all, encode_views, label_and_vectors
@@ -97,6 +98,11 @@ class IntentConfig(Settings):
         """Whether any part is left."""
         return self.needs_views or self.learns_clusters or self.adversary_weight > 0
 
+    @property
+    def pools_states(self) -> bool:
+        """Whether vectors are made of the states at all items of a history."""
+        return self.needs_vectors and self.pooling == "mean"
+
 
 class S4RecConfig(IntentConfig):
     """Online self-supervised self-distillation."""
@@ -118,20 +124,17 @@ class S4Rec(Method, name="s4rec"):
     parts_of_histories = True
 
     def prepare(self, setting: Setting) -> None:
-        """Tell head from tail users."""
+        """Take note of the training data."""
         self.setting = setting
         self.label_loss = LabelLoss(self.config.label_loss, setting)
-        self.head = torch.from_numpy(head_rows(setting, self.config.head_share))
 
     def fit_to(self, student: Model) -> None:
-        """Make prototypes and classifier."""
-        share = float(self.head.float().mean())
-        self.intents = IntentParts.for_student(student, self.config, share_of_head=share, seed=self.setting.seed)
+        """Tell head from tail users; make prototypes and classifier."""
+        self.intents = IntentParts.for_student(student, self.config, self.setting)
 
     def start_epoch(self, student: Model, epoch: int, generator: torch.Generator) -> None:
         """Find the intents anew, where K-means does."""
-        if self.config.clustering == "kmeans" and self.config.needs_views:
-            self.intents.find(encode_all(student, self.setting.train, self.config.pooling), generator)
+        self.intents.start_epoch(student, self.setting.train, generator)
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
         """Return the parts ``label``, ``cluster``, ``contrast``, ``distillation`` and ``adversary``."""
@@ -139,13 +142,7 @@ class S4Rec(Method, name="s4rec"):
         if not config.needs_vectors:
             return {"label": self.label_loss(student, batch)}
         label, vectors = label_and_vectors(self.label_loss, student, batch, config.pooling)
-        views = None
-        if config.needs_views:
-            augmented = two_views(batch.batch, config.augmentation, batch.generator, max_len=student.max_len)
-            views = encode_views(student, augmented, config.pooling)
-        is_head = self.head[batch.rows.to(self.head.device)].to(vectors.device)
-        parts: dict[str, Tensor] = self.intents(vectors, views, is_head)
-        return {"label": label} | parts
+        return {"label": label, **self.intents.of_batch(student, batch, vectors)}
 
 
 class IntentParts(nn.Module):
@@ -161,11 +158,14 @@ class IntentParts(nn.Module):
     """``(queue_size, D)`` recent vectors, newest first."""
     queued: Tensor
     """How many of them there are."""
+    head: Tensor
+    """``(R,)`` which rows of the training data are of head users."""
 
-    def __init__(self, config: IntentConfig, dim: int, *, share_of_head: float) -> None:
+    def __init__(self, config: IntentConfig, dim: int, head: Tensor) -> None:
         super().__init__()
         self.config = config
-        self.share_of_head = share_of_head
+        self.share_of_head = float(head.float().mean())
+        self.register_buffer("head", head, persistent=False)
         start = F.normalize(torch.randn(config.n_clusters, dim), dim=1)
         if config.clustering == "online":
             self.prototypes = nn.Parameter(start)
@@ -176,23 +176,48 @@ class IntentParts(nn.Module):
         self.register_buffer("queued", torch.zeros((), dtype=torch.int64))
 
     @classmethod
-    def for_student(cls, student: Model, config: IntentConfig, *, share_of_head: float, seed: int) -> IntentParts:
-        """Make them as wide as the student's vectors, on its device.
+    def for_student(cls, student: Model, config: IntentConfig, setting: Setting) -> IntentParts:
+        """Make them as wide as the student's vectors, on its device, for the users of the training data.
+
+        The setting's seed fixes the initial weights.
+        """
+        items, head = student.item_embeddings(), torch.from_numpy(head_rows(setting, config.head_share))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(setting.seed)
+            return cls(config, items.shape[1], head).to(items.device)
+
+    def start_epoch(
+        self, student: Model, train: Sequences, generator: torch.Generator, *, reads_last: bool = False
+    ) -> None:
+        """Find the prototypes anew, where K-means does.
 
         Args:
             student: as it is.
-            config: of the parts.
-            share_of_head: of all histories, those of head users; in [0, 1].
-            seed: fixes the initial weights.
+            train: the training histories.
+            generator: the source of the draws.
+            reads_last: whether the method reads the state after the last training item.
         """
-        items = student.item_embeddings()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return cls(config, items.shape[1], share_of_head=share_of_head).to(items.device)
+        if self.config.clustering == "kmeans" and self.config.needs_views:
+            self.find(encode_all(student, train, self.config.pooling, reads_last=reads_last), generator)
 
     def find(self, vectors: Tensor, generator: torch.Generator) -> None:
         """Take as prototypes what K-means finds among ``vectors (R, D)``; that may be fewer than K."""
         self.prototypes = k_means(self._scaled(vectors), self.config.n_clusters, generator=generator)
+
+    def of_batch(self, student: Model, batch: TrainingBatch, vectors: Tensor) -> dict[str, Tensor]:
+        """Make two views of each history of a batch, if any part reads them, and return the weighted parts.
+
+        Args:
+            student: in training mode; it encodes the views, in one pass.
+            batch: B histories.
+            vectors: ``(B, D)`` z, of the whole histories.
+        """
+        views = None
+        if self.config.needs_views:
+            augmented = two_views(batch.batch, self.config.augmentation, batch.generator, max_len=student.max_len)
+            views = encode_views(student, augmented, self.config.pooling)
+        parts: dict[str, Tensor] = self(vectors, views, self.head[batch.rows])
+        return parts
 
     def forward(self, vectors: Tensor, views: tuple[Tensor, Tensor] | None, is_head: Tensor) -> dict[str, Tensor]:
         """Return the weighted parts of the loss that are not left out, each a mean over the B histories.
