@@ -63,7 +63,7 @@ METHODS = {"assisted": ("kd", "bahsd"), "pure": ("kd", "rrd", "extraction", "bah
 
 ABLATIONS: dict[str, Values] = {
     "without probing": {"scales": [1.0]},
-    "without views": {"view_weight": 0.0},
+    "with views": {"view_weight": 1.0},
     "with gate": {"target": "answer"},
     "with gate, unreliable answers at half weight": {"target": "answer", "ranking_weight": 0.5},
     "with sharper reliable answers": {"reliable_temperature": 0.5},
@@ -76,7 +76,6 @@ ABLATIONS: dict[str, Values] = {
         "quorum": 0.5,
         "reliable_temperature": 4.0,
         "gate": "hard",
-        "view_weight": 0.0,
         "contrast_weight": 0.1,
     },
 }
@@ -166,14 +165,10 @@ class Row:
         return settings
 
 
+_FALLING: Values = {"training.learning_rate": 3e-4, "training.schedule": "cosine", "training.shorten": 0.5}
 SECOND_STAGE: dict[str, Values] = {
-    "amazon-beauty": {
-        "training.learning_rate": 3e-4,
-        "training.schedule": "cosine",
-        "training.epochs": 20,
-        "training.patience": 20,
-    },
-    "ml-1m": {"training.learning_rate": 3e-4, "training.epochs": 10, "training.patience": 10},
+    "amazon-beauty": {**_FALLING, "training.epochs": 20, "training.patience": 20},
+    "ml-1m": {**_FALLING, "training.epochs": 10, "training.patience": 10},
 }
 """How students that see labels go on from what labels alone have taught them."""
 PURE: dict[str, Values] = {
@@ -182,7 +177,8 @@ PURE: dict[str, Values] = {
 }
 """How the others are trained: at a falling rate to its end, not until they have learned the validation histories."""
 _PURE: Values = {"student.dropout": 0.2}
-_ASSISTED: Values = {"method.scales": [0.25, 0.5, 0.75, 1.0]}
+_ASSISTED: Values = {"method.scales": [0.25, 0.5, 0.75, 1.0], "method.view_weight": 0}
+"""Histories are shortened for everybody here, so that views of their own would be a second way to the same."""
 TUNED: dict[tuple[str, str, str, str, str], Values] = {
     **{
         (dataset, model, "assisted", access, "bahsd"): _ASSISTED
