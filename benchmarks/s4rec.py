@@ -346,7 +346,7 @@ def intents_of(split: Split, run: Run, folder: Path) -> Intents:
     """Return the intents as they are after the last epoch: they are not kept with the best weights."""
     student = after_last_epoch(split, run, folder)
     choices = (run.student, run.method, run.training)
-    _, method, setting = set_up(split, *choices, teacher=None, folder=None, progress=lambda *_: None)
+    _, method, setting = set_up(split, *choices, teacher=None)
     method.prepare(setting)
     method.fit_to(student)
     method.load_state_dict(torch.load(folder / CHECKPOINT, weights_only=True)["method"])

@@ -8,11 +8,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+from recdistill.data.dataset import Sequences
 from recdistill.data.embedded import load_shop
 from recdistill.data.splits import leave_one_out
 from recdistill.errors import ArtefactError, RecDistillError, SettingsError
+from recdistill.labelling import label
 from recdistill.methods.base import build_method
-from recdistill.models.base import Model, build_model
+from recdistill.models.base import build_model
 from recdistill.probing import probe
 from recdistill.run import (
     EPOCHS,
@@ -23,7 +25,6 @@ from recdistill.run import (
     RUN,
     Quiet,
     Result,
-    check_needs,
     evaluate_run,
     fingerprint,
     learn,
@@ -222,7 +223,7 @@ def test_a_model_of_ones_own_can_teach(finished: Result, little_run: Sections, t
     assert (teacher["model"].split("-")[0], student["model"]) == ("teacher sasrec", "student")
     assert teacher["parameters"] == student["parameters"] == result.facts["parameters"]
     assert Result.load(tmp_path / "student").facts["side_by_side"] == [teacher, student]
-    assert Student.load(tmp_path / "student").recommend([["p1", "p2"]], k=1)[0][0].item == "p3"
+    assert Student.load(tmp_path / "student").recommend([["p1", "p2", "p3", "p4", "p5"]], k=1)[0][0].item == "p6"
 
 
 def test_a_model_of_ones_own_can_teach_from_its_earlier_epochs_on(
@@ -245,9 +246,9 @@ def test_a_model_of_ones_own_can_teach_from_its_earlier_epochs_on(
     ):
         run_distillation(Run.parse(sections | {"teacher": source | {"earlier": [9, 1, 3]}}), tmp_path / "other")
     run = Run.parse(sections | {"teacher": source | {"earlier": [2, 1]}})
-    with open_teacher(run, load_split(run), tmp_path) as asked:
-        assert asked is not None
-        stages = [stage.model.state_dict() for stage in asked.checkpoints if isinstance(stage, LocalTeacher)]
+    assert run.teacher is not None
+    asked = open_teacher(run.teacher, load_split(run))
+    stages = [stage.model.state_dict() for stage in asked.checkpoints if isinstance(stage, LocalTeacher)]
     for stage, known in zip(stages, (first, second, last), strict=True):
         assert stage["embedding.weight"].equal(known["embedding.weight"])
     run_distillation(run, tmp_path / "student")
@@ -346,25 +347,86 @@ def test_train_and_distill_are_not_mixed_up(little_run: Sections, finished: Resu
         run_training(taught, tmp_path)
 
 
+def _label(run: Run, folder: Path) -> None:
+    label(run, folder, Quiet(), told=lambda plan: None)
+
+
+MISFITS: list[tuple[Sections, Sections, str]] = [
+    ({"name": "supervised"}, {}, "'supervised' asks no teacher"),
+    ({"name": "rcekd"}, {}, "'rcekd' needs scores of any item"),
+    ({"name": "kd", "intents": {}}, {"model": {"name": "mf"}}, "leave method.intents out"),
+    ({"name": "bahsd"}, {"model": {"name": "mf"}}, "'mf' reads the user instead"),
+    ({"name": "bahsd", "reliability": "peakedness"}, {}, "set it to 'consistency'"),
+    ({"name": "kd", "values": "scores"}, {}, "set values to 'ranks'"),
+    ({"name": "extraction", "walk_len": 9}, {}, "set walk_len to 8"),
+]
+
+
+@pytest.mark.parametrize("do", [run_distillation, _label], ids=["distill", "probe"])
+@pytest.mark.parametrize(("method", "others", "said"), MISFITS)
+def test_what_does_not_fit_is_refused_before_there_is_a_folder(
+    do: Any, method: Sections, others: Sections, said: str, api: BlackBox, little_run: Sections, tmp_path: Path
+) -> None:
+    """A folder would count as taken by these settings, and answers would be paid for in vain."""
+    run = Run.parse(little_run | ask(api) | {"method": method} | others)
+    with pytest.raises(SettingsError, match=said):
+        do(run, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert api.served == 0
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"method": {"name": "kd"}}, "'kd' learns from a teacher"),
+        ({"teacher": {"kind": "run", "folder": "nowhere"}}, "nowhere"),
+        ({"start": "nowhere"}, "nowhere"),
+        ({"training": {"long_histories": "windows"}, "model": {"name": "sasrec", "max_len": 1}}, "raise its max_len"),
+    ],
+)
+def test_nor_is_there_one_where_nobody_can_teach_or_learn(
+    sections: Sections, said: str, little_run: Sections, tmp_path: Path
+) -> None:
+    start = {key: sections[key] for key in sections.keys() & {"start"}}
+    rest = {key: sections[key] for key in sections.keys() - {"start"}}
+    run = Run.parse(little_run | {"model": little_run["model"] | start} | rest)
+    with pytest.raises(RecDistillError, match=said):
+        (run_training if run.teacher is None else run_distillation)(run, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("reads", ["user", "last_item"])
+def test_an_api_that_cannot_be_asked_about_parts_is_refused_in_time(
+    reads: str, api: BlackBox, little_run: Sections, tmp_path: Path
+) -> None:
+    """Its folder is then free for method kd."""
+    run = Run.parse(little_run | ask(api, reads=reads, body={reads: f"{{{reads}}}"}))
+    with pytest.raises(SettingsError, match=r"use method 'kd', or set scales to \[1\.0\]"):
+        run_distillation(run, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert api.served == 0
+
+
 def test_method_student_and_teacher_must_fit() -> None:
-    lists_only, sasrec, mf = FakeTeacher(3), Model.registry["sasrec"], Model.registry["mf"]
-    check_needs(build_method("supervised"), sasrec, None)
-    check_needs(build_method("kd"), mf, lists_only)
+    lists_only, sasrec = FakeTeacher(3), build_model("sasrec", 3)
+    mf = build_model("mf", 3, train=Sequences.from_lists([[1, 2]]))
+    build_method("supervised").check(sasrec, None)
+    build_method("kd").check(mf, lists_only)
     with pytest.raises(SettingsError, match="'kd' learns from a teacher"):
-        check_needs(build_method("kd"), sasrec, None)
+        build_method("kd").check(sasrec, None)
     with pytest.raises(SettingsError, match="'supervised' asks no teacher"):
-        check_needs(build_method("supervised"), sasrec, lists_only)
+        build_method("supervised").check(sasrec, lists_only)
     for name in ("bahsd", "extraction"):
-        check_needs(build_method(name), sasrec, lists_only)
+        build_method(name).check(sasrec, lists_only)
         with pytest.raises(SettingsError, match="'mf' reads the user instead: use method 'kd'"):
-            check_needs(build_method(name), mf, lists_only)
+            build_method(name).check(mf, lists_only)
 
 
 def test_a_method_that_needs_scores_refuses_a_teacher_without_them(finished: Result) -> None:
-    method, sasrec = build_method("rcekd"), Model.registry["sasrec"]
+    method, sasrec = build_method("rcekd"), build_model("sasrec", 3)
     with pytest.raises(SettingsError, match="which teacher 'fake' does not give"):
-        check_needs(method, sasrec, FakeTeacher(3, gives_scores=True))
-    check_needs(method, sasrec, LocalTeacher(Student.load(finished.folder).model))
+        method.check(sasrec, FakeTeacher(3, gives_scores=True))
+    method.check(sasrec, LocalTeacher(Student.load(finished.folder).model))
 
 
 def test_long_histories_are_learned_from_in_windows_and_asked_about(little_run: Sections) -> None:
@@ -374,7 +436,7 @@ def test_long_histories_are_learned_from_in_windows_and_asked_about(little_run: 
     learned, asked = {}, {}
     for long_histories in ("newest", "windows"):
         training = TrainerSettings(epochs=1, long_histories=long_histories)
-        setting = set_up(split, run.student, run.method, training, teacher=teacher, folder=None, progress=_nothing)[2]
+        setting = set_up(split, run.student, run.method, training, teacher=teacher)[2]
         learned[long_histories] = sum(setting.train.newest(2).lengths)
         before = len(teacher.asked)
         probe(setting, k=2)
@@ -390,18 +452,14 @@ def test_a_teacher_that_is_told_the_user_cannot_be_asked_about_windows(little_ru
     teacher.takes = "user"
     training = TrainerSettings(long_histories="windows")
     with pytest.raises(SettingsError, match=r"for a user as of today.*set long_histories to 'newest'"):
-        set_up(split, run.student, run.method, training, teacher=teacher, folder=None, progress=_nothing)
+        set_up(split, run.student, run.method, training, teacher=teacher)
 
 
 def test_windows_of_a_single_item_are_refused(little_run: Sections) -> None:
     run = Run.parse(little_run | {"model": {**little_run["model"], "max_len": 1}})
     training = TrainerSettings(long_histories="windows")
     with pytest.raises(SettingsError, match="raise its max_len"):
-        set_up(load_split(run), run.student, run.method, training, teacher=None, folder=None, progress=_nothing)
-
-
-def _nothing(what: str, done: int, total: int) -> None:
-    pass
+        set_up(load_split(run), run.student, run.method, training, teacher=None)
 
 
 def test_a_teacher_of_other_items_is_refused(finished: Result) -> None:

@@ -7,18 +7,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from recdistill.data.dataset import Sequences
-from recdistill.data.splits import Split
 from recdistill.errors import SettingsError
-from recdistill.run import Report, claim, keep_answers, ledger_file, load_split, note, set_up
+from recdistill.methods.base import Method, Setting
+from recdistill.run import Report, claim, ledger_file, load_same_split, load_split, note, open_teacher, set_up_run
 from recdistill.runfile import ApiTeacher, Run
-from recdistill.teachers.base import Answer, Deputy, Outcome, Ranking, Teacher
+from recdistill.teachers.base import Answer, Deputy, Outcome, Ranking
 from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.ledger import Ledger, Stats
 from recdistill.teachers.ledger_teacher import LedgerTeacher
@@ -69,12 +69,14 @@ def plan(run: Run, folder: Path) -> Plan:
     others in earnest, but not many more.
 
     Raises:
-        SettingsError: when the run has no teacher behind an API.
+        SettingsError: when the run has no teacher behind an API, or what it has does not fit.
     """
     settings = _api_of(run)
     split = load_split(run)
+    api = open_teacher(settings, split)
+    _, method, setting = set_up_run(run, split, api)
     with _ledger_or_none_yet(ledger_file(settings, folder)) as ledger:
-        return _plan(run, split, keep_answers(settings, split, ledger))
+        return _plan(settings, method, setting, LedgerTeacher(api, ledger, budget=settings.budget))
 
 
 def label(run: Run, folder: Path, report: Report, *, told: Callable[[Plan], None]) -> Stats:
@@ -87,19 +89,21 @@ def label(run: Run, folder: Path, report: Report, *, told: Callable[[Plan], None
         told: is given the plan before anything is asked.
 
     Raises:
-        SettingsError: when the run has no teacher behind an API.
+        SettingsError: when the run has no teacher behind an API, or what it has does not fit.
         TeacherError: when the API refuses the key, or seems dead; what was bought is in the ledger.
     """
     settings = _api_of(run)
     claim(folder, run)
-    split = load_split(run)
+    split = load_same_split(run, folder)
+    api = open_teacher(settings, split)
+    _, method, setting = set_up_run(run, split, api)
     note(folder, run, split)
     with Ledger(ledger_file(settings, folder)) as ledger:
-        keeper = keep_answers(settings, split, ledger)
-        before = _plan(run, split, keeper)
+        keeper = LedgerTeacher(api, ledger, budget=settings.budget)
+        before = _plan(settings, method, setting, keeper)
         told(before)
         keeper.watch = _Watch(keeper, before.affordable, report)
-        _ask_all(run, split, keeper)
+        method.prepare(replace(setting, teacher=keeper))
         return keeper.stats()
 
 
@@ -148,10 +152,9 @@ class _Rehearsal(Deputy):
         return Ranking(items, -items.astype(np.float32) if self.gives_scores else None)
 
 
-def _plan(run: Run, split: Split, keeper: LedgerTeacher) -> Plan:
+def _plan(settings: ApiTeacher, method: Method, setting: Setting, keeper: LedgerTeacher) -> Plan:
     rehearsal = _Rehearsal(keeper)
-    _ask_all(run, split, rehearsal)
-    settings = _api_of(run)
+    method.prepare(replace(setting, teacher=rehearsal))
     return Plan(
         questions=len(rehearsal.asked),
         missing=len(rehearsal.missing),
@@ -160,20 +163,6 @@ def _plan(run: Run, split: Split, keeper: LedgerTeacher) -> Plan:
         rate=settings.rate,
         seconds_each=keeper.ledger.seconds_each(keeper.identity),
     )
-
-
-def _ask_all(run: Run, split: Split, teacher: Teacher) -> None:
-    """Let the method ask what it will want to know."""
-    _, learner, setting = set_up(
-        split,
-        run.student,
-        run.method,
-        run.training,
-        teacher=teacher,
-        folder=None,
-        progress=lambda what, done, total: None,
-    )
-    learner.prepare(setting)
 
 
 def _api_of(run: Run) -> ApiTeacher:

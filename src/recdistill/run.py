@@ -14,7 +14,7 @@ import json
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -33,7 +33,7 @@ from recdistill.evaluation.footprint import footprint
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import Evaluation, strata, table
 from recdistill.files import write_whole
-from recdistill.methods.base import Method, Setting, check_teacher
+from recdistill.methods.base import Method, Setting
 from recdistill.models.base import Model, build_model
 from recdistill.runfile import SHOP, ApiTeacher, Choice, Ensemble, FileTeacher, Run, RunTeacher, TeacherSettings
 from recdistill.serving.artefact import FOLDER as STUDENT
@@ -126,24 +126,20 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
     if (folder / RESULTS).is_file():
         report.say(f"{folder}: finished before; to run it anew, choose another folder{_keep_answers(run, folder)}")
         return Result.load(folder)
-    split = load_split(run)
+    split = load_same_split(run, folder)
+    teacher = None if run.teacher is None else open_teacher(run.teacher, split)
+    model, method, setting = set_up_run(run, split, teacher, folder=folder, progress=report.preparing)
     note(folder, run, split)
     dataset = split.dataset
     report.say(
         f"{folder}: {run.method.name} for {run.student.name}; {dataset.n_users:,} users, {dataset.n_items:,} items, "
         f"{len(split.train.flat()[0]):,} training interactions; {split.protocol}"
     )
-    with open_teacher(run, split, folder) as teacher:
-        student, fitted = learn(
-            split,
-            run.student,
-            run.method,
-            run.training,
-            teacher=teacher,
-            start=None if run.start is None else Student.load(run.start),
-            folder=folder,
-            report=report,
-        )
+    with ExitStack() as ledgers:
+        if run.teacher is not None and teacher is not None:
+            teacher = keep_answers(run.teacher, teacher, folder, ledgers)
+        setting = replace(setting, teacher=teacher)
+        student, fitted = _train(split, model, method, setting, run.training, report)
         asked = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher]
         queries = [asdict(member.stats()) for member in asked if isinstance(member, LedgerTeacher)]
         compared = side_by_side(asked, student.model, split.test)
@@ -189,8 +185,7 @@ def evaluate_run(folder: Path) -> Result:
         ArtefactError: when there is no finished run, or its data have changed.
     """
     run, facts = _read_finished(folder)
-    split = load_split(run)
-    _check_data(folder, split)
+    split = load_same_split(run, folder)
     return _evaluate(run, folder, split, Student.load(folder), facts)
 
 
@@ -224,12 +219,17 @@ def learn(
     report = report or Quiet()
     if training.keep_epochs and folder is None:
         raise SettingsError("keep_epochs keeps models in the folder of the run, and there is none: give a folder")
-    model, learner, setting = set_up(
-        split, student, method, training, teacher=teacher, folder=folder, progress=report.preparing
+    made = set_up(
+        split, student, method, training, teacher=teacher, start=start, folder=folder, progress=report.preparing
     )
-    if start is not None:
-        _check_same("items", start.items, split.dataset.items)
-        start.hand_on(model)
+    return _train(split, *made, training, report)
+
+
+def _train(
+    split: Split, model: Model, method: Method, setting: Setting, training: TrainerSettings, report: Report
+) -> tuple[Student, Fit]:
+    """Train what `set_up` has made, in the setting's folder, and join it with its items."""
+    folder = setting.folder
 
     def validate(model: Model) -> float:
         return evaluate(model, split.valid, n_items=split.dataset.n_items, ks=(10,)).mean("ndcg", 10)
@@ -241,7 +241,7 @@ def learn(
         assert folder is not None
         as_student(model).save(folder / EPOCHS / str(epoch))
 
-    fitted = fit(model, learner, setting, training, validate=validate, keep=keep, folder=folder, progress=report)
+    fitted = fit(model, method, setting, training, validate=validate, keep=keep, folder=folder, progress=report)
     return as_student(model), fitted
 
 
@@ -252,19 +252,33 @@ def set_up(
     training: TrainerSettings,
     *,
     teacher: Teacher | None,
-    folder: Path | None,
-    progress: Callable[[str, int, int], None],
+    start: Student | None = None,
+    folder: Path | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> tuple[Model, Method, Setting]:
-    """Build a model and a method, and what the method may look at.
+    """Build a model and a method, and what the method may look at; nobody is asked anything, and nothing is written.
+
+    Args:
+        split: what to learn from.
+        student: which model, with its settings.
+        method: which method, with its settings.
+        training: settings of the loop; its seed draws the initial weights.
+        teacher: whom the method may ask.
+        start: a trained model of the same kind and shape, whose weights the student begins with.
+        folder: where the run keeps its files.
+        progress: as in `Setting`.
 
     Raises:
-        SettingsError: when the method needs a teacher, or scores, that are not there; or uses none.
+        SettingsError: when these do not fit: see `Method.check`; or when the student cannot start from that model.
     """
     learner = Method.registry[method.name](method.config)
-    check_needs(learner, Model.registry[student.name], teacher)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         model = build_model(student.name, split.dataset.n_items, student.config, train=split.train)
+    learner.check(model, teacher)
+    if start is not None:
+        _check_same("items", start.items, split.dataset.items)
+        start.hand_on(model)
     train, users = split.train, np.arange(len(split.train))
     if training.long_histories == "windows" and model.max_len is not None:
         train, users = _with_windows(train, model.max_len, teacher)
@@ -281,6 +295,20 @@ def set_up(
     return model, learner, setting
 
 
+def set_up_run(
+    run: Run,
+    split: Split,
+    teacher: Teacher | None,
+    *,
+    folder: Path | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> tuple[Model, Method, Setting]:
+    """Do `set_up` for a run, whose teacher `open_teacher` gives."""
+    start = None if run.start is None else Student.load(run.start)
+    choices = (run.student, run.method, run.training)
+    return set_up(split, *choices, teacher=teacher, start=start, folder=folder, progress=progress)
+
+
 def _with_windows(train: Sequences, max_len: int, teacher: Teacher | None) -> tuple[Sequences, Ints]:
     """Append what long histories were earlier; return the rows and the user of each.
 
@@ -295,19 +323,6 @@ def _with_windows(train: Sequences, max_len: int, teacher: Teacher | None) -> tu
             "answer of their own; set long_histories to 'newest'."
         )
     return train.with_windows(max_len)
-
-
-def check_needs(method: Method, student: type[Model], teacher: Teacher | None) -> None:
-    """Refuse a method, a student and a teacher that do not fit, before anything is paid for.
-
-    Raises:
-        SettingsError: saying what is missing.
-    """
-    if method.needs:
-        check_teacher(method, teacher)
-    elif teacher is not None:
-        raise SettingsError(f"method {method.name!r} asks no teacher: remove [teacher], or use 'bahsd' or 'kd'")
-    method.check_student(student)
 
 
 def masks_seen(split: Split) -> bool:
@@ -347,34 +362,58 @@ def load_split(run: Run) -> Split:
     return cuts[settings.protocol]()
 
 
-@contextmanager
-def open_teacher(run: Run, split: Split, folder: Path) -> Iterator[Teacher | None]:
-    """Give the teacher that a run names, its paid answers at hand."""
-    with ExitStack() as ledgers:
-        yield None if run.teacher is None else _open(run.teacher, split, folder, ledgers)
+def load_same_split(run: Run, folder: Path) -> Split:
+    """Do `load_split`, and make sure that the data are those of what was begun in the folder, if anything was.
+
+    Raises:
+        ArtefactError: when they are not.
+    """
+    split = load_split(run)
+    if (folder / RUN).is_file():
+        before = json.loads((folder / RUN).read_text(encoding="utf-8"))["data"]
+        if before != (now := fingerprint(split.dataset)):
+            raise ArtefactError(
+                f"the data are not those of the run in {folder}: {before} then, {now} now; "
+                "bring the old data back, or choose another folder"
+            )
+    return split
 
 
-def _open(settings: TeacherSettings, split: Split, folder: Path, ledgers: ExitStack) -> Teacher:
+def open_teacher(settings: TeacherSettings, split: Split) -> Teacher:
+    """Give the teacher that a run names; what an API answers is not kept before `keep_answers`."""
     if isinstance(settings, RunTeacher):
         earlier = kept_models(Path(settings.folder), settings.earlier)
         return local_teacher(Student.load(settings.folder), split, gives_scores=settings.gives_scores, earlier=earlier)
     if isinstance(settings, FileTeacher):
         return stored_teacher(settings, split)
     if isinstance(settings, Ensemble):
-        members = [_open(member, split, folder, ledgers) for member in settings.members]
+        members = [open_teacher(member, split) for member in settings.members]
         return EnsembleTeacher(members, weights=settings.weights)
-    return keep_answers(settings, split, ledgers.enter_context(Ledger(ledger_file(settings, folder))))
+    return HttpTeacher(split.dataset.items, settings, users=split.dataset.users)
+
+
+def keep_answers(settings: TeacherSettings, teacher: Teacher, folder: Path, ledgers: ExitStack) -> Teacher:
+    """Give the teacher, what its APIs answer, and have answered, kept in ledgers that stay open as long as the stack.
+
+    Args:
+        settings: which name it.
+        teacher: as `open_teacher` gives it.
+        folder: of the run, where the ledger is unless the settings name another place.
+        ledgers: is given the ledgers to close.
+    """
+    if isinstance(settings, ApiTeacher):
+        ledger = ledgers.enter_context(Ledger(ledger_file(settings, folder)))
+        return LedgerTeacher(teacher, ledger, budget=settings.budget)
+    if isinstance(teacher, EnsembleTeacher) and isinstance(settings, Ensemble):
+        pairs = zip(settings.members, teacher.teachers, strict=True)
+        kept = [keep_answers(named, member, folder, ledgers) for named, member in pairs]
+        return EnsembleTeacher(kept, weights=settings.weights)
+    return teacher
 
 
 def ledger_file(settings: ApiTeacher, folder: Path) -> Path:
     """Return where a run in ``folder`` keeps the answers of an API."""
     return Path(settings.ledger) if settings.ledger else folder / LEDGER
-
-
-def keep_answers(settings: ApiTeacher, split: Split, ledger: Ledger) -> LedgerTeacher:
-    """Return the API that a run names as a teacher, with the answers that are in a ledger."""
-    api = HttpTeacher(split.dataset.items, settings, users=split.dataset.users)
-    return LedgerTeacher(api, ledger, budget=settings.budget)
 
 
 def kept_models(folder: Path, epochs: Iterable[int]) -> list[Model]:
@@ -467,9 +506,7 @@ def _keep_answers(run: Run, folder: Path) -> str:
 
 
 def note(folder: Path, run: Run, split: Split) -> None:
-    """Write down what is about to be done, or check that it is what was begun."""
-    if (folder / RUN).is_file():
-        _check_data(folder, split)
+    """Write down what is about to be done."""
     packages = ("torch", "numpy", "polars")
     about = {
         "settings": run.dump(),
@@ -481,15 +518,6 @@ def note(folder: Path, run: Run, split: Split) -> None:
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / RUN, about)
-
-
-def _check_data(folder: Path, split: Split) -> None:
-    before = json.loads((folder / RUN).read_text(encoding="utf-8"))["data"]
-    if before != (now := fingerprint(split.dataset)):
-        raise ArtefactError(
-            f"the data are not those of the run in {folder}: {before} then, {now} now; "
-            "bring the old data back, or choose another folder"
-        )
 
 
 def fingerprint(dataset: Dataset) -> str:

@@ -127,7 +127,7 @@ def test_real_histories_are_asked_once_each() -> None:
 def test_a_student_that_reads_less_than_a_walk_is_refused() -> None:
     method, model = prepared(), build_model("sasrec", N, {"dim": 4, "max_len": 3})
     with pytest.raises(SettingsError, match="set walk_len to 3"):
-        method.start_epoch(model, 0, torch.Generator())
+        method.check(model, FakeTeacher(N))
 
 
 def test_a_teacher_of_users_cannot_write_histories() -> None:

@@ -14,7 +14,6 @@ from recdistill.methods.base import Setting, TrainingBatch, build_method
 from recdistill.methods.intents import WithIntents, learn_logs
 from recdistill.methods.labels import LabelLoss, LabelLossConfig
 from recdistill.models.base import Batch, Model, build_model
-from recdistill.run import check_needs
 from recdistill.runfile import Run
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.fake import FakeTeacher
@@ -164,10 +163,10 @@ def test_k_means_looks_at_the_histories_that_are_learned_from() -> None:
 @pytest.mark.parametrize("model", ["mf", "lightgcn"])
 @pytest.mark.parametrize("name", ["kd", "rcekd"])
 def test_a_student_that_reads_the_user_has_no_history_to_learn_them_from(name: str, model: str) -> None:
-    of_users, teacher = Model.registry[model], setting(name).teacher
-    check_needs(build_method(name), of_users, teacher)
+    of_users, teacher = build_model(model, N, train=TRAIN), setting(name).teacher
+    build_method(name).check(of_users, teacher)
     with pytest.raises(SettingsError, match=f"{model!r} reads the user instead: leave method.intents out"):
-        check_needs(build_method(name, {"intents": INTENTS}), of_users, teacher)
+        build_method(name, {"intents": INTENTS}).check(of_users, teacher)
 
 
 def test_two_contrasts_are_refused_as_they_have_one_name() -> None:

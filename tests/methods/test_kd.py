@@ -128,9 +128,10 @@ def test_answers_take_ranks_where_the_setting_says_so() -> None:
     assert Answers.read(ranking, "ranks", 1.0).logits[0].tolist() == pytest.approx([-math.log(2), -math.log(3)])
 
 
-def test_scores_cannot_be_had_from_a_teacher_of_lists() -> None:
+@pytest.mark.parametrize("name", ["kd", "bahsd"])
+def test_scores_cannot_be_had_from_a_teacher_of_lists(name: str) -> None:
     with pytest.raises(SettingsError, match="set values to 'ranks'"):
-        Answers.read(Ranking(np.array([[4, 1]], np.int32)), "scores", 1.0)
+        build_method(name, {"values": "scores"}).check_teacher(FakeTeacher(N))
 
 
 def batch(rows: list[int], seed: int = 0) -> TrainingBatch:

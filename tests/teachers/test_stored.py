@@ -10,7 +10,7 @@ import pytest
 
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import DataError, SettingsError, TeacherError
-from recdistill.methods.base import build_method, check_teacher
+from recdistill.methods.base import build_method
 from recdistill.teachers.stored import StoredTeacher
 
 ITEMS = IdMap(["a", "b", "c", "d"], first=1)
@@ -83,11 +83,11 @@ def test_lists_score_what_they_hold_and_refuse_the_rest() -> None:
 
 def test_a_method_that_asks_for_any_score_wants_a_whole_matrix() -> None:
     method = build_method("rcekd")
-    check_teacher(method, stored(table(whole())))
+    method.check_teacher(stored(table(whole())))
     with pytest.raises(
         SettingsError, match=r"scores of any item .* a file with all scores as teacher, or 'bahsd', 'kd'"
     ):
-        check_teacher(method, stored())
+        method.check_teacher(stored())
 
 
 def test_a_matrix_of_some_users_refuses_the_others_scores() -> None:

@@ -30,7 +30,7 @@ from recdistill.losses import ranking_consistency
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.contrast import info_nce
 from recdistill.methods.intents import WithIntents
-from recdistill.methods.kd import Answers, KDConfig, label_and_queries, list_kl, soft_targets
+from recdistill.methods.kd import Answers, KDConfig, check_values, label_and_queries, list_kl, soft_targets
 from recdistill.methods.labels import LabelLoss
 from recdistill.models.base import Batch, Model
 from recdistill.probing import (
@@ -44,6 +44,7 @@ from recdistill.probing import (
     probe,
     stack,
 )
+from recdistill.teachers.base import Teacher
 
 
 def _scales(scales: tuple[float, ...]) -> tuple[float, ...]:
@@ -127,12 +128,29 @@ class BAHSD(WithIntents, name="bahsd"):
     needs = frozenset({"rankings"})
     parts_of_histories = True
 
+    def check_teacher(self, teacher: Teacher | None) -> Teacher:
+        """Refuse one that cannot be asked about parts of a history, too, or lacks the scores that the gate reads."""
+        config = self.config
+        teacher = check_values(config, super().check_teacher(teacher))
+        if len(config.scales) > 1 and (teacher.takes == "user" or teacher.max_history == 1):
+            told = "user" if teacher.takes == "user" else "last item"
+            raise SettingsError(
+                f"method {self.name!r} asks about parts of a history, and teacher {teacher.identity!r} is told the "
+                f"{told} alone: use method 'kd', or set scales to [1.0]"
+            )
+        if config.reliability == "peakedness" and (config.values == "ranks" or not teacher.gives_scores):
+            raise SettingsError(
+                "reliability = 'peakedness' is read from scores, and there are none: set it to 'consistency'"
+            )
+        return teacher
+
     def prepare(self, setting: Setting) -> None:
         """Probe the teacher; work out the reliability, gate, temperature and consensus of every user.
 
         Raises:
-            SettingsError: when scores are wanted and the teacher gives none.
+            SettingsError: when the teacher does not give what is needed.
         """
+        self.check_teacher(setting.teacher)
         super().prepare(setting)
         config = self.config
         self.probe = asked = probe(setting, scales=config.scales, k=config.top_k)
@@ -153,10 +171,6 @@ class BAHSD(WithIntents, name="bahsd"):
         peaks = np.where(np.isnan(agreement), np.nan, 1.0)
         if config.values != "ranks" and self.probe.scores is not None:
             peaks = peakedness(self.probe.scores[-1])
-        elif config.reliability == "peakedness":
-            raise SettingsError(
-                "reliability = 'peakedness' is read from scores, and there are none; set it to 'consistency'."
-            )
         self.reliability = agreement if config.reliability == "consistency" else peaks
         weight = gate_weights(self.reliability, kind=config.gate, width=config.gate_width)
         self.gate = torch.from_numpy(fill_unmeasured(weight, config.unmeasured)).float()

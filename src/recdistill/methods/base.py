@@ -86,8 +86,40 @@ class Method(ABC, nn.Module):
         super().__init__()
         self.config = config if config is not None else self.Config.parse(settings, where=f"method {self.name}")
 
-    def check_student(self, student: type[Model]) -> None:
-        """Refuse a model that cannot learn this way.
+    def check(self, student: Model, teacher: Teacher | None) -> None:
+        """Refuse a student and a teacher that do not fit, before anything is asked, or paid for.
+
+        Raises:
+            SettingsError: saying what is missing, and what to do.
+        """
+        if self.needs:
+            self.check_teacher(teacher)
+        elif teacher is not None:
+            raise SettingsError(f"method {self.name!r} asks no teacher: remove [teacher], or use 'bahsd' or 'kd'")
+        self.check_student(student)
+
+    def check_teacher(self, teacher: Teacher | None) -> Teacher:
+        """Return the teacher if it gives what is needed.
+
+        Raises:
+            SettingsError: when there is none, or it lacks something.
+        """
+        if teacher is None:
+            raise SettingsError(f"method {self.name!r} learns from a teacher: add a [teacher], or use 'supervised'")
+        lacking = {
+            "scores": not teacher.scores_items,
+            "vectors": not teacher.gives_vectors,
+            "checkpoints": len(teacher.checkpoints) < 2,
+        }
+        for need, (what, remedy) in _REMEDIES.items():
+            if need in self.needs and lacking[need]:
+                raise SettingsError(
+                    f"method {self.name!r} needs {what}, which teacher {teacher.identity!r} does not give: {remedy}"
+                )
+        return teacher
+
+    def check_student(self, student: Model) -> None:
+        """Refuse a student that cannot learn this way.
 
         Raises:
             SettingsError: saying why.
@@ -116,27 +148,6 @@ class Method(ABC, nn.Module):
 
         Each part is a scalar, a mean over positions or users, so that it does not grow with the batch.
         """
-
-
-def check_teacher(method: Method, teacher: Teacher | None) -> Teacher:
-    """Return the teacher if it gives what the method needs.
-
-    Raises:
-        SettingsError: when there is none, or it lacks something; says what, and what to do.
-    """
-    if teacher is None:
-        raise SettingsError(f"method {method.name!r} learns from a teacher: add a [teacher], or use 'supervised'")
-    lacking = {
-        "scores": not teacher.scores_items,
-        "vectors": not teacher.gives_vectors,
-        "checkpoints": len(teacher.checkpoints) < 2,
-    }
-    for need, (what, remedy) in _REMEDIES.items():
-        if need in method.needs and lacking[need]:
-            raise SettingsError(
-                f"method {method.name!r} needs {what}, which teacher {teacher.identity!r} does not give: {remedy}"
-            )
-    return teacher
 
 
 _REMEDIES: dict[Need, tuple[str, str]] = {

@@ -56,23 +56,38 @@ class Extraction(Method, name="extraction"):
     needs = frozenset({"rankings"})
     parts_of_histories = True
 
+    def check_teacher(self, teacher: Teacher | None) -> Teacher:
+        """Refuse one that answers for users, too, where there are walks."""
+        teacher = super().check_teacher(teacher)
+        if self.config.queries == "random_walks" and teacher.takes == "user":
+            raise SettingsError(
+                f"teacher {teacher.identity!r} answers for users, and a made-up history has none: "
+                "set queries to 'histories'"
+            )
+        return teacher
+
+    def check_student(self, student: Model) -> None:
+        """Refuse one that cannot read whole walks, too."""
+        super().check_student(student)
+        longest, read = self.config.walk_len, student.max_len
+        if self.config.queries == "random_walks" and read is not None and longest > read:
+            raise SettingsError(
+                f"walks of {longest} items are longer than the {read} that the student reads: set walk_len to {read}, "
+                f"or max_len to {longest}"
+            )
+
     def prepare(self, setting: Setting) -> None:
         """Let the teacher write the walks, or ask it about every training history.
 
         Raises:
-            SettingsError: without a teacher, or for walks along a teacher that answers for users.
+            SettingsError: when the teacher does not give what is needed.
             TeacherError: when nothing is answered.
         """
-        config, teacher = self.config, setting.teacher
+        config, teacher = self.config, self.check_teacher(setting.teacher)
         self.walks = None
-        if teacher is None or config.queries == "histories":
+        if config.queries == "histories":
             self.listed = torch.from_numpy(probe(setting, k=config.top_k).full.items)
             return
-        if teacher.takes == "user":
-            raise SettingsError(
-                f"teacher {teacher.identity!r} answers for users, and a made-up history has none; "
-                "set queries to 'histories'."
-            )
         self.n_rows = len(setting.train)
         self.walks, lists = random_walks(
             teacher,
@@ -84,19 +99,6 @@ class Extraction(Method, name="extraction"):
             progress=setting.progress,
         )
         self.listed = torch.from_numpy(lists)
-
-    def start_epoch(self, student: Model, epoch: int, generator: torch.Generator) -> None:
-        """Refuse walks that the student cannot read whole.
-
-        Raises:
-            SettingsError: when they are longer than its ``max_len``.
-        """
-        longest = 0 if self.walks is None else int(self.walks.lengths.max())
-        if student.max_len is not None and longest > student.max_len:
-            raise SettingsError(
-                f"walks of {longest} items are longer than the {student.max_len} that the student reads; "
-                f"set walk_len to {student.max_len}, or max_len to {longest}."
-            )
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
         """Return the one part ``order``."""

@@ -44,7 +44,7 @@ class WithIntents(Method):
     config: WithIntentsConfig
     intents: IntentParts | None
 
-    def check_student(self, student: type[Model]) -> None:
+    def check_student(self, student: Model) -> None:
         """Refuse a model that reads the user, too, where there are intents."""
         super().check_student(student)
         if self.config.intents is not None and student.reads == "user":

@@ -18,7 +18,7 @@ from recdistill.methods.s4rec import IntentParts
 from recdistill.models.base import Model
 from recdistill.probing import probe
 from recdistill.settings import Settings
-from recdistill.teachers.base import Ranking
+from recdistill.teachers.base import Ranking, Teacher
 
 Values: TypeAlias = Literal["auto", "scores", "ranks"]
 
@@ -70,8 +70,17 @@ class KD(WithIntents, name="kd"):
     config: KDConfig
     needs = frozenset({"rankings"})
 
+    def check_teacher(self, teacher: Teacher | None) -> Teacher:
+        """Refuse one that gives no scores, too, where they are wanted."""
+        return check_values(self.config, super().check_teacher(teacher))
+
     def prepare(self, setting: Setting) -> None:
-        """Ask the teacher about every training history once."""
+        """Ask the teacher about every training history once.
+
+        Raises:
+            SettingsError: when it does not give what is needed.
+        """
+        self.check_teacher(setting.teacher)
         super().prepare(setting)
         config = self.config
         answers = probe(setting, k=config.top_k).full
@@ -93,6 +102,19 @@ class KD(WithIntents, name="kd"):
             precision=config.label_loss.precision,
         )
         return parts
+
+
+def check_values(config: KDConfig, teacher: Teacher) -> Teacher:
+    """Return the teacher if it gives the values that are wanted.
+
+    Raises:
+        SettingsError: when these are scores, and it gives none.
+    """
+    if config.values == "scores" and not teacher.gives_scores:
+        raise SettingsError(
+            f"values = 'scores', but teacher {teacher.identity!r} gives lists without scores: set values to 'ranks'"
+        )
+    return teacher
 
 
 def label_and_queries(
@@ -130,13 +152,7 @@ class Answers:
 
     @classmethod
     def read(cls, ranking: Ranking, values: Values, rank_decay: float) -> Answers:
-        """Take the values from the scores, or from the ranks alone.
-
-        Raises:
-            SettingsError: when scores are wanted and there are none.
-        """
-        if values == "scores" and ranking.scores is None:
-            raise SettingsError("values = 'scores', but the teacher gives lists without scores; set values to 'ranks'.")
+        """Take the values from the scores, or from the ranks alone."""
         items = torch.from_numpy(ranking.items)
         if values == "ranks" or ranking.scores is None:
             return cls(items, rank_logits(items, rank_decay))

@@ -16,7 +16,7 @@ from torch import Tensor
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import TeacherError
 from recdistill.evaluation.scoring import top_k
-from recdistill.methods.base import Method, Setting, TrainingBatch, check_teacher
+from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.methods.labels import LabelLoss, LabelLossConfig, as_lists, distinct_pairs
 from recdistill.models.base import Batch, Model
 from recdistill.probing import probe, without
@@ -61,7 +61,7 @@ class Distillation(Method):
         Raises:
             SettingsError: when the teacher does not give what is needed.
         """
-        self.teacher = check_teacher(self, setting.teacher)
+        self.teacher = self.check_teacher(setting.teacher)
         self.setting = setting
         self.label_loss = LabelLoss(self.config.label_loss, setting)
 
