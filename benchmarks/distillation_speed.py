@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from benchmarks.experiments import Values
 from benchmarks.peers.machine import CpuTimes, Load, peak_mb
-from benchmarks.rcekd import EVERY, SHUFFLED, Cell, Row
+from benchmarks.rcekd_rows import EVERY, SHUFFLED, Cell, Row
 from benchmarks.results import ResultTable
 from benchmarks.timing import made_up, measure_all, quietest, speed_options, speed_parser, speed_table, time_epochs
 

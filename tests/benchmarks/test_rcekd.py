@@ -11,23 +11,24 @@ import numpy as np
 import pytest
 from benchmarks.comparisons import COLUMNS, keep, kept_of_both
 from benchmarks.experiments import Recipe, StoppedError, find_recipe, folder_of
-from benchmarks.rcekd import (
+from benchmarks.rcekd_rows import (
     ABLATIONS,
     CELLS,
     EVERY,
     FILE_ORDER,
     LEAVE_ONE_OUT,
+    ON_ALL,
+    RECIPES,
     SENSITIVITY,
     SHUFFLED,
     STUDENT_SEED,
     TABLES,
     Row,
-    best_settings,
-    published,
 )
+from benchmarks.rcekd_tuning import TRIAL_COLUMNS, best_settings, published, search, teacher_of, tune
 from benchmarks.results import QUALITY, ResultTable
 
-from benchmarks import experiments, rcekd
+from benchmarks import experiments, rcekd, rcekd_tuning
 from recdistill.data.interactions import read_interactions
 from recdistill.data.splits import Split, random_split
 from recdistill.errors import TrainingError
@@ -80,7 +81,7 @@ def test_students_learn_true_items_alike_with_and_without_a_teacher() -> None:
 def test_small_students_of_sequences_are_a_quarter_and_an_eighth_as_wide() -> None:
     for dataset in ("amazon-beauty", "ml-1m"):
         widths = [
-            rcekd.RECIPES[dataset, f"sasrec-{dim}"].run(0).student.config.dim  # type: ignore[attr-defined]
+            RECIPES[dataset, f"sasrec-{dim}"].run(0).student.config.dim  # type: ignore[attr-defined]
             for dim in (64, 16, 8)
         ]
         assert widths == [64, 16, 8]
@@ -143,21 +144,23 @@ def little(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     training = {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, "weight_decay": 0.01}
     for name in ("mf-400", "mf-20"):
         little = Recipe("citeulike-t", "mf", "bpr", model={"dim": 4}, training=training)
-        monkeypatch.setitem(rcekd.RECIPES, ("citeulike-t", name), little)
-    for name in ("RESULTS", "TRIALS", "PAIRED", "OVERLAP"):
+        monkeypatch.setitem(RECIPES, ("citeulike-t", name), little)
+    for name in ("RESULTS", "PAIRED", "OVERLAP"):
         monkeypatch.setattr(rcekd, name, tmp_path / f"{name.lower()}.csv")
+    monkeypatch.setattr(rcekd_tuning, "TRIALS", tmp_path / "trials.csv")
     monkeypatch.setattr(rcekd, "WORK", tmp_path / "kept")
     monkeypatch.setattr(experiments, "WORK", tmp_path / "models")
-    monkeypatch.setattr(rcekd, "cut", lambda dataset, name: split)
-    monkeypatch.setattr(rcekd, "commit", lambda: "abc")
-    rcekd._teacher.cache_clear()
+    for module in (rcekd, rcekd_tuning):
+        monkeypatch.setattr(module, "cut", lambda dataset, name: split)
+        monkeypatch.setattr(module, "commit", lambda: "abc")
+    rcekd_tuning._teacher.cache_clear()
     yield tmp_path
-    rcekd._teacher.cache_clear()
+    rcekd_tuning._teacher.cache_clear()
 
 
 def note(row: Row, settings: dict[str, Any], value: float | None, *, sampler: str = "tpe", number: int = 0) -> None:
     """Write a trial as if it had been made."""
-    ResultTable(rcekd.TRIALS, rcekd.TRIAL_COLUMNS).append(
+    ResultTable(rcekd_tuning.TRIALS, TRIAL_COLUMNS).append(
         {
             **row.key,
             "sampler": sampler,
@@ -188,13 +191,13 @@ def test_nothing_is_trained_untuned(little: Path) -> None:
 def test_cross_entropy_on_all_items_is_tuned_by_itself(little: Path) -> None:
     note(Row(*MF, "ce"), {"method.weight": 1.0}, 0.9)
     with pytest.raises(SystemExit, match="on-all-items has no trials"):
-        best_settings(Row(*MF, "ce", rcekd.ON_ALL))
+        best_settings(Row(*MF, "ce", ON_ALL))
 
 
 def test_the_first_trial_has_the_authors_settings_and_all_are_written(little: Path) -> None:
-    rcekd.tune(STUDENT.taught_by, 1)
-    rcekd.tune(STUDENT, 3)
-    rows = ResultTable(rcekd.TRIALS, rcekd.TRIAL_COLUMNS).find(**STUDENT.key)
+    tune(STUDENT.taught_by, 1)
+    tune(STUDENT, 3)
+    rows = ResultTable(rcekd_tuning.TRIALS, TRIAL_COLUMNS).find(**STUDENT.key)
     assert [row["trial"] for row in rows] == ["0", "1", "2"]
     assert json.loads(rows[0]["settings"]) == STUDENT.start()
     assert len({row["settings"] for row in rows}) == 3
@@ -209,35 +212,35 @@ def test_the_first_trial_has_the_authors_settings_and_all_are_written(little: Pa
 
 def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(little: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def settings() -> list[str]:
-        return [row["settings"] for row in ResultTable(rcekd.TRIALS, rcekd.TRIAL_COLUMNS).find(**alone.key)]
+        return [row["settings"] for row in ResultTable(rcekd_tuning.TRIALS, TRIAL_COLUMNS).find(**alone.key)]
 
     alone = Row("citeulike-t", SHUFFLED, "", "mf-20", "labels")
-    rcekd.tune(alone, 3)
+    tune(alone, 3)
     whole = settings()
-    rcekd.TRIALS.unlink()
-    rcekd.tune(alone, 1)
-    make = rcekd.make_trial
+    rcekd_tuning.TRIALS.unlink()
+    tune(alone, 1)
+    make = rcekd_tuning.make_trial
 
     def killed(*arguments: Any) -> None:
-        monkeypatch.setattr(rcekd, "make_trial", make)
+        monkeypatch.setattr(rcekd_tuning, "make_trial", make)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rcekd, "make_trial", killed)
+    monkeypatch.setattr(rcekd_tuning, "make_trial", killed)
     with pytest.raises(KeyboardInterrupt):
-        rcekd.tune(alone, 3)
-    rcekd.tune(alone, 3)
+        tune(alone, 3)
+    tune(alone, 3)
     assert settings() == whole
 
 
 def test_a_trial_that_falls_behind_is_pruned(little: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = Row("citeulike-t", SHUFFLED, "", "mf-20", "labels")
-    monkeypatch.setattr(rcekd, "PATIENT", 0)
+    monkeypatch.setattr(rcekd_tuning, "PATIENT", 0)
     for number in range(2):
         note(alone, alone.start(), 0.9, number=number)
-        table = ResultTable(rcekd.TRIALS, rcekd.TRIAL_COLUMNS)
+        table = ResultTable(rcekd_tuning.TRIALS, TRIAL_COLUMNS)
         table.path.write_text(table.path.read_text().replace("[0.1, 0.2]", "[2.0, 2.0]"))  # out of reach
-    rcekd.tune(alone, 3)
-    (row,) = ResultTable(rcekd.TRIALS, rcekd.TRIAL_COLUMNS).find(**alone.key, trial=2)
+    tune(alone, 3)
+    (row,) = ResultTable(rcekd_tuning.TRIALS, TRIAL_COLUMNS).find(**alone.key, trial=2)
     assert (row["state"], row["value"], len(json.loads(row["curve"]))) == ("pruned", "", 1)
 
 
@@ -246,13 +249,13 @@ def test_a_trial_that_diverges_is_written_and_the_next_one_made(little: Path, mo
     train = experiments.train
 
     def diverge(*_: Any, **__: Any) -> None:
-        monkeypatch.setattr(rcekd, "train", train)
+        monkeypatch.setattr(rcekd_tuning, "train", train)
         raise TrainingError("the loss part 'label' is nan")
 
-    monkeypatch.setattr(rcekd, "train", diverge)
+    monkeypatch.setattr(rcekd_tuning, "train", diverge)
     alone = Row("citeulike-t", SHUFFLED, "", "mf-20", "labels")
-    rcekd.tune(alone, 2)
-    states = [row["state"] for row in ResultTable(rcekd.TRIALS, rcekd.TRIAL_COLUMNS).rows()]
+    tune(alone, 2)
+    states = [row["state"] for row in ResultTable(rcekd_tuning.TRIALS, TRIAL_COLUMNS).rows()]
     assert states == ["fail", "complete"]
 
 
@@ -260,17 +263,17 @@ def test_a_full_disk_is_no_fault_of_the_settings(little: Path, monkeypatch: pyte
     def full(*_: Any, **__: Any) -> None:
         raise TrainingError("cannot write") from OSError("no space")
 
-    monkeypatch.setattr(rcekd, "train", full)
+    monkeypatch.setattr(rcekd_tuning, "train", full)
     with pytest.raises(TrainingError):
-        rcekd.search(Row("citeulike-t", SHUFFLED, "", "mf-20", "labels"), {})
-    assert not rcekd.TRIALS.is_file() or ResultTable(rcekd.TRIALS, rcekd.TRIAL_COLUMNS).rows() == []
+        search(Row("citeulike-t", SHUFFLED, "", "mf-20", "labels"), {})
+    assert not rcekd_tuning.TRIALS.is_file() or ResultTable(rcekd_tuning.TRIALS, TRIAL_COLUMNS).rows() == []
 
 
 def test_the_same_search_is_not_made_twice(little: Path) -> None:
     alone = Row("citeulike-t", SHUFFLED, "", "mf-20", "labels")
     for rate in (0.01, 0.01, 0.02):
-        rcekd.search(alone, {"training.learning_rate": rate})
-    assert [json.loads(row["settings"]) for row in ResultTable(rcekd.TRIALS, rcekd.TRIAL_COLUMNS).rows()] == [
+        search(alone, {"training.learning_rate": rate})
+    assert [json.loads(row["settings"]) for row in ResultTable(rcekd_tuning.TRIALS, TRIAL_COLUMNS).rows()] == [
         {"training.learning_rate": 0.01},
         {"training.learning_rate": 0.02},
     ]
@@ -290,10 +293,10 @@ def test_a_row_is_measured_once_and_kept_for_the_tests(little: Path) -> None:
 
 def test_a_teacher_shows_earlier_stages_of_its_training_where_they_are_asked_for(little: Path) -> None:
     note(STUDENT.taught_by, {}, 0.1)
-    teacher = rcekd.teacher_of(Row(*MF, "hetcomp"))
+    teacher = teacher_of(Row(*MF, "hetcomp"))
     assert isinstance(teacher, LocalTeacher)
     *earlier, last = [stage for stage in teacher.checkpoints if isinstance(stage, LocalTeacher)]
-    plain = rcekd.teacher_of(STUDENT)
+    plain = teacher_of(STUDENT)
     assert plain is not None
     assert last.identity == plain.identity
     assert not plain.checkpoints
@@ -321,7 +324,7 @@ def test_a_training_can_be_ended_from_outside(little: Path, split: Split) -> Non
     run = STUDENT.taught_by.run({})
     with pytest.raises(StoppedError):
         experiments.train(split, run, "stopped", watch=stop)
-    assert len(rcekd._curve(folder_of(run, "stopped"))) == 1
+    assert len(rcekd_tuning._curve(folder_of(run, "stopped"))) == 1
 
 
 def test_overlap_is_written_at_the_marks(little: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,17 +369,17 @@ def test_each_row_is_tuned_once_and_teachers_come_before_their_students(monkeypa
     tuned: list[Row] = []
     monkeypatch.setattr(rcekd, "tune", lambda row, n_trials: tuned.append(row))
 
-    def tune(*arguments: str) -> list[Row]:
+    def ask_for(*arguments: str) -> list[Row]:
         tuned.clear()
         monkeypatch.setattr("sys.argv", ["rcekd", "--tune", *arguments])
         rcekd.main()
         return list(tuned)
 
-    every = tune()
+    every = ask_for()
     assert len(set(every)) == len(every)
     for row in every:
         assert row.seed == 0
         if row.distilled and not row.taught_by.tuned_before:
             assert every.index(row.taught_by) < every.index(row)
-    assert tune("--only", "mf-400/mf-20", "--table", "ablation") == [STUDENT]
-    assert [row.method for row in tune("--only", "citeulike-t/8:1:1-shuffled/mf")][:2] == ["teacher", "labels"]
+    assert ask_for("--only", "mf-400/mf-20", "--table", "ablation") == [STUDENT]
+    assert [row.method for row in ask_for("--only", "citeulike-t/8:1:1-shuffled/mf")][:2] == ["teacher", "labels"]

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from benchmarks.comparisons import COLUMNS as PAIRED
 from benchmarks.premise import COLUMNS as PREMISE
-from benchmarks.rcekd import OVERLAP_COLUMNS, TRIAL_COLUMNS
+from benchmarks.rcekd import OVERLAP_COLUMNS
+from benchmarks.rcekd_tuning import TRIAL_COLUMNS
 from benchmarks.results import FOLDER, QUALITY, SPEED, ResultTable
 from benchmarks.s4rec import CLUSTER_COLUMNS, PUBLISHED_COLUMNS
 from benchmarks.tables import DOCUMENTS, fill, make, markdown
