@@ -19,7 +19,9 @@ from recdistill.settings import Settings
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.local import LocalTeacher
-from recdistill.trainer import Batches, Progress, Silent, TrainerSettings, fit
+from recdistill.trainer import Batches, Progress, TrainerSettings, fit
+
+from .training import assert_stopping_changes_nothing
 
 import_all("recdistill.methods")
 
@@ -167,16 +169,6 @@ def test_the_same_seeds_give_the_same_weights(name: str) -> None:
         assert torch.equal(value, weights[1][key]), key
 
 
-class _Stop(Exception):
-    pass
-
-
-class StopsInEpoch3(Silent):
-    def step(self, epoch: int, step: int, n_steps: int, parts: dict[str, float], sequences_per_second: float) -> None:
-        if epoch == 3:
-            raise _Stop
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_was_stopped_ends_with_the_same_weights(name: str, tmp_path: Path) -> None:
     """Whatever a method found out about the student before the epoch that was lost must be in the checkpoint."""
@@ -197,11 +189,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(name: str, tmp_path: 
         )
         return learner.state_dict()
 
-    undisturbed = run(None, Silent())
-    with pytest.raises(_Stop):
-        run(tmp_path, StopsInEpoch3())
-    for key, value in run(tmp_path, Silent()).items():
-        assert torch.equal(value, undisturbed[key]), key
+    assert_stopping_changes_nothing(run, tmp_path)
 
 
 SHORT_LISTS = {

@@ -15,6 +15,8 @@ from recdistill.methods.iclrec import ICLRec, intent_loss
 from recdistill.models.base import Batch, Model, build_model
 from recdistill.trainer import Batches
 
+from .training import passes
+
 N = 12
 ROWS = [[1, 2, 3], [4, 5], [6], [7, 8, 9, 10], [], [11, 12, 1]]
 TRAIN = Sequences.from_lists(ROWS)
@@ -144,15 +146,9 @@ def test_the_parts_are_weighted_and_share_their_views() -> None:
 def test_a_weight_of_0_leaves_out_a_part_and_what_only_it_reads(
     settings: dict[str, Any], parts: set[str], read: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner, encoded = student(), list[int]()
+    learner = student()
     method = ready(learner, **settings)
-    encode = type(learner).encode_positions
-
-    def counted(model: Model, histories: Batch) -> Tensor:
-        encoded.append(len(histories))
-        return encode(model, histories)
-
-    monkeypatch.setattr(type(learner), "encode_positions", counted)
+    encoded = passes(learner, monkeypatch)
     assert set(method.loss(learner, batch(LEARNED_FROM))) == parts
     assert encoded == read
 

@@ -18,7 +18,9 @@ from recdistill.runfile import Run
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.local import LocalTeacher
-from recdistill.trainer import Batches, Progress, Silent, TrainerSettings, fit
+from recdistill.trainer import Batches, Progress, TrainerSettings, fit
+
+from .training import assert_stopping_changes_nothing, passes
 
 N = 12
 TRAIN = Sequences.from_lists([(start + step) % N + 1 for step in range(3 + start % 4)] for start in range(N))
@@ -127,13 +129,7 @@ def test_a_step_encodes_two_views_of_each_history_more_and_no_more_than_that(
     for name, expected in (("sasrec", causal), ("bert4rec", bidirectional if labels else bidirectional[1:])):
         learner = student(name)
         method = ready("kd", learner, intents, labels=labels)
-        read: list[int] = []
-
-        def counted(histories: Batch, read: list[int] = read, pack: Any = learner._pack) -> Any:
-            read.append(len(histories))
-            return pack(histories)
-
-        monkeypatch.setattr(learner, "_pack", counted)
+        read = passes(learner, monkeypatch)
         method.loss(learner, batch([0, 1, 2]))
         assert read == expected, name
 
@@ -187,16 +183,6 @@ def test_a_run_file_switches_them_on_with_one_table(name: str) -> None:
         build_method(name, {"intents": {"clusters": 4}})
 
 
-class _Stop(Exception):
-    pass
-
-
-class StopsInEpoch3(Silent):
-    def step(self, epoch: int, step: int, n_steps: int, parts: dict[str, float], sequences_per_second: float) -> None:
-        if epoch == 3:
-            raise _Stop
-
-
 @pytest.mark.parametrize("intents", [INTENTS | {"queue_size": 7}, INTENTS | {"clustering": "kmeans"}])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_was_stopped_ends_with_the_same_weights(name: str, intents: dict[str, Any], tmp_path: Path) -> None:
@@ -207,8 +193,4 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(name: str, intents: d
         fit(learner, method, setting(name), trainer, validate=lambda _: 1.0, folder=folder, progress=progress)
         return learner.state_dict() | {f"method.{key}": value for key, value in method.state_dict().items()}
 
-    undisturbed = run(None, Silent())
-    with pytest.raises(_Stop):
-        run(tmp_path, StopsInEpoch3())
-    for key, value in run(tmp_path, Silent()).items():
-        assert torch.equal(value, undisturbed[key]), key
+    assert_stopping_changes_nothing(run, tmp_path)

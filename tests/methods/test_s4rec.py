@@ -24,8 +24,10 @@ from recdistill.methods.s4rec import (
     intent_contrast,
     reverse_gradient,
 )
-from recdistill.models.base import Batch, Model, build_model
-from recdistill.trainer import Batches, Progress, Silent, TrainerSettings, fit
+from recdistill.models.base import Model, build_model
+from recdistill.trainer import Batches, Progress, TrainerSettings, fit
+
+from .training import assert_stopping_changes_nothing, passes
 
 OFF = {"cluster_weight": 0.0, "contrast_weight": 0.0, "distillation_weight": 0.0, "adversary_weight": 0.0}
 """Labels alone; a test switches on what it is about."""
@@ -224,21 +226,6 @@ def test_a_weight_of_0_leaves_a_part_out(part: str) -> None:
     assert set(method.loss(learner, batch([0, 1, 2]))) == expected
 
 
-def passes(learner: Model, monkeypatch: pytest.MonkeyPatch, whole: bool = False, **settings: Any) -> list[int]:
-    """How many histories the student reads in each pass of one step."""
-    read: list[int] = []
-    method = ready(learner, **settings)
-    encode = type(learner).encode_positions
-
-    def counted(model: Model, histories: Batch) -> Tensor:
-        read.append(len(histories))
-        return encode(model, histories)
-
-    monkeypatch.setattr(type(learner), "encode_positions", counted)
-    method.loss(learner, batch([0, 1, 2], whole=whole))
-    return read
-
-
 @pytest.mark.parametrize(
     ("settings", "causal", "bidirectional"),
     [
@@ -251,8 +238,11 @@ def test_nothing_is_encoded_that_no_part_reads(
     settings: dict[str, Any], causal: list[int], bidirectional: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that sees both sides reads the histories once masked, for the labels, and once as they are."""
-    assert passes(student(), monkeypatch, **settings) == causal
-    assert passes(student("bert4rec"), monkeypatch, whole=True, **settings) == bidirectional
+    for name, expected in (("sasrec", causal), ("bert4rec", bidirectional)):
+        learner = student(name)
+        method, read = ready(learner, **settings), passes(learner, monkeypatch)
+        method.loss(learner, batch([0, 1, 2], whole=not learner.causal))
+        assert read == expected, name
 
 
 def test_without_its_parts_it_is_supervised_learning() -> None:
@@ -380,16 +370,6 @@ def test_the_adversary_takes_length_out_of_vectors_that_had_it(adversary: str, a
 # As a whole
 
 
-class _Stop(Exception):
-    pass
-
-
-class StopsInEpoch3(Silent):
-    def step(self, epoch: int, step: int, n_steps: int, parts: dict[str, float], sequences_per_second: float) -> None:
-        if epoch == 3:
-            raise _Stop
-
-
 @pytest.mark.parametrize("settings", [{"queue_size": 7}, {"clustering": "kmeans"}])
 def test_a_run_that_was_stopped_ends_with_the_same_weights(settings: dict[str, Any], tmp_path: Path) -> None:
     """The queue is in the checkpoint; what K-means finds follows from the student and the epoch."""
@@ -400,11 +380,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(settings: dict[str, A
         fit(learner, method, setting(), trainer, validate=lambda _: 1.0, folder=folder, progress=progress)
         return learner.state_dict() | {f"method.{name}": value for name, value in method.state_dict().items()}
 
-    undisturbed = run(None, Silent())
-    with pytest.raises(_Stop):
-        run(tmp_path, StopsInEpoch3())
-    for key, value in run(tmp_path, Silent()).items():
-        assert torch.equal(value, undisturbed[key]), key
+    assert_stopping_changes_nothing(run, tmp_path)
 
 
 def test_prototypes_and_classifier_are_saved_and_begin_alike_for_the_same_seed() -> None:

@@ -514,7 +514,8 @@ def test_processes_share_one_budget_of_calls(api: Api, path: Path) -> None:
     assert stats.answers == 48
 
 
-def test_what_another_process_is_just_asking_is_waited_for(api: Api, path: Path) -> None:
+def hold(api: Api) -> tuple[threading.Event, threading.Event]:
+    """Let the API keep its callers waiting; return what says that one has come, and what lets them go on."""
     arrived, go_on = threading.Event(), threading.Event()
 
     def held(body: dict[str, Any]) -> dict[str, Any]:
@@ -523,6 +524,11 @@ def test_what_another_process_is_just_asking_is_waited_for(api: Api, path: Path)
         return Api.next_letters(body)
 
     api.answer = held
+    return arrived, go_on
+
+
+def test_what_another_process_is_just_asking_is_waited_for(api: Api, path: Path) -> None:
+    arrived, go_on = hold(api)
     with label(api, path, 1, 1, 10) as other, Ledger(path) as ledger:
         assert arrived.wait(60)
         teacher = HttpTeacher(LETTERS, url=api.url, identity="api")
@@ -534,14 +540,7 @@ def test_what_another_process_is_just_asking_is_waited_for(api: Api, path: Path)
 
 
 def test_what_a_dead_process_was_asking_is_asked_again(api: Api, path: Path) -> None:
-    arrived, go_on = threading.Event(), threading.Event()
-
-    def held(body: dict[str, Any]) -> dict[str, Any]:
-        arrived.set()
-        go_on.wait(30)
-        return Api.next_letters(body)
-
-    api.answer = held
+    arrived, go_on = hold(api)
     with label(api, path, 1, 1, 10) as other:
         assert arrived.wait(60)
         other.kill()
