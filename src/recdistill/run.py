@@ -128,7 +128,7 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
         return Result.load(folder)
     split = load_same_split(run, folder)
     teacher = None if run.teacher is None else open_teacher(run.teacher, split)
-    model, method, setting = set_up_run(run, split, teacher, folder=folder, progress=report.preparing)
+    model, method, setting = set_up_run(run, split, teacher)
     note(folder, run, split)
     dataset = split.dataset
     report.say(
@@ -139,7 +139,7 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
         if run.teacher is not None and teacher is not None:
             teacher = keep_answers(run.teacher, teacher, folder, ledgers)
         setting = replace(setting, teacher=teacher)
-        student, fitted = _train(split, model, method, setting, run.training, report)
+        student, fitted = _train(split, model, method, setting, run.training, folder, report)
         asked = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher]
         queries = [asdict(member.stats()) for member in asked if isinstance(member, LedgerTeacher)]
         compared = side_by_side(asked, student.model, split.test)
@@ -219,17 +219,21 @@ def learn(
     report = report or Quiet()
     if training.keep_epochs and folder is None:
         raise SettingsError("keep_epochs keeps models in the folder of the run, and there is none: give a folder")
-    made = set_up(
-        split, student, method, training, teacher=teacher, start=start, folder=folder, progress=report.preparing
-    )
-    return _train(split, *made, training, report)
+    made = set_up(split, student, method, training, teacher=teacher, start=start)
+    return _train(split, *made, training, folder, report)
 
 
 def _train(
-    split: Split, model: Model, method: Method, setting: Setting, training: TrainerSettings, report: Report
+    split: Split,
+    model: Model,
+    method: Method,
+    setting: Setting,
+    training: TrainerSettings,
+    folder: Path | None,
+    report: Report,
 ) -> tuple[Student, Fit]:
-    """Train what `set_up` has made, in the setting's folder, and join it with its items."""
-    folder = setting.folder
+    """Train what `set_up` has made, and join it with its items."""
+    setting = replace(setting, folder=folder, progress=report.preparing)
 
     def validate(model: Model) -> float:
         return evaluate(model, split.valid, n_items=split.dataset.n_items, ks=(10,)).mean("ndcg", 10)
@@ -253,8 +257,6 @@ def set_up(
     *,
     teacher: Teacher | None,
     start: Student | None = None,
-    folder: Path | None = None,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> tuple[Model, Method, Setting]:
     """Build a model and a method, and what the method may look at; nobody is asked anything, and nothing is written.
 
@@ -265,8 +267,6 @@ def set_up(
         training: settings of the loop; its seed draws the initial weights.
         teacher: whom the method may ask.
         start: a trained model of the same kind and shape, whose weights the student begins with.
-        folder: where the run keeps its files.
-        progress: as in `Setting`.
 
     Raises:
         SettingsError: when these do not fit: see `Method.check`; or when the student cannot start from that model.
@@ -289,24 +289,14 @@ def set_up(
         teacher=teacher,
         max_len=model.max_len,
         seed=training.seed,
-        folder=folder,
-        progress=progress,
     )
     return model, learner, setting
 
 
-def set_up_run(
-    run: Run,
-    split: Split,
-    teacher: Teacher | None,
-    *,
-    folder: Path | None = None,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> tuple[Model, Method, Setting]:
+def set_up_run(run: Run, split: Split, teacher: Teacher | None) -> tuple[Model, Method, Setting]:
     """Do `set_up` for a run, whose teacher `open_teacher` gives."""
     start = None if run.start is None else Student.load(run.start)
-    choices = (run.student, run.method, run.training)
-    return set_up(split, *choices, teacher=teacher, start=start, folder=folder, progress=progress)
+    return set_up(split, run.student, run.method, run.training, teacher=teacher, start=start)
 
 
 def _with_windows(train: Sequences, max_len: int, teacher: Teacher | None) -> tuple[Sequences, Ints]:
