@@ -63,8 +63,8 @@ class BAHSDConfig(KDConfig):
     target: Literal["consensus", "answer"] = "consensus"
     """What a reliable user is taught: what all the answers say together, or the answer to the whole history alone.
 
-    On short histories the consensus of the answers to the whole and to its newer half is right more often than either;
-    on long ones it is about as good as the whole alone (``benchmarks/README.md``, BAHSD's premise).
+    On short histories the consensus is right more often than any of the answers; on long ones it is about as good as
+    that to the whole (``benchmarks/README.md``, BAHSD's premise).
     """
     reliability: Literal["consistency", "peakedness"] = "consistency"
     """What the gate reads: agreement between scales, or how peaked one answer is, which needs the teacher's scores."""
@@ -108,19 +108,21 @@ class BAHSDConfig(KDConfig):
 
 
 class BAHSD(WithIntents, name="bahsd"):
-    r"""Teach reliable users at a temperature of their own, and the others by what the answers to them have in common.
+    r"""Teach what the answers to several parts of a history say together, after the whole of it and after parts.
 
     .. math:: L = L_{label} + \frac{\lambda}{T} \sum_u w_u L_{KL}(u)
               + (1 - w_u) \bigl(\lambda_2 L_R(u) + \lambda_3 L_{NCE}(u)\bigr) + \lambda_4 L_{view}(u)
 
-    w is the gate. The consensus is the order that the answers at all scales give together. L_KL compares with it, or
-    with the answer to the whole history alone (``target``), at a temperature that follows reliability; L_R teaches its
-    order at one temperature. A view is a shortened history, another one each epoch. Users without an answer learn from
+    w is the gate, by reliability. The consensus is the mixture of the answers at all scales. L_R teaches it; L_KL
+    teaches it as well, at a temperature that may follow reliability, or the answer to the whole history alone
+    (``target``). A view is a shortened or continued history, another one each epoch. Users without an answer learn from
     labels alone. λ and T are those of `KD`: an answer counts as much as λ labels.
 
-    Each part has a switch: ``scales = [1.0]`` leaves out the probing, ``gate = "none"`` the gate,
-    ``reliable_temperature = temperature`` the dynamic temperature, a weight of 0 the ranking consistency, the views or
-    InfoNCE. Closest to the outline are ``target = "answer"`` and ``ranking = "margin"`` with ``quorum = 0.5``.
+    The defaults are what validation data favoured: probing, consensus and views. There, reliability speaks through the
+    consensus, which is as flat as the answers disagree; w has no effect until something that it chooses between is
+    switched on, as the outline has it: ``reliable_temperature`` for the dynamic temperature, ``contrast_weight`` for
+    InfoNCE, ``ranking = "margin"`` with ``quorum = 0.5`` for the ranking consistency, ``target = "answer"``.
+    ``scales = [1.0]`` leaves out the probing.
     """
 
     Config = BAHSDConfig
@@ -178,7 +180,7 @@ class BAHSD(WithIntents, name="bahsd"):
         self.temperature = config.temperature + (config.reliable_temperature - config.temperature) * sharpness
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Return ``label`` (assisted only), ``answer``, ``consensus``, ``view``, ``contrast``, any of `WithIntents`."""
+        """Return those parts that are on: ``label``, ``answer``, ``consensus``, ``view``, ``contrast``, and intents."""
         config = self.config
         parts, queries, worth = label_and_queries(student, batch, self.label_loss, config.weight, self.intents)
         items, logits = self._target(batch.rows, self.n_scales - 1)
@@ -186,12 +188,14 @@ class BAHSD(WithIntents, name="bahsd"):
         share = (items[:, 0] > 0) * worth
         unsure = share * (1 - gate)
 
-        parts["answer"] = self._kl(student, queries, items, logits, share * gate, temperature)
-        if config.ranking_weight and config.ranking == "listwise":
-            agreed = self.agreed.of(batch.rows)
-            parts["consensus"] = self._kl(student, queries, *agreed, config.ranking_weight * unsure)
-        elif config.ranking_weight:
-            parts["consensus"] = self._pairwise(student, queries, batch, config.ranking_weight * unsure)
+        if self._one_target:
+            parts["consensus"] = self._kl(
+                student, queries, items, logits, share * gate + config.ranking_weight * unsure
+            )
+        else:
+            parts["answer"] = self._kl(student, queries, items, logits, share * gate, temperature)
+            if config.ranking_weight:
+                parts["consensus"] = self._consensus(student, queries, batch, config.ranking_weight * unsure)
         n_views = self.n_scales - 1 + len(self.nexts)
         if not config.contrast_weight and not (config.view_weight and n_views):
             return parts
@@ -210,6 +214,13 @@ class BAHSD(WithIntents, name="bahsd"):
                 temperature=config.contrast_temperature,
             )
         return parts
+
+    @property
+    def _one_target(self) -> bool:
+        """Whether reliable and unreliable users are taught the same in the same way, so that once is enough."""
+        config = self.config
+        static = config.reliable_temperature == config.temperature
+        return config.target == "consensus" and config.ranking == "listwise" and static
 
     def _of(self, rows: Tensor, values: Tensor) -> Tensor:
         return values[rows.to(values.device)].to(rows.device)
@@ -250,6 +261,11 @@ class BAHSD(WithIntents, name="bahsd"):
             temperature=self.config.temperature if temperature is None else temperature,
             precision=self.config.label_loss.precision,
         )
+
+    def _consensus(self, student: Model, queries: Tensor, batch: TrainingBatch, weights: Tensor) -> Tensor:
+        if self.config.ranking == "listwise":
+            return self._kl(student, queries, *self.agreed.of(batch.rows), weights)
+        return self._pairwise(student, queries, batch, weights)
 
     def _pairwise(self, student: Model, queries: Tensor, batch: TrainingBatch, weights: Tensor) -> Tensor:
         """Each agreed item above the next one, and above a random item that no answer lists."""
