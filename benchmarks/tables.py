@@ -376,7 +376,7 @@ OF_USERS: list[Figure] = [
     *((metric, k, "all") for metric in ("hr", "ndcg") for k in (5, 10, 20)),
     *((metric, 10, stratum) for metric in ("hr", "ndcg") for stratum in ("head", "tail")),
 ]
-AS_CHOSEN = pl.col("variant").is_in(["", "equal budget"])
+AS_CHOSEN = pl.col("variant").fill_null("").is_in(["", "equal budget"])
 """Of BAHSD's table: methods as validation data chose them, not their earlier forms and ablations."""
 IS_CORE = pl.col("variant").is_in(["softmax", "bce"])
 """Of S4Rec's tables: methods as they are, on either base loss."""

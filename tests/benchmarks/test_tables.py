@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 from benchmarks.comparisons import COLUMNS as PAIRED
 from benchmarks.premise import COLUMNS as PREMISE
@@ -8,7 +9,7 @@ from benchmarks.rcekd import OVERLAP_COLUMNS
 from benchmarks.rcekd_tuning import TRIAL_COLUMNS
 from benchmarks.results import FOLDER, QUALITY, SPEED, ResultTable
 from benchmarks.s4rec import CLUSTER_COLUMNS, PUBLISHED_COLUMNS
-from benchmarks.tables import DOCUMENTS, fill, make, markdown
+from benchmarks.tables import AS_CHOSEN, DOCUMENTS, fill, make, markdown
 
 from benchmarks import tables
 from recdistill.errors import DataError
@@ -229,3 +230,8 @@ def test_committed_tables_are_those_of_the_result_files(document: Path) -> None:
     """A figure in the documentation that was typed, or is older than its file, misleads."""
     text = document.read_text()
     assert fill(text, FOLDER) == text, "run `python -m benchmarks.tables`"
+
+
+def test_a_method_as_it_was_chosen_has_no_variant_in_the_file() -> None:
+    rows = pl.DataFrame({"variant": [None, "", "equal budget", "one stage"]})
+    assert rows.filter(AS_CHOSEN)["variant"].to_list() == [None, "", "equal budget"]
