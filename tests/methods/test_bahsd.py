@@ -200,6 +200,14 @@ def test_a_history_of_one_item_counts_as_the_rule_says(rule: str, weight: float,
     assert method.temperature[3].item() == temperature
 
 
+def test_a_teacher_that_is_told_the_user_cannot_be_asked_what_comes_after_a_continuation() -> None:
+    teacher = FakeTeacher(N)
+    teacher.takes = "user"
+    with pytest.raises(SettingsError, match="continuations to 0"):
+        ready(teacher, scales=[1.0], continuations=1)
+    assert teacher.asked == []
+
+
 def test_peakedness_cannot_gate_lists() -> None:
     with pytest.raises(SettingsError, match="set it to 'consistency'"):
         ready(reliability="peakedness")

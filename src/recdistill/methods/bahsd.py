@@ -140,6 +140,11 @@ class BAHSD(WithIntents, name="bahsd"):
                 f"method {self.name!r} asks about parts of a history, and teacher {teacher.identity!r} is told the "
                 f"{told} alone: use method 'kd', or set scales to [1.0]"
             )
+        if config.continuations and teacher.takes == "user":
+            raise SettingsError(
+                f"method {self.name!r} asks about histories that go on, and teacher {teacher.identity!r} is "
+                "told the user alone: set continuations to 0"
+            )
         if config.reliability == "peakedness" and (config.values == "ranks" or not teacher.gives_scores):
             raise SettingsError(
                 "reliability = 'peakedness' is read from scores, and there are none: set it to 'consistency'"
