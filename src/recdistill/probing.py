@@ -2,7 +2,7 @@
 
 A black box does not say how sure it is. But it can be asked about the same user several times, each time with less of
 the history: an answer that stays the same rests on more than the last click. What is measured here is the agreement of
-those answers (consistency), how peaked one answer is where the teacher gives scores, and what most answers agree on
+those answers (consistency), how peaked one answer is where the teacher gives scores, and what the answers say together
 (the consensus).
 
 Source: the idea of multi-scale consistency probing is that of Zhou et al., "BAHSD", arXiv 2606.03091. Its formulas are
