@@ -17,16 +17,9 @@ from recdistill.methods.base import build_method
 from recdistill.models.base import build_model
 from recdistill.probing import probe
 from recdistill.run import (
-    EPOCHS,
-    EVALUATION,
-    GROUPS,
-    LEDGER,
-    RESULTS,
-    RUN,
     Quiet,
     Result,
     evaluate_run,
-    fingerprint,
     learn,
     load_split,
     local_teacher,
@@ -36,6 +29,7 @@ from recdistill.run import (
     set_up,
 )
 from recdistill.runfile import Run
+from recdistill.runfolder import EPOCHS, EVALUATION, GROUPS, LEDGER, RESULTS, RUN, fingerprint
 from recdistill.serving.artefact import Student
 from recdistill.serving.blackbox import BlackBox, student_answers
 from recdistill.teachers.fake import FakeTeacher

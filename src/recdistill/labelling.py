@@ -16,8 +16,9 @@ import numpy.typing as npt
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Method, Setting
-from recdistill.run import Report, claim, ledger_file, load_same_split, load_split, note, open_teacher, set_up_run
+from recdistill.run import Report, load_same_split, load_split, open_teacher, set_up_run
 from recdistill.runfile import ApiTeacher, Run
+from recdistill.runfolder import claim, ledger_file, note
 from recdistill.teachers.base import Answer, Deputy, Outcome, Ranking
 from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.ledger import Ledger, Stats
@@ -97,7 +98,7 @@ def label(run: Run, folder: Path, report: Report, *, told: Callable[[Plan], None
     split = load_same_split(run, folder)
     api = open_teacher(settings, split)
     _, method, setting = set_up_run(run, split, api)
-    note(folder, run, split)
+    note(folder, run, split.dataset)
     with Ledger(ledger_file(settings, folder)) as ledger:
         keeper = LedgerTeacher(api, ledger, budget=settings.budget)
         before = _plan(settings, method, setting, keeper)

@@ -1,41 +1,42 @@
-"""Settings in, a run folder out: a trained student, what it reached, and all that is needed to say how.
-
-A run's folder holds ``run.json`` (every setting, versions), ``metrics.jsonl`` (a line an epoch), ``student/`` (the
-artefact), ``epochs/`` (artefacts of the student as it was after ``keep_epochs``), ``ledger.sqlite`` (a teacher's paid
-answers), ``evaluation.npz`` (the rank of every test target), ``groups.npz`` (who is head and tail) and
-``results.json``, written last: with it, the run is finished.
-"""
+"""Settings in, a run folder out: a trained student, what it reached, and all that is needed to say how."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import platform
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 
-from recdistill import __version__
 from recdistill.data.dataset import Dataset, IdMap, Ints, Sequences
 from recdistill.data.embedded import load_shop
 from recdistill.data.groups import Groups
 from recdistill.data.interactions import read_interactions
 from recdistill.data.splits import Cases, Split, last_basket, leave_one_out, random_split, time_cut
-from recdistill.errors import ArtefactError, SettingsError
+from recdistill.errors import SettingsError
 from recdistill.evaluation.footprint import footprint
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import Evaluation, strata, table
-from recdistill.files import write_whole
 from recdistill.methods.base import Method, Setting
 from recdistill.models.base import Model, build_model
 from recdistill.runfile import SHOP, ApiTeacher, Choice, Ensemble, FileTeacher, Run, RunTeacher, TeacherSettings
+from recdistill.runfolder import (
+    EPOCHS,
+    EVALUATION,
+    RESULTS,
+    answers_elsewhere,
+    check_data,
+    claim,
+    kept_models,
+    ledger_file,
+    load_groups,
+    note,
+    read_finished,
+    save_results,
+)
 from recdistill.serving.artefact import FOLDER as STUDENT
 from recdistill.serving.artefact import Student
 from recdistill.teachers.base import Teacher
@@ -46,9 +47,6 @@ from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.teachers.local import LocalTeacher
 from recdistill.teachers.stored import StoredTeacher
 from recdistill.trainer import CHECKPOINT, Fit, Progress, Silent, TrainerSettings, fit
-
-RUN, EVALUATION, GROUPS, RESULTS, LEDGER = "run.json", "evaluation.npz", "groups.npz", "results.json", "ledger.sqlite"
-EPOCHS = "epochs"
 
 
 class Report(Progress, Protocol):
@@ -90,8 +88,8 @@ class Result:
         Raises:
             ArtefactError: when the folder holds no run, or one that is not finished.
         """
-        run, facts = _read_finished(folder)
-        return cls(folder, run, Evaluation.load(folder / EVALUATION), _load_groups(folder / GROUPS), facts)
+        run, facts = read_finished(folder)
+        return cls(folder, run, Evaluation.load(folder / EVALUATION), load_groups(folder), facts)
 
     def strata(self) -> dict[str, Evaluation]:
         """Return the evaluation by stratum: all, head, tail, length-1…5, item-head, item-tail."""
@@ -124,12 +122,12 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
     """Do what is not done yet: a run that was stopped goes on, a finished one is only read."""
     claim(folder, run)
     if (folder / RESULTS).is_file():
-        report.say(f"{folder}: finished before; to run it anew, choose another folder{_keep_answers(run, folder)}")
+        report.say(f"{folder}: finished before; to run it anew, choose another folder{answers_elsewhere(run, folder)}")
         return Result.load(folder)
     split = load_same_split(run, folder)
     teacher = None if run.teacher is None else open_teacher(run.teacher, split)
     model, method, setting = set_up_run(run, split, teacher)
-    note(folder, run, split)
+    note(folder, run, split.dataset)
     dataset = split.dataset
     report.say(
         f"{folder}: {run.method.name} for {run.student.name}; {dataset.n_users:,} users, {dataset.n_items:,} items, "
@@ -184,7 +182,7 @@ def evaluate_run(folder: Path) -> Result:
     Raises:
         ArtefactError: when there is no finished run, or its data have changed.
     """
-    run, facts = _read_finished(folder)
+    run, facts = read_finished(folder)
     split = load_same_split(run, folder)
     return _evaluate(run, folder, split, Student.load(folder), facts)
 
@@ -359,13 +357,7 @@ def load_same_split(run: Run, folder: Path) -> Split:
         ArtefactError: when they are not.
     """
     split = load_split(run)
-    if (folder / RUN).is_file():
-        before = json.loads((folder / RUN).read_text(encoding="utf-8"))["data"]
-        if before != (now := fingerprint(split.dataset)):
-            raise ArtefactError(
-                f"the data are not those of the run in {folder}: {before} then, {now} now; "
-                "bring the old data back, or choose another folder"
-            )
+    check_data(folder, split.dataset)
     return split
 
 
@@ -399,34 +391,6 @@ def keep_answers(settings: TeacherSettings, teacher: Teacher, folder: Path, ledg
         kept = [keep_answers(named, member, folder, ledgers) for named, member in pairs]
         return EnsembleTeacher(kept, weights=settings.weights)
     return teacher
-
-
-def ledger_file(settings: ApiTeacher, folder: Path) -> Path:
-    """Return where a run in ``folder`` keeps the answers of an API."""
-    return Path(settings.ledger) if settings.ledger else folder / LEDGER
-
-
-def kept_models(folder: Path, epochs: Iterable[int]) -> list[Model]:
-    """Load what a finished run has kept of its student from before its best epoch, which is the student itself.
-
-    Args:
-        folder: the run's.
-        epochs: of its ``keep_epochs``, in any order.
-
-    Raises:
-        ArtefactError: when there is no finished run.
-        SettingsError: when one of these epochs was not kept, or came later than the best.
-    """
-    if not (wanted := sorted(set(epochs))):
-        return []
-    best = _read_finished(folder)[1]["best_epoch"]
-    kept = sorted(int(path.name) for path in (folder / EPOCHS).glob("[0-9]*") if int(path.name) < best)
-    if missing := [epoch for epoch in wanted if epoch not in kept]:
-        raise SettingsError(
-            f"{folder} has no earlier model of epochs {missing}; from before its best epoch, {best}, it has kept "
-            f"{kept}. Name these as earlier, or train it in a new folder with other training.keep_epochs."
-        )
-    return [Student.load(folder / EPOCHS / str(epoch)).model for epoch in wanted]
 
 
 def local_teacher(
@@ -472,61 +436,6 @@ def _check_same(what: str, known: IdMap, wanted: IdMap) -> None:
         )
 
 
-def claim(folder: Path, run: Run) -> None:
-    """Make sure that ``folder`` is free or holds this very run.
-
-    Raises:
-        SettingsError: when it holds another run, or something that is no run.
-    """
-    if (folder / RUN).is_file():
-        if differences := Run.read(folder / RUN).differences(run):
-            raise SettingsError(
-                f"{folder} holds a run with other settings (there and here: {'; '.join(differences)}); "
-                f"choose another folder with --out{_keep_answers(run, folder)}"
-            )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SettingsError(f"{folder} is there already and holds no run; choose another folder with --out")
-
-
-def _keep_answers(run: Run, folder: Path) -> str:
-    """Say how another run gets at the answers that this one has paid for."""
-    if not isinstance(run.teacher, ApiTeacher):
-        return ""
-    return f", and --set teacher.ledger={ledger_file(run.teacher, folder)} to use the answers already paid for"
-
-
-def note(folder: Path, run: Run, split: Split) -> None:
-    """Write down what is about to be done."""
-    packages = ("torch", "numpy", "polars")
-    about = {
-        "settings": run.dump(),
-        "data": fingerprint(split.dataset),
-        "versions": {"recdistill": __version__, "python": platform.python_version()}
-        | {package: version(package) for package in packages},
-        "machine": platform.platform(),
-    }
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / RUN, about)
-
-
-def fingerprint(dataset: Dataset) -> str:
-    """Say how many users, items and interactions there are, and a hash of who took what in which order."""
-    items, offsets = dataset.sequences.flat()
-    digest = hashlib.blake2b(items.tobytes() + offsets.tobytes(), digest_size=8).hexdigest()
-    return f"{dataset.n_users:,} users, {dataset.n_items:,} items, {dataset.n_interactions:,} interactions, {digest}"
-
-
-def _read_finished(folder: Path) -> tuple[Run, dict[str, Any]]:
-    """Return the settings and the facts of a finished run."""
-    if not (folder / RUN).is_file():
-        raise ArtefactError(f"{folder} holds no run: it has no {RUN}; give the folder that a run was written to")
-    if not (folder / RESULTS).is_file():
-        raise ArtefactError(f"the run in {folder} is not finished; start it again with the same settings to go on")
-    facts: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-    return Run.read(folder / RUN), facts
-
-
 def _evaluate(run: Run, folder: Path, split: Split, student: Student, facts: dict[str, Any]) -> Result:
     """Evaluate on the test cases and write what a finished run has."""
     n_items = split.dataset.n_items
@@ -545,45 +454,9 @@ def _evaluate(run: Run, folder: Path, split: Split, student: Student, facts: dic
         f"gini@{k}": found.gini(k),
         "table": table(_by_stratum(found, groups), intervals=True),
     }
-    with _writing(folder):
-        found.save(folder / EVALUATION)
-        _save_groups(folder / GROUPS, groups)
-        _write_json(folder / RESULTS, facts)
+    save_results(folder, found, groups, facts)
     return Result(folder, run, found, groups, facts)
 
 
 def _by_stratum(evaluation: Evaluation, groups: Groups) -> dict[str, Evaluation]:
     return strata(evaluation, head_users=groups.head_users, length_bands=groups.bands, head_items=groups.head_items)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ArtefactError(
-            f"cannot write to {folder}: {error}. Free the disk, or choose another folder; what was finished is kept."
-        ) from error
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    write_whole(path, json.dumps(values, indent=2).encode())
-
-
-def _save_groups(path: Path, groups: Groups) -> None:
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = asdict(groups)
-    np.savez_compressed(buffer, **arrays)
-    write_whole(path, buffer.getvalue())
-
-
-def _load_groups(path: Path) -> Groups:
-    with np.load(path, allow_pickle=False) as file:
-        return Groups(
-            head_users=file["head_users"],
-            bands=file["bands"],
-            head_items=file["head_items"],
-            user_cut=int(file["user_cut"]),
-            band_cuts=tuple(file["band_cuts"].tolist()),
-            item_cut=int(file["item_cut"]),
-        )

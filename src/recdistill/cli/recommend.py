@@ -56,8 +56,9 @@ def recommend(
 
 def _history_of(user: str, folder: Path) -> list[RawId]:
     """Return all items of a user in the data that a run was trained on."""
-    from recdistill.run import RUN, load_dataset
+    from recdistill.run import load_dataset
     from recdistill.runfile import Run
+    from recdistill.runfolder import RUN
 
     if not (folder / RUN).is_file():
         raise SettingsError(f"{folder} is no run's folder, so it does not know whose data it was; use --history")

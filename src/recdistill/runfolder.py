@@ -1,0 +1,184 @@
+"""What a run's folder holds: who may use it, what is written there, and what is read back.
+
+It holds ``run.json`` (every setting, versions), ``metrics.jsonl`` (a line an epoch), ``student/`` (the artefact),
+``epochs/`` (artefacts of the student as it was after ``keep_epochs``), ``ledger.sqlite`` (a teacher's paid answers),
+``evaluation.npz`` (the rank of every test target), ``groups.npz`` (who is head and tail) and ``results.json``, written
+last: with it, the run is finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import platform
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recdistill import __version__
+from recdistill.data.dataset import Dataset
+from recdistill.data.groups import Groups
+from recdistill.errors import ArtefactError, SettingsError
+from recdistill.evaluation.results import Evaluation
+from recdistill.files import write_whole
+from recdistill.models.base import Model
+from recdistill.runfile import ApiTeacher, Run
+from recdistill.serving.artefact import Student
+
+RUN, EVALUATION, GROUPS, RESULTS, LEDGER = "run.json", "evaluation.npz", "groups.npz", "results.json", "ledger.sqlite"
+EPOCHS = "epochs"
+
+
+def claim(folder: Path, run: Run) -> None:
+    """Make sure that ``folder`` is free or holds this very run.
+
+    Raises:
+        SettingsError: when it holds another run, or something that is no run.
+    """
+    if (folder / RUN).is_file():
+        if differences := Run.read(folder / RUN).differences(run):
+            raise SettingsError(
+                f"{folder} holds a run with other settings (there and here: {'; '.join(differences)}); "
+                f"choose another folder with --out{answers_elsewhere(run, folder)}"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SettingsError(f"{folder} is there already and holds no run; choose another folder with --out")
+
+
+def answers_elsewhere(run: Run, folder: Path) -> str:
+    """Say, at the end of a sentence, how a run in another folder gets at the answers that this one has paid for."""
+    if not isinstance(run.teacher, ApiTeacher):
+        return ""
+    return f", and --set teacher.ledger={ledger_file(run.teacher, folder)} to use the answers already paid for"
+
+
+def ledger_file(settings: ApiTeacher, folder: Path) -> Path:
+    """Return where a run in ``folder`` keeps the answers of an API."""
+    return Path(settings.ledger) if settings.ledger else folder / LEDGER
+
+
+def note(folder: Path, run: Run, dataset: Dataset) -> None:
+    """Write down what is about to be done, and on which data."""
+    packages = ("torch", "numpy", "polars")
+    about = {
+        "settings": run.dump(),
+        "data": fingerprint(dataset),
+        "versions": {"recdistill": __version__, "python": platform.python_version()}
+        | {package: version(package) for package in packages},
+        "machine": platform.platform(),
+    }
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / RUN, about)
+
+
+def check_data(folder: Path, dataset: Dataset) -> None:
+    """Make sure that the data are those of what was begun in the folder, if anything was.
+
+    Raises:
+        ArtefactError: when they are not.
+    """
+    if not (folder / RUN).is_file():
+        return
+    before = json.loads((folder / RUN).read_text(encoding="utf-8"))["data"]
+    if before != (now := fingerprint(dataset)):
+        raise ArtefactError(
+            f"the data are not those of the run in {folder}: {before} then, {now} now; "
+            "bring the old data back, or choose another folder"
+        )
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Say how many users, items and interactions there are, and a hash of who took what in which order."""
+    items, offsets = dataset.sequences.flat()
+    digest = hashlib.blake2b(items.tobytes() + offsets.tobytes(), digest_size=8).hexdigest()
+    return f"{dataset.n_users:,} users, {dataset.n_items:,} items, {dataset.n_interactions:,} interactions, {digest}"
+
+
+def save_results(folder: Path, evaluation: Evaluation, groups: Groups, facts: dict[str, Any]) -> None:
+    """Write what makes a run finished.
+
+    Raises:
+        ArtefactError: when the folder cannot be written.
+    """
+    with _writing(folder):
+        evaluation.save(folder / EVALUATION)
+        _save_groups(folder / GROUPS, groups)
+        _write_json(folder / RESULTS, facts)
+
+
+def read_finished(folder: Path) -> tuple[Run, dict[str, Any]]:
+    """Return the settings and the facts of a finished run.
+
+    Raises:
+        ArtefactError: when the folder holds no run, or one that is not finished.
+    """
+    if not (folder / RUN).is_file():
+        raise ArtefactError(f"{folder} holds no run: it has no {RUN}; give the folder that a run was written to")
+    if not (folder / RESULTS).is_file():
+        raise ArtefactError(f"the run in {folder} is not finished; start it again with the same settings to go on")
+    facts: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    return Run.read(folder / RUN), facts
+
+
+def load_groups(folder: Path) -> Groups:
+    """Read who is head and tail."""
+    with np.load(folder / GROUPS, allow_pickle=False) as file:
+        return Groups(
+            head_users=file["head_users"],
+            bands=file["bands"],
+            head_items=file["head_items"],
+            user_cut=int(file["user_cut"]),
+            band_cuts=tuple(file["band_cuts"].tolist()),
+            item_cut=int(file["item_cut"]),
+        )
+
+
+def kept_models(folder: Path, epochs: Iterable[int]) -> list[Model]:
+    """Load what a finished run has kept of its student from before its best epoch, which is the student itself.
+
+    Args:
+        folder: the run's.
+        epochs: of its ``keep_epochs``, in any order.
+
+    Raises:
+        ArtefactError: when there is no finished run.
+        SettingsError: when one of these epochs was not kept, or came later than the best.
+    """
+    if not (wanted := sorted(set(epochs))):
+        return []
+    best = read_finished(folder)[1]["best_epoch"]
+    kept = sorted(int(path.name) for path in (folder / EPOCHS).glob("[0-9]*") if int(path.name) < best)
+    if missing := [epoch for epoch in wanted if epoch not in kept]:
+        raise SettingsError(
+            f"{folder} has no earlier model of epochs {missing}; from before its best epoch, {best}, it has kept "
+            f"{kept}. Name these as earlier, or train it in a new folder with other training.keep_epochs."
+        )
+    return [Student.load(folder / EPOCHS / str(epoch)).model for epoch in wanted]
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ArtefactError(
+            f"cannot write to {folder}: {error}. Free the disk, or choose another folder; what was finished is kept."
+        ) from error
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    write_whole(path, json.dumps(values, indent=2).encode())
+
+
+def _save_groups(path: Path, groups: Groups) -> None:
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = asdict(groups)
+    np.savez_compressed(buffer, **arrays)
+    write_whole(path, buffer.getvalue())
