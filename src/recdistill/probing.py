@@ -80,16 +80,7 @@ def probe(setting: Setting, *, scales: Sequence[float] = (1.0,), k: int) -> Prob
         raise SettingsError(
             "this method learns from a teacher's lists, but no teacher is given; give one, or use 'supervised'."
         )
-    if teacher.takes == "user" and len(scales) > 1:
-        raise SettingsError(
-            f"probing shows teacher {teacher.identity!r} parts of a history, but it answers for a user as a whole; "
-            "use method 'kd', or set scales to [1.0]."
-        )
-    if teacher.max_history == 1 and len(scales) > 1:
-        raise SettingsError(
-            f"probing shows teacher {teacher.identity!r} parts of a history, but it is told the last item alone, with "
-            "which every part ends; use method 'kd', or set scales to [1.0]."
-        )
+    check_told(teacher, scales)
     shares, lengths = tuple(sorted(scales)), setting.train.lengths
     read = np.minimum(lengths, min(setting.max_len or sys.maxsize, teacher.max_history or sys.maxsize))
     shown = np.stack([np.ceil(share * read - 1e-9) for share in shares]).astype(np.int64)
@@ -114,6 +105,20 @@ def probe(setting: Setting, *, scales: Sequence[float] = (1.0,), k: int) -> Prob
                     "nothing to distil; raise its budget, or look at what it answers."
                 )
     return Probe(shares, lists.items, lists.scores)
+
+
+def check_told(teacher: Teacher, scales: Sequence[float]) -> None:
+    """Refuse a teacher to whom all parts of a history are the same, where some are to be shown.
+
+    Raises:
+        SettingsError: saying what it is told instead.
+    """
+    if len(scales) > 1 and (teacher.takes == "user" or teacher.max_history == 1):
+        told = "user" if teacher.takes == "user" else "last item"
+        raise SettingsError(
+            f"probing asks about parts of a history, and teacher {teacher.identity!r} is told the {told} alone: "
+            "use method 'kd', or set scales to [1.0]"
+        )
 
 
 class _Lists:

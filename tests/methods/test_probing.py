@@ -212,7 +212,7 @@ def test_a_method_without_a_teacher_is_refused() -> None:
 def test_a_teacher_that_answers_for_users_cannot_be_shown_a_part_of_a_history() -> None:
     teacher = Oracle(successors)
     teacher.takes = "user"
-    with pytest.raises(SettingsError, match="use method 'kd'"):
+    with pytest.raises(SettingsError, match=r"told the user alone.*use method 'kd'"):
         probe(setting([[1, 2]], teacher), scales=(0.5, 1.0), k=2)
 
 

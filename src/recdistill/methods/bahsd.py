@@ -36,6 +36,7 @@ from recdistill.models.base import Batch, Model
 from recdistill.probing import (
     Floats,
     Unmeasured,
+    check_told,
     consensus,
     consistency,
     fill_unmeasured,
@@ -134,12 +135,7 @@ class BAHSD(WithIntents, name="bahsd"):
         """Refuse one that cannot be asked about parts of a history, too, or lacks the scores that the gate reads."""
         config = self.config
         teacher = check_values(config, super().check_teacher(teacher))
-        if len(config.scales) > 1 and (teacher.takes == "user" or teacher.max_history == 1):
-            told = "user" if teacher.takes == "user" else "last item"
-            raise SettingsError(
-                f"method {self.name!r} asks about parts of a history, and teacher {teacher.identity!r} is told the "
-                f"{told} alone: use method 'kd', or set scales to [1.0]"
-            )
+        check_told(teacher, config.scales)
         if config.continuations and teacher.takes == "user":
             raise SettingsError(
                 f"method {self.name!r} asks about histories that go on, and teacher {teacher.identity!r} is "
