@@ -374,7 +374,8 @@ def test_what_does_not_fit_is_refused_before_there_is_a_folder(
     [
         ({"method": {"name": "kd"}}, "'kd' learns from a teacher"),
         ({"teacher": {"kind": "run", "folder": "nowhere"}}, "nowhere"),
-        ({"start": "nowhere"}, "nowhere"),
+        ({"start": "nowhere"}, r"\[student\] start .*: no saved student in /.*/nowhere: it does not exist; give"),
+        ({"start": "."}, r"start .*: neither it nor its student/ holds a model\.json; give .* finished run"),
         ({"training": {"long_histories": "windows"}, "model": {"name": "sasrec", "max_len": 1}}, "raise its max_len"),
     ],
 )

@@ -50,6 +50,12 @@ def test_what_was_dumped_is_the_same_run() -> None:
     assert Run.parse(json.loads(json.dumps(run.dump()))) == run
 
 
+@pytest.mark.parametrize("start", [3, ["runs/labels"]])
+def test_a_start_that_is_no_text_is_refused(start: object) -> None:
+    with pytest.raises(SettingsError, match=r"run: \[student\]: start: Input should be a valid string \(got"):
+        parse(student={"start": start})
+
+
 def test_what_is_no_default_is_enough_to_make_the_same_run() -> None:
     run = parse(student={"name": "gru4rec", "dim": 8}, teacher=API | {"budget": 5}, training={"epochs": 3})
     assert run.dump(defaults=False)["student"] == {"name": "gru4rec", "dim": 8}

@@ -16,7 +16,7 @@ from recdistill.data.embedded import load_shop
 from recdistill.data.groups import Groups
 from recdistill.data.interactions import read_interactions
 from recdistill.data.splits import Cases, Split, last_basket, leave_one_out, random_split, time_cut
-from recdistill.errors import SettingsError
+from recdistill.errors import ArtefactError, SettingsError
 from recdistill.evaluation.footprint import footprint
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import Evaluation, strata, table
@@ -293,8 +293,15 @@ def set_up(
 
 def set_up_run(run: Run, split: Split, teacher: Teacher | None) -> tuple[Model, Method, Setting]:
     """Do `set_up` for a run, whose teacher `open_teacher` gives."""
-    start = None if run.start is None else Student.load(run.start)
-    return set_up(split, run.student, run.method, run.training, teacher=teacher, start=start)
+    return set_up(split, run.student, run.method, run.training, teacher=teacher, start=_load_start(run))
+
+
+def _load_start(run: Run) -> Student | None:
+    """Load whose weights a run's student begins with, if anybody's."""
+    try:
+        return None if run.start is None else Student.load(run.start)
+    except ArtefactError as error:
+        raise SettingsError(f"[student] start names nothing that a student can start from: {error}") from error
 
 
 def _with_windows(train: Sequences, max_len: int, teacher: Teacher | None) -> tuple[Sequences, Ints]:

@@ -93,6 +93,13 @@ class EvaluationSettings(Settings):
     """Lengths of the lists that metrics look at."""
 
 
+class StartSettings(Settings):
+    """What ``[student]`` has besides the model's name and its settings."""
+
+    start: Location | None = None
+    """Folder of the run, or of a saved student of the same model and shape, whose weights the student begins with."""
+
+
 class ApiTeacher(HttpConfig):
     """``[teacher]`` with ``kind = "http"``: a recommender behind an API."""
 
@@ -196,7 +203,7 @@ class Run:
     training: TrainerSettings
     evaluation: EvaluationSettings
     start: str | None = None
-    """Folder of the run, or of a saved student, whose weights the student begins with: ``start`` in its section."""
+    """See `StartSettings`."""
 
     @classmethod
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
@@ -218,7 +225,7 @@ class Run:
         if sections.model is not None and sections.student is not None:
             raise SettingsError(f"{where}: [model] and [student] are two names for one section; keep one of them")
         student = dict(sections.model or sections.student or {})
-        start = student.pop("start", None)
+        start = {name: student.pop(name) for name in StartSettings.model_fields if name in student}
         default = "supervised" if sections.teacher is None else "bahsd"
         return cls(
             data=DataSettings.parse(sections.data, where=f"{where}: [data]"),
@@ -228,7 +235,7 @@ class Run:
             teacher=None if sections.teacher is None else _teacher(sections.teacher, f"{where}: [teacher]"),
             training=TrainerSettings.parse(sections.training, where=f"{where}: [training]"),
             evaluation=EvaluationSettings.parse(sections.evaluation, where=f"{where}: [evaluation]"),
-            start=None if start is None else _absolute(str(start)),
+            start=StartSettings.parse(start, where=f"{where}: [student]").start,
         )
 
     def dump(self, *, defaults: bool = True) -> Values:

@@ -156,7 +156,9 @@ def _cost(result: Result) -> str:
         f"{facts['parameters']:,} parameters; {facts['epochs']} epochs, the best was {facts['best_epoch']}; "
         f"{facts['training_seconds']:.0f} s of training"
     )
-    return "; ".join([text, *(f"{spent['spent']:,} {spent['charge']} spent" for spent in facts["queries"])])
+    spent = [f"{asked['spent']:,} {asked['charge']} spent" for asked in facts["queries"]]
+    start = [] if result.run.start is None else [f"started from {result.run.start}"]
+    return "; ".join([text, *spent, *start])
 
 
 def _label(metric: str) -> str:

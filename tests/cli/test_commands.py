@@ -208,6 +208,21 @@ def test_methods_are_listed_with_their_settings(capsys: pytest.CaptureFixture[st
     assert re.search(r"^ +top_k +100 +Length of the lists asked for\.", out, re.MULTILINE)
 
 
+def test_models_are_listed_with_where_a_student_may_start(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(capsys, "models")
+    starts = re.findall(r"^  start +null +Folder of the run, or of a saved student", out, re.MULTILINE)
+    assert len(starts) == len(re.findall(r"^\w+  \S", out, re.MULTILINE)) > 1
+
+
+def test_a_run_says_where_its_student_started(
+    capsys: pytest.CaptureFixture[str], runs: Path, little_run: dict[str, Any], tmp_path: Path
+) -> None:
+    student = little_run["model"] | {"start": str(runs / "one")}
+    run_training(Run.parse(little_run | {"model": student}), tmp_path / "on")
+    assert f"started from {runs / 'one'}" in call(capsys, "evaluate", tmp_path / "on")[1]
+    assert "started from" not in call(capsys, "evaluate", runs / "one")[1]
+
+
 def test_one_model_is_listed_alone(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "models", "gru4rec")
     assert code == 0

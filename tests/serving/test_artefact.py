@@ -147,7 +147,7 @@ def test_saving_again_replaces_the_student_and_leaves_nothing_else(student: Stud
 def test_a_folder_without_a_student_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"no saved student in .*/nowhere: it does not exist"):
         Student.load(tmp_path / "nowhere")
-    with pytest.raises(ArtefactError, match=r"it holds no model\.json"):
+    with pytest.raises(ArtefactError, match=r"neither it nor its student/ holds a model\.json"):
         Student.load(tmp_path)
 
 

@@ -27,9 +27,10 @@ def models(name: Name = None) -> None:
     """List the models with their settings."""
     from recdistill.models.base import Model
     from recdistill.registry import import_all
+    from recdistill.runfile import StartSettings
 
     import_all("recdistill.models")
-    show("model", Model.registry, name)
+    show("model", Model.registry, name, besides=StartSettings)
 
 
 def presets() -> None:
@@ -48,8 +49,14 @@ def presets() -> None:
     Console().print(table)
 
 
-def show(kind: str, registry: Mapping[str, Any], name: str | None) -> None:
+def show(kind: str, registry: Mapping[str, Any], name: str | None, *, besides: type[Settings] | None = None) -> None:
     """Print registered classes, each with the settings of its section in a run file.
+
+    Args:
+        kind: what they are.
+        registry: the classes by name.
+        name: of the only one that is shown; all without it.
+        besides: settings that the section has whichever class it names.
 
     Raises:
         SettingsError: for an unknown name.
@@ -71,7 +78,7 @@ def show(kind: str, registry: Mapping[str, Any], name: str | None) -> None:
         table.add_column(no_wrap=True)
         table.add_column(no_wrap=True)
         table.add_column()
-        for setting, default, what in _settings(cls.Config):
+        for setting, default, what in (*_settings(cls.Config), *(_settings(besides) if besides else ())):
             table.add_row(f"  {setting}", Text(default), Text(what))
         console.print(table)
         console.print()

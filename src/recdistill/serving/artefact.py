@@ -303,8 +303,10 @@ def find(folder: Path | str) -> Path:
     for candidate in (folder, folder / FOLDER):
         if (candidate / CARD).is_file():
             return candidate
-    found = "does not exist" if not folder.exists() else f"holds no {CARD}"
-    raise ArtefactError(f"no saved student in {folder}: it {found}; give the folder that Student.save or a run wrote")
+    found = f"neither it nor its {FOLDER}/ holds a {CARD}" if folder.exists() else "it does not exist"
+    raise ArtefactError(
+        f"no saved student in {folder}: {found}; give the folder that Student.save or a finished run wrote"
+    )
 
 
 def _read_card(folder: Path) -> Card:
