@@ -6,6 +6,7 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.teachers.base import Failure, Request
 from recdistill.teachers.http import HttpTeacher
+from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.teachers.wire import retry_after
 
 from .conftest import Api
@@ -51,6 +54,21 @@ def test_scores_are_read_where_the_api_gives_them(api: Api) -> None:
     scores = ask(api, gives_scores=True).rank(histories(1), 2).scores
     assert scores is not None
     assert scores.tolist() == [[2.0, 0.5]]
+
+
+def test_numbered_pages_become_one_list_and_each_is_a_call_that_is_charged(api: Api, tmp_path: Path) -> None:
+    """The list has moved on by one between the first and the second page, so that "c" is on both."""
+    pages = {1: ["b", "c"], 2: ["c", "d"], 3: ["e"]}
+    api.answer = lambda body: {"items": pages[body["page"]]}
+    body = {"history": "{history}", "page": "{page_number}", "size": "{k}"}
+    teacher = ask(api, body=body, max_k=2, charge="calls")
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        keeper = LedgerTeacher(teacher, ledger, budget=10)
+        assert keeper.rank(histories(1), 6).items.tolist() == [[2, 3, 4, 5, 0, 0]]
+        assert keeper.rank(histories(1), 6).items.tolist() == [[2, 3, 4, 5, 0, 0]]  # paid for once
+        assert (keeper.stats().spent, keeper.stats().answers) == (3, 1)
+    assert api.asked == [{"history": ["a"], "page": page, "size": 2} for page in pages]
+    assert teacher.dropped["repeated"] == 2  # counted each time that it is read
 
 
 def test_a_short_list_is_padded_and_a_long_one_cut(api: Api) -> None:

@@ -218,6 +218,28 @@ def test_no_page_is_turned_for_more_than_was_asked_for() -> None:
     assert answer(outcome).items == [1, 2, 3]
 
 
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("last", [[5], []])
+def test_pages_are_turned_by_number_until_one_is_short_or_empty(first: int, last: list[int]) -> None:
+    declared = settings(
+        method="GET",
+        query={"h": "{history}", "page": "{page_number}", "size": "{k}"},
+        max_k=2,
+        **({} if first == 1 else {"first_page": first}),
+    )
+    calls, (outcome,) = talk(declared, [about("a")], [{"items": [1, 2]}, {"items": [3, 4]}, {"items": last}], k=9)
+    assert [call.url for call in calls] == [f"{URL}?h=a&page={first + n}&size=2" for n in range(3)]
+    assert answer(outcome).items == [1, 2, 3, 4, *last]
+
+
+def test_pages_have_one_size_though_less_is_wanted_of_the_last() -> None:
+    """With another size the same number would be another page."""
+    declared = settings(body={"h": "{history}", "page": "{page_number}", "size": "{k}"}, max_k=2)
+    calls, (outcome,) = talk(declared, [about("a")], [{"items": [1, 2]}, {"items": [3, 4]}], k=3)
+    assert [sent(call) for call in calls] == [{"h": ["a"], "page": n, "size": 2} for n in (1, 2)]
+    assert answer(outcome).items == [1, 2, 3]
+
+
 @pytest.mark.parametrize("last", [{}, {"next": None}, {"next": ""}])
 def test_pages_are_turned_by_token_until_there_is_none(last: dict[str, Any]) -> None:
     """The first call has no token, so its member is left out rather than sent as null."""
@@ -400,6 +422,8 @@ def test_a_file_of_ids_that_leaves_doubts_is_refused(tmp_path: File, content: st
         ({**SESSION, "query": {"s": "{session}", "i": "{item}", "o": "{offset}"}}, "without pages"),
         ({"body": {"h": "{history}", "p": "{page}"}}, "give both or neither"),
         ({"next_page": "next"}, "give both or neither"),
+        ({"body": {"h": "{history}", "p": "{page_number}"}}, r"{page_number} turns pages, so max_k must say"),
+        ({"body": {"h": "{history}", "o": "{offset}"}}, r"{offset} turns pages, so max_k must say"),
         ({"batch_size": 2}, "need question and answers"),
         ({"answers": "a[*]"}, "give both"),
         ({**BATCH, "body": {"history": 1}}, r"question and {questions} in the body belong together"),
@@ -424,4 +448,6 @@ def test_answers_are_kept_apart_where_different_things_are_asked_at_one_address(
     assert identity().startswith("https://shop.example/r#")
     assert identity(**related) == identity(**related, rate=5, max_history=3)
     assert len({identity(), identity(**related), identity(body={"h": "{history}", "model": "bought"})}) == 3
+    paged = {"body": {"h": "{history}", "page": "{page_number}"}, "max_k": 5}
+    assert identity(**paged) != identity(**paged, first_page=0)
     assert identity(**related, identity="shop-1") == "shop-1"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 
 import polars as pl
-from pydantic import AfterValidator, Field, JsonValue, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, JsonValue, NonNegativeInt, PositiveInt, model_validator
 
 from recdistill.data.dataset import IdMap
 from recdistill.data.files import open_tables
@@ -28,7 +28,10 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 Plain: TypeAlias = str | int | float | bool
 Reads: TypeAlias = Literal["history", "session", "last_item", "user"]
 
-_ANSWERS = {"method", "values", "query", "body", "item", "question", "reads", "max_k", "answers", "items", "id"}
+_ANSWERS = (
+    {"method", "values", "query", "body", "item", "question", "reads"}
+    | {"max_k", "first_page", "answers", "items", "id"}
+)  # fmt: skip
 """The settings that decide what an answer is, next to the url."""
 _SHOWS: dict[Reads, set[str]] = {
     "history": {"history", "length", "last_item"},
@@ -37,7 +40,9 @@ _SHOWS: dict[Reads, set[str]] = {
     "user": {"user"},
 }
 """The placeholders that stand for whom a question is about."""
-_TAKEN = set().union(*_SHOWS.values()) | {"k", "gives_scores", "session", "offset", "page", "questions", "time"}
+_PLACES = {"offset", "page_number"}
+"""The placeholders that stand for where a page begins, and are counted here."""
+_TAKEN = set().union(*_SHOWS.values()) | _PLACES | {"k", "gives_scores", "session", "page", "questions", "time"}
 """The placeholders that have a meaning already."""
 
 
@@ -73,8 +78,11 @@ class ShapeSettings(Settings):
 
     Templates hold placeholders. Of whom is asked: ``{history}``, ``{length}``, ``{last_item}``; ``{item}`` in the
     replay of a session; ``{user}``. Of what: ``{k}``, ``{gives_scores}``, ``{session}`` (new for each question),
-    ``{offset}`` or ``{page}`` where lists come in pages, ``{questions}`` where one call asks several. And each name in
-    ``values``.
+    ``{questions}`` where one call asks several. And each name in ``values``.
+
+    Where lists come in pages, ``{offset}`` is the number of items before a page, ``{page_number}`` its own number, and
+    ``{page}`` what the reply before said under ``next_page``. Pages are put together as they come: an item that is on
+    two of them is one that the list names twice.
     """
 
     preset: str | None = None
@@ -104,7 +112,10 @@ class ShapeSettings(Settings):
     max_history: PositiveInt | None = None
     """Newest items of a history that are sent; all where not given."""
     max_k: PositiveInt | None = None
-    """Items that one call gives at most: ``{k}`` is no more. Where lists do not come in pages, they end there."""
+    """Items that one call gives at most: ``{k}`` is no more, and the size of a page where lists come in pages. Where
+    they do not, they end there."""
+    first_page: NonNegativeInt = 1
+    """What ``{page_number}`` counts from."""
     answers: ListPath | None = None
     """Where the answer to each question lies, if a call asks several; the paths below then start there."""
     items: ListPath = "items[*]"
@@ -172,7 +183,7 @@ class ShapeSettings(Settings):
         if wrong := [name for name in own if not _NAME.fullmatch(name) or name in _TAKEN]:
             raise _refusal(f"values.{wrong[0]}: choose a name of lower-case letters, digits and _ that is not taken")
         one = own | shown | {"k", "gives_scores", "session"}
-        call = one | {"offset"} if self.question is None else own | {"k", "gives_scores"}
+        call = one | _PLACES if self.question is None else own | {"k", "gives_scores"}
         more = {"page"} if self.question is None else set()
         for where, template, known in (
             ("url", self.url, call),
@@ -203,6 +214,8 @@ class ShapeSettings(Settings):
             )
         if ("page" in used) != (self.next_page is not None):
             raise _refusal("{page} says where a page begins, and next_page where to read that; give both or neither")
+        if used & _PLACES and self.max_k is None:
+            raise _refusal(f"{{{min(used & _PLACES)}}} turns pages, so max_k must say how many items a page has")
         if (self.question is None) != (self.answers is None):
             raise _refusal("question is what one call asks several of, answers where their answers lie; give both")
         if (self.question is None) != ("questions" not in used):
@@ -223,7 +236,7 @@ class ShapeSettings(Settings):
     @property
     def in_pages(self) -> bool:
         """Whether a list may take several calls."""
-        return bool(self.placeholders & {"page", "offset"})
+        return bool(self.placeholders & (_PLACES | {"page"}))
 
     @property
     def newest(self) -> int | None:

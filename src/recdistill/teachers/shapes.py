@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 from uuid import uuid4
@@ -107,8 +108,9 @@ class DeclaredShape:
         items: list[RawId] = []
         scores: list[float] = []
         page, last = None, None
-        while len(items) < k:
-            reply = _content((yield self._call(values | {"page": page, "offset": len(items)})))
+        for page_number in count(self.settings.first_page):
+            place = {"page": page, "page_number": page_number, "offset": len(items)}
+            reply = _content((yield self._call(values | place)))
             found = self._read(reply, size)
             if found.items and found.items == last:
                 raise TeacherError("the page before once more; see how the API wants to be asked for the next")
@@ -117,7 +119,7 @@ class DeclaredShape:
             scores += found.scores or []
             page = self._token(reply)
             more = len(found.items) == size if self._next_page is None else page is not None
-            if not found.items or not more:
+            if not found.items or not more or len(items) >= k:
                 break
         return Answer(items[:k], None if self._score is None else check_scores(scores, len(items))[:k])
 
