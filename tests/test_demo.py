@@ -32,7 +32,8 @@ def plan(shop: Path) -> Plan:
         teacher={"dim": 16, "n_blocks": 1, "max_len": 8},
         student={"dim": 8, "n_blocks": 1, "max_len": 8},
         teacher_training={"epochs": 2, "batch_size": 16, "learning_rate": 0.01},
-        student_training={"epochs": 2, "batch_size": 16, "learning_rate": 0.01},
+        first_stage={"epochs": 2, "batch_size": 16, "learning_rate": 0.01},
+        second_stage={"epochs": 2, "batch_size": 16, "learning_rate": 0.003},
         budget=30,
     )
 
@@ -52,7 +53,7 @@ def test_the_demo_in_small(plan: Plan, tmp_path: Path, monkeypatch: pytest.Monke
     assert re.search(r"^bahsd +tail +[+-]\d\.\d{4}", printed, re.MULTILINE)
     assert len(re.findall(r"^customer c\d+$", printed, re.MULTILINE)) == 3
     assert re.search(r"^1 +Product \d+", printed, re.MULTILINE)
-    assert listener.epochs == 4 * 2
+    assert listener.epochs == 5 * 2
 
     again = Listener()
     run_demo(tmp_path, again, plan)
