@@ -21,6 +21,7 @@ from recdistill.teachers.paths import Path
 from recdistill.teachers.presets import with_preset
 from recdistill.teachers.signing import Signature, variables
 from recdistill.teachers.templates import names, write
+from recdistill.teachers.tensors import Stacking
 
 _SECRET = re.compile(r"auth|cookie|key|token|secret|passw|signature|credential", re.IGNORECASE)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -30,7 +31,7 @@ Reads: TypeAlias = Literal["history", "session", "last_item", "user"]
 
 _ANSWERS = (
     {"method", "values", "query", "body", "item", "question", "reads"}
-    | {"max_k", "first_page", "answers", "items", "id"}
+    | {"tensors", "max_k", "first_page", "answers", "items", "id"}
 )  # fmt: skip
 """The settings that decide what an answer is, next to the url."""
 _SHOWS: dict[Reads, set[str]] = {
@@ -106,6 +107,9 @@ class ShapeSettings(Settings):
     """One question in ``{questions}``, a template, for an API that is asked several things in one call."""
     batch_size: PositiveInt = 1
     """Most questions in one call; more than one needs ``question`` and ``answers``."""
+    tensors: Stacking | None = None
+    """How questions that are lists of tensors, with ``data`` each, become one list, a row for each question; shapes are
+    added. What lies at ``answers`` is then the reply's tensors, and each answer its row of all of them."""
     reads: Reads = "history"
     """What it is told of whom it answers for: the ``history`` in one call; the history item by item, in a ``session``
     that it keeps, one call each; the ``last_item`` alone; or the ``user``, whose history it knows by itself."""
@@ -222,6 +226,8 @@ class ShapeSettings(Settings):
             raise _refusal("question and {questions} in the body belong together; give both or neither")
         if self.question is None and self.batch_size > 1:
             raise _refusal("batch_size: several questions in one call need question and answers")
+        if self.tensors is not None and not _are_tensors(self.question):
+            raise _refusal('tensors: question must be a list of tensors, whose data is a list or "{history}"')
 
     @property
     def placeholders(self) -> set[str]:
@@ -246,33 +252,41 @@ class ShapeSettings(Settings):
     @property
     def fingerprint(self) -> str:
         """What tells this API from others at the same address; empty for the default shape."""
-        told = {name: value for name, value in self if name in _ANSWERS and value != _default(name)}
+        told = {
+            name: value for name, value in self.model_dump().items() if name in _ANSWERS and value != _default(name)
+        }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12] if told else ""
 
     def item_ids(self, ids: IdMap) -> IdMap:
         """Return the items in the ids that the API speaks.
 
         Raises:
-            SettingsError: when the file names no id for an item, or one id twice.
+            SettingsError: when the file names no id for an item, or one id twice, or padding looks like an item.
             DataError: when it cannot be read.
         """
-        if self.item_file is None:
-            return _formatted(ids, self.item_format)
-        frames = [table.frame for table in open_tables(self.item_file, {"id": "id", "api_id": "api_id"})]
-        pairs = pl.concat(frames).cast(pl.String).unique()
-        if pairs["id"].n_unique() < len(pairs) or pairs["api_id"].n_unique() < len(pairs):
-            raise SettingsError(f"{self.item_file} must name each id and each api_id once, but names one twice.")
-        named = ids.raw.cast(pl.String).to_frame("id").join(pairs, on="id", how="left", maintain_order="left")
-        if missing := named.filter(pl.col("api_id").is_null())["id"].to_list():
-            raise SettingsError(
-                f"{self.item_file} gives no api_id for {len(missing):,} of {len(ids):,} items, for example "
-                f"{missing[:3]}; add them, or leave the items out of the data."
-            )
-        return IdMap(named["api_id"], first=ids.first)
+        named = _formatted(ids, self.item_format) if self.item_file is None else self._filed(ids, self.item_file)
+        if self.tensors is not None:
+            _check_padding(self.tensors.padding, named)
+        return named
 
     def user_ids(self, ids: IdMap) -> IdMap:
         """Return the users in the ids that the API speaks."""
         return _formatted(ids, self.user_format)
+
+    @staticmethod
+    def _filed(ids: IdMap, path: str) -> IdMap:
+        """Return the ids that a file gives to items."""
+        frames = [table.frame for table in open_tables(path, {"id": "id", "api_id": "api_id"})]
+        pairs = pl.concat(frames).cast(pl.String).unique()
+        if pairs["id"].n_unique() < len(pairs) or pairs["api_id"].n_unique() < len(pairs):
+            raise SettingsError(f"{path} must name each id and each api_id once, but names one twice.")
+        named = ids.raw.cast(pl.String).to_frame("id").join(pairs, on="id", how="left", maintain_order="left")
+        if missing := named.filter(pl.col("api_id").is_null())["id"].to_list():
+            raise SettingsError(
+                f"{path} gives no api_id for {len(missing):,} of {len(ids):,} items, for example "
+                f"{missing[:3]}; add them, or leave the items out of the data."
+            )
+        return IdMap(named["api_id"], first=ids.first)
 
 
 def _formatted(ids: IdMap, format: str | None) -> IdMap:
@@ -280,6 +294,25 @@ def _formatted(ids: IdMap, format: str | None) -> IdMap:
         return ids
     before, after = format.split("{id}")
     return IdMap(before + ids.raw.cast(pl.String) + after, first=ids.first)
+
+
+def _check_padding(padding: int | str, ids: IdMap) -> None:
+    """Refuse what cannot be told from an item, or does not fit into a tensor with items."""
+    if isinstance(padding, str) != ids.is_text:
+        kind = "text" if ids.is_text else "integers"
+        raise _refusal(f"tensors: padding is {padding!r}, but ids are {kind}; set tensors.padding, or item_format")
+    if ids.find([padding])[0] >= 0:
+        raise _refusal(
+            f"tensors: padding {padding!r} is the id of an item; set tensors.padding to what the model takes for none"
+        )
+
+
+def _are_tensors(question: Any) -> bool:
+    """Say whether a question is a list of tensors of one dimension."""
+    return isinstance(question, list) and all(
+        isinstance(tensor, Mapping) and (tensor.get("data") == "{history}" or isinstance(tensor.get("data"), list))
+        for tensor in question
+    )
 
 
 def _texts(template: Any) -> Iterator[str]:

@@ -19,6 +19,7 @@ from recdistill.teachers.paths import Path
 from recdistill.teachers.shape_settings import ShapeSettings
 from recdistill.teachers.signing import fill_in, secret, variables
 from recdistill.teachers.templates import fill, names, text, write
+from recdistill.teachers.tensors import cut, stack
 
 _FIRST_TIME = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -86,6 +87,8 @@ class DeclaredShape:
         if self._answers is None:
             return [self._read(reply, k)]
         answers = self._answers.all(reply)
+        if self.settings.tensors is not None:
+            answers = cut(answers, len(requests))
         if len(answers) != len(requests):
             raise TeacherError(
                 f"{len(answers)} answers at {self._answers.text!r} to {len(requests)} questions; there must be one each"
@@ -137,7 +140,8 @@ class DeclaredShape:
         about = [common | self._about(request) for request in requests]
         if settings.question is None:
             return about[0]
-        return common | {"questions": [fill(settings.question, values) for values in about]}
+        questions = [fill(settings.question, values) for values in about]
+        return common | {"questions": questions if settings.tensors is None else stack(questions, settings.tensors)}
 
     def _about(self, request: Request) -> dict[str, Any]:
         history = self._history(request)
@@ -181,12 +185,20 @@ class DeclaredShape:
 
     def _read(self, answer: Any, k: int) -> Answer:
         entries = self._items.all(answer)
-        items = check_items([self._id.one(entry) for entry in entries])
+        ids = [self._id.one(entry) for entry in entries]
+        end = self._end(ids)
+        items = check_items(ids[:end])
         if self._score is None:
             return Answer(items[:k])
         apart = self._score.leads_to_many
         scores = self._score.all(answer) if apart else [self._score.one(entry) for entry in entries]
-        return Answer(items[:k], check_scores(scores, len(items))[:k])
+        told = scores[:end] if len(scores) == len(ids) else scores
+        return Answer(items[:k], check_scores(told, len(items))[:k])
+
+    def _end(self, ids: list[Any]) -> int:
+        """Return where a list ends: in a tensor, where padding begins."""
+        tensors = self.settings.tensors
+        return len(ids) if tensors is None or tensors.padding not in ids else ids.index(tensors.padding)
 
 
 def _content(reply: Reply) -> Any:
