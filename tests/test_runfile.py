@@ -56,6 +56,13 @@ def test_a_start_that_is_no_text_is_refused(start: object) -> None:
         parse(student={"start": start})
 
 
+def test_a_device_is_no_difference_and_by_default_not_said() -> None:
+    """Folders of benchmarks are found by what is no default."""
+    assert parse().differences(parse(training={"device": "cuda"})) == []
+    assert parse().differences(parse(training={"device": "cuda", "seed": 1})) == ["training.seed: 0 and 1"]
+    assert parse(training={"device": "cpu"}).dump(defaults=False)["training"] == {}
+
+
 def test_what_is_no_default_is_enough_to_make_the_same_run() -> None:
     run = parse(student={"name": "gru4rec", "dim": 8}, teacher=API | {"budget": 5}, training={"epochs": 3})
     assert run.dump(defaults=False)["student"] == {"name": "gru4rec", "dim": 8}

@@ -11,6 +11,7 @@ from recdistill.data.dataset import Dataset
 from recdistill.data.files import Source
 from recdistill.data.interactions import Interactions, read_interactions
 from recdistill.data.splits import Split, leave_one_out
+from recdistill.devices import find_device
 from recdistill.errors import SettingsError
 from recdistill.methods.bahsd import BAHSD
 from recdistill.methods.base import Method
@@ -71,8 +72,8 @@ def distill(
     """Train a student from a teacher.
 
     Args:
-        teacher: a saved model of one's own, or any `Teacher`: ``HttpTeacher`` for an API, ``CallableTeacher`` for a
-            function, ``StoredTeacher`` for a table of scores.
+        teacher: a saved model of one's own, which scores on the device of the training, or any `Teacher`:
+            ``HttpTeacher`` for an API, ``CallableTeacher`` for a function, ``StoredTeacher`` for a table of scores.
         data: the user's own interactions: a split, a data set, or a file or frame with the default column names.
         method: how; ``BAHSD()`` if left out. Only its settings are used, so it can be given again.
         student: what to train, such as ``SASRec(dim=32)``; that with its defaults if left out.
@@ -84,10 +85,12 @@ def distill(
         report: who is told how it goes.
 
     Raises:
-        SettingsError: when method and teacher do not fit, or a budget has no ledger to be kept in.
+        SettingsError: when method and teacher do not fit, a budget has no ledger to be kept in, or the device that the
+            training names is not there.
     """
-    split = as_split(data)
-    asked = local_teacher(teacher, split) if isinstance(teacher, Student) else teacher
+    split, training = as_split(data), training or TrainerSettings()
+    device = find_device(training.device)
+    asked = local_teacher(teacher, split, device=device) if isinstance(teacher, Student) else teacher
     with _kept(asked, folder, budget) as kept:
         return _learn(split, student, method or BAHSD(), training, kept, start, folder, report)
 

@@ -16,6 +16,7 @@ from recdistill.data.embedded import load_shop
 from recdistill.data.groups import Groups
 from recdistill.data.interactions import read_interactions
 from recdistill.data.splits import Cases, Split, last_basket, leave_one_out, random_split, time_cut
+from recdistill.devices import find_device, on_device
 from recdistill.errors import ArtefactError, SettingsError
 from recdistill.evaluation.footprint import footprint
 from recdistill.evaluation.full_ranking import evaluate
@@ -124,8 +125,9 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
     if (folder / RESULTS).is_file():
         report.say(f"{folder}: finished before; to run it anew, choose another folder{answers_elsewhere(run, folder)}")
         return Result.load(folder)
+    device = find_device(run.training.device)
     split = load_same_split(run, folder)
-    teacher = None if run.teacher is None else open_teacher(run.teacher, split)
+    teacher = None if run.teacher is None else open_teacher(run.teacher, split, device)
     model, method, setting = set_up_run(run, split, teacher)
     note(folder, run, split.dataset)
     dataset = split.dataset
@@ -137,7 +139,7 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
         if run.teacher is not None and teacher is not None:
             teacher = keep_answers(run.teacher, teacher, folder, ledgers)
         setting = replace(setting, teacher=teacher)
-        student, fitted = _train(split, model, method, setting, run.training, folder, report)
+        student, fitted = _train(split, model.to(device), method, setting, run.training, folder, report)
         asked = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher]
         queries = [asdict(member.stats()) for member in asked if isinstance(member, LedgerTeacher)]
         compared = side_by_side(asked, student.model, split.test)
@@ -198,7 +200,7 @@ def learn(
     folder: Path | None = None,
     report: Report | None = None,
 ) -> tuple[Student, Fit]:
-    """Build a model, train it by a method, and join it with its items.
+    """Build a model, train it by a method, and join it with its items. It stays on the device that it is trained on.
 
     Args:
         split: what to learn from and to validate on.
@@ -212,13 +214,14 @@ def learn(
 
     Raises:
         SettingsError: when the method needs a teacher, or scores, that are not there; or uses none; or when the student
-            cannot start from that model.
+            cannot start from that model; or when the device is not there.
     """
     report = report or Quiet()
     if training.keep_epochs and folder is None:
         raise SettingsError("keep_epochs keeps models in the folder of the run, and there is none: give a folder")
-    made = set_up(split, student, method, training, teacher=teacher, start=start)
-    return _train(split, *made, training, folder, report)
+    device = find_device(training.device)
+    model, learner, setting = set_up(split, student, method, training, teacher=teacher, start=start)
+    return _train(split, model.to(device), learner, setting, training, folder, report)
 
 
 def _train(
@@ -368,15 +371,26 @@ def load_same_split(run: Run, folder: Path) -> Split:
     return split
 
 
-def open_teacher(settings: TeacherSettings, split: Split) -> Teacher:
-    """Give the teacher that a run names; what an API answers is not kept before `keep_answers`."""
+def open_teacher(settings: TeacherSettings, split: Split, device: torch.device | str = "cpu") -> Teacher:
+    """Give the teacher that a run names; what an API answers is not kept before `keep_answers`.
+
+    Args:
+        settings: which name it.
+        split: the data that it is asked about.
+        device: where a model of one's own scores.
+    """
     if isinstance(settings, RunTeacher):
-        earlier = kept_models(Path(settings.folder), settings.earlier)
-        return local_teacher(Student.load(settings.folder), split, gives_scores=settings.gives_scores, earlier=earlier)
+        return local_teacher(
+            Student.load(settings.folder),
+            split,
+            gives_scores=settings.gives_scores,
+            earlier=kept_models(Path(settings.folder), settings.earlier),
+            device=device,
+        )
     if isinstance(settings, FileTeacher):
         return stored_teacher(settings, split)
     if isinstance(settings, Ensemble):
-        members = [open_teacher(member, split) for member in settings.members]
+        members = [open_teacher(member, split, device) for member in settings.members]
         return EnsembleTeacher(members, weights=settings.weights)
     return HttpTeacher(split.dataset.items, settings, users=split.dataset.users)
 
@@ -401,7 +415,12 @@ def keep_answers(settings: TeacherSettings, teacher: Teacher, folder: Path, ledg
 
 
 def local_teacher(
-    student: Student, split: Split, *, gives_scores: bool = True, earlier: Iterable[Model] = ()
+    student: Student,
+    split: Split,
+    *,
+    gives_scores: bool = True,
+    earlier: Iterable[Model] = (),
+    device: torch.device | str = "cpu",
 ) -> LocalTeacher:
     """Let a saved student teach on data with the same items, and the same users if it reads them.
 
@@ -410,6 +429,7 @@ def local_teacher(
         split: the data.
         gives_scores: whether it shows its scores.
         earlier: the model at earlier stages of its training, the earliest first.
+        device: where it scores; a model that is elsewhere is copied.
 
     Raises:
         SettingsError: when it was trained on others.
@@ -417,7 +437,12 @@ def local_teacher(
     _check_same("items", student.items, split.dataset.items)
     if student.users is not None:
         _check_same("users", student.users.ids, split.dataset.users)
-    return LocalTeacher(student.model, gives_scores=gives_scores, exclude_history=masks_seen(split), earlier=earlier)
+    return LocalTeacher(
+        on_device(student.model, device),
+        gives_scores=gives_scores,
+        exclude_history=masks_seen(split),
+        earlier=[on_device(model, device) for model in earlier],
+    )
 
 
 def stored_teacher(settings: FileTeacher, split: Split) -> StoredTeacher:

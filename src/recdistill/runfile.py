@@ -158,8 +158,11 @@ _TEACHERS: dict[str, type[TeacherSettings]] = {
     "file": FileTeacher,
     "ensemble": Ensemble,
 }
-_MAY_CHANGE = {"url", "headers", "signature", "budget", *TransportSettings.model_fields}
-"""How an API is reached and what it may cost: a run that is taken up again may do this in another way."""
+_MAY_CHANGE = {
+    "teacher": {"url", "headers", "signature", "budget", *TransportSettings.model_fields},
+    "training": {"device"},
+}
+"""How an API is reached, what it may cost, and where to train: a run that is taken up again may do this otherwise."""
 
 
 class Sections(Settings):
@@ -261,10 +264,10 @@ class Run:
     def differences(self, other: Run) -> list[str]:
         """Say in what another run differs, such as ``training.epochs: 10 and 20``.
 
-        How an API is reached and what it may cost is no difference: the answers are the same.
+        How an API is reached and what it may cost is no difference: the answers are the same. Nor is the device.
         """
         mine, others = _flat(self.dump()), _flat(other.dump())
-        names = [name for name in {**mine, **others} if not (name[0] == "teacher" and name[1] in _MAY_CHANGE)]
+        names = [name for name in {**mine, **others} if name[1] not in _MAY_CHANGE.get(name[0], ())]
         return [
             f"{'.'.join(name)}: {_show(mine.get(name))} and {_show(others.get(name))}"
             for name in names

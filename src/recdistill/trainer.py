@@ -20,6 +20,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from recdistill import devices
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import SettingsError, TrainingError
 from recdistill.methods.base import Method, Setting, TrainingBatch
@@ -73,6 +74,12 @@ class TrainerSettings(Settings):
     """
     seed: NonNegativeInt = 0
     """Of the order of users and of every draw in model and method."""
+    device: str = Field(default="cpu", pattern=devices.NAMES)
+    """Where the student is trained, and where a model of one's own that teaches it scores: ``cpu``, ``cuda``,
+    ``cuda:N``, or ``auto`` for a CUDA device if there is one. A run can be taken up again on another device.
+
+    Only CPUs have been tried so far; there alone a run that was stopped ends with the very same weights.
+    """
     compile: bool = False
     """Let ``torch.compile`` fuse a transformer's blocks; needs a C++ compiler, and seconds to start."""
 
@@ -159,7 +166,7 @@ def fit(
     averaged; process 0 validates and writes.
 
     Args:
-        student: the model to train, on the device to train it on.
+        student: the model to train, on the device to train it on, whatever the settings say.
         method: what to learn from; it is prepared here.
         setting: training sequences and teacher.
         settings: of the loop.
@@ -187,7 +194,7 @@ def fit(
         row = loop.run_epoch(progress)
         value = None
         if row.epoch % settings.validate_every == 0 or row.epoch == settings.epochs:
-            value = _from_first(validate(loop.result.eval()) if _rank() == 0 else 0.0)
+            value = _from_first(validate(loop.result.eval()) if _rank() == 0 else 0.0, loop.device)
         row = replace(row, validation=value)
         loop.finish_epoch(row)
         if keep is not None and row.epoch in settings.keep_epochs and _rank() == 0:
@@ -251,9 +258,11 @@ class _Loop:
 
     def run_epoch(self, progress: Progress) -> EpochRow:
         epoch, n_steps = self.fit.epochs, len(self.batches)
-        generator = torch.Generator().manual_seed(_mix(self.settings.seed, epoch, _rank()))
-        seed_dropout(self.student, generator)
-        seed_dropout(self.method, generator)
+        seed = _mix(self.settings.seed, epoch, _rank())
+        generator = _generator(seed)
+        noise = generator if self.device.type == "cpu" else _generator(seed, self.device)
+        seed_dropout(self.student, noise)
+        seed_dropout(self.method, noise)
         start = time.perf_counter()
         self.method.start_epoch(self.student, epoch, generator)
         self.student.train()
@@ -334,7 +343,8 @@ class _Loop:
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        if TrainerSettings.parse(state["settings"], where="checkpoint") != self.settings:
+        before = TrainerSettings.parse(state["settings"], where="checkpoint")
+        if before.model_copy(update={"device": self.settings.device}) != self.settings:
             raise TrainingError("the folder holds a checkpoint of other training settings; choose another folder")
         try:
             self.student.load_state_dict(state["student"])
@@ -419,7 +429,7 @@ class _Store:
         if not self.path.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(self.path, weights_only=True)
+            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a file that is not its own
             raise TrainingError(f"{self.path} cannot be read as a checkpoint; delete it to train anew") from error
         return state
@@ -466,6 +476,10 @@ def _copy(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
+def _generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
 def _mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -488,9 +502,9 @@ def _average_gradients(parameters: list[nn.Parameter]) -> None:
         parameter.grad /= _world_size()
 
 
-def _from_first(value: float) -> float:
+def _from_first(value: float, device: torch.device) -> float:
     if _world_size() == 1:
         return value
-    shared = torch.tensor([value], dtype=torch.float64)
+    shared = torch.tensor([value], dtype=torch.float64, device=device)
     dist.broadcast(shared, 0)
     return float(shared)

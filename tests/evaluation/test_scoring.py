@@ -102,7 +102,7 @@ def test_many_blocks_give_what_one_gives(
 ) -> None:
     whole = top_k(last_item, histories, 10, histories)
     monkeypatch.setattr(scoring, "_TOKENS", 40)
-    monkeypatch.setattr(scoring, "_SCORES", {"cpu": 256 * 3})
+    monkeypatch.setattr(scoring, "_CACHED_SCORES", 256 * 3)
     last_item.batches.clear()
     parts = top_k(last_item, histories, 10, histories)
     assert len(last_item.batches) > 10

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from recdistill import losses
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Method, Setting, TrainingBatch, build_method
@@ -21,6 +22,7 @@ from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.local import LocalTeacher
 from recdistill.trainer import Batches, Progress, TrainerSettings, fit
 
+from ..far import FAR, far_device
 from .training import assert_stopping_changes_nothing
 
 import_all("recdistill.methods")
@@ -190,6 +192,38 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(name: str, tmp_path: 
         return learner.state_dict()
 
     assert_stopping_changes_nothing(run, tmp_path)
+
+
+ELSEWHERE: list[tuple[str, str, dict[str, Any]]] = [
+    *((name, "sasrec", {}) for name in NAMES),
+    *(("kd", model, {}) for model in ("bert4rec", "gru4rec", "hstu", "mf")),
+    ("bahsd", "sasrec", {"target": "answer", "ranking": "margin", "continuations": 1, "contrast_weight": 0.1}),
+    ("ce", "sasrec", {"on": "union"}),
+    ("ce", "sasrec", {"on": "all"}),
+    ("extraction", "sasrec", {"queries": "histories"}),
+    ("kd", "sasrec", {"intents": {"queue_size": 4, "adversary": "reversal"}}),
+    ("s4rec", "sasrec", {"clustering": "kmeans"}),
+]
+"""What moves other tensors than its neighbours."""
+
+
+@pytest.mark.parametrize(("name", "model", "settings"), ELSEWHERE)
+def test_it_learns_the_same_on_another_device(
+    name: str, model: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All draws but dropout's are those of the CPU, so that nothing but the order of sums may differ."""
+    monkeypatch.setattr(losses, "_multiplies_bf16", lambda device: False)
+    trainer = TrainerSettings(epochs=2, batch_size=14)
+
+    def parts_of_epochs(device: torch.device) -> list[dict[str, float]]:
+        learner, method = student(model).to(device), build_method(name, SMALL.get(name, {}) | settings)
+        return [row.parts for row in fit(learner, method, setting(name), trainer, validate=lambda _: 0.5).rows]
+
+    here = parts_of_epochs(torch.device("cpu"))
+    with far_device(monkeypatch):
+        there = parts_of_epochs(FAR)
+    for near, far in zip(here, there, strict=True):
+        assert far == pytest.approx(near, rel=1e-3, abs=1e-6)
 
 
 SHORT_LISTS = {

@@ -21,6 +21,8 @@ from recdistill.methods.labels import (
 )
 from recdistill.models.base import Batch, Model, build_model
 
+from ..far import far_device
+
 
 def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
@@ -207,3 +209,25 @@ def test_histories_learn_by_bpr_too() -> None:
     states, table = student.encode_positions(batch)[:2], student.item_embeddings()
     expected = bpr_loss(states, table, torch.tensor([2, 3]), negatives)
     torch.testing.assert_close(_labels(LabelLossConfig(loss="bpr"), TAKEN, n_items=4)(student, training), expected)
+
+
+@pytest.mark.parametrize("negatives", ["uniform", "popularity"])
+@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "gbce", "bce", "bpr"])
+@pytest.mark.parametrize("model", ["sasrec", "mf"])
+def test_every_loss_is_the_same_on_another_device(
+    model: str, loss: str, negatives: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    histories = Sequences.from_lists([[1, 2, 3], [4, 5, 1]])
+    config = LabelLossConfig.parse({"loss": loss, "negatives": negatives, "n_negatives": 4, "precision": "fp32"})
+    learned = LabelLoss(config, Setting(histories, np.arange(2), 6))
+    student = build_model(model, 6, {"dim": 4}, train=histories).eval()
+    batch = Batch.from_sequences(histories, users=np.arange(2))
+    labels = torch.tensor([2, 3, 0, 5, 1, 0])
+
+    def value(device: torch.device | str) -> float:
+        rows, generator = torch.arange(2, device=device), torch.Generator().manual_seed(0)
+        return learned(student.to(device), TrainingBatch(batch.to(device), labels.to(device), rows, generator)).item()
+
+    here = value("cpu")
+    with far_device(monkeypatch) as far:
+        assert value(far) == pytest.approx(here, rel=1e-5)

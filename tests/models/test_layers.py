@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from recdistill.models.base import Batch
 from recdistill.models.layers import Attention, Block, Dropout, pack_rows
 
+from ..far import far_device
+
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.booleans(), st.booleans())
 @settings(max_examples=60, deadline=None)
@@ -68,6 +70,23 @@ def test_dropout_follows_its_generator_and_rests_in_evaluation() -> None:
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     assert dropout.eval()(x) is x
+
+
+def test_dropout_on_another_device_drops_and_follows_its_generator_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    dropout, draws = Dropout(0.25), []
+    with far_device(monkeypatch) as far:
+        x = torch.ones(500, 40).to(far).requires_grad_()
+        for seed in (1, 1, 2):
+            dropout.generator = torch.Generator().manual_seed(seed)
+            draws.append(dropout(x))
+        draws[0].sum().backward()
+        assert x.grad is not None
+        first, again, other, gradient = (tensor.detach().cpu() for tensor in (*draws, x.grad))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(gradient, first)
+    assert (first == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert first.max().item() == pytest.approx(1 / 0.75)
 
 
 @pytest.mark.parametrize("causal", [True, False])

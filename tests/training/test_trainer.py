@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
@@ -19,12 +19,15 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from recdistill import losses
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError, TrainingError
 from recdistill.methods.base import Method, Setting, TrainingBatch, build_method
 from recdistill.methods.supervised import Supervised
 from recdistill.models.base import Model, build_model
 from recdistill.trainer import CHECKPOINT, METRICS, Batches, EpochRow, Fit, TrainerSettings, fit
+
+from ..far import far_device
 
 ROWS = [[(user + step) % 9 + 1 for step in range(2 + user % 5)] for user in range(40)]
 
@@ -35,9 +38,10 @@ def _fit(
     method: Method | None = None,
     values: list[float] | None = None,
     keep: Callable[[int, Model], None] | None = None,
+    dropout: float = 0.3,
     **settings: Any,
 ) -> tuple[Model, Fit]:
-    student = build_model("sasrec", 9, {"dim": 8, "max_len": 5, "dropout": 0.3})
+    student = build_model("sasrec", 9, {"dim": 8, "max_len": 5, "dropout": dropout})
     setting = Setting(Sequences.from_lists(ROWS), np.arange(len(ROWS)), 9)
     script = iter(values or [])
     result = fit(
@@ -208,8 +212,16 @@ class _Stop(Exception):
     pass
 
 
-def _stop_after(folder: Path, *, epochs: int, **more: Any) -> None:
-    """Run the first epochs of a run of five, then fall over."""
+def _stop_after(
+    folder: Path,
+    *,
+    epochs: int,
+    values: Iterable[float] = (0.1, 0.2),
+    dropout: float = 0.3,
+    on: torch.device | str = "cpu",
+    **more: Any,
+) -> None:
+    """Run a run of five epochs up to one of them, then fall over."""
 
     class StopProgress:
         def step(self, epoch: int, step: int, n_steps: int, parts: dict[str, float], speed: float) -> None:
@@ -219,10 +231,10 @@ def _stop_after(folder: Path, *, epochs: int, **more: Any) -> None:
         def epoch(self, row: EpochRow, settings: TrainerSettings) -> None:
             pass
 
-    student = build_model("sasrec", 9, {"dim": 8, "max_len": 5, "dropout": 0.3})
+    student = build_model("sasrec", 9, {"dim": 8, "max_len": 5, "dropout": dropout}).to(on)
     setting = Setting(Sequences.from_lists(ROWS), np.arange(len(ROWS)), 9)
     settings = TrainerSettings(**{"epochs": 5, "batch_size": 16, "learning_rate": 0.01, **more})
-    script = iter([0.1, 0.2])
+    script = iter(values)
     with pytest.raises(_Stop):
         fit(
             student,
@@ -233,6 +245,29 @@ def _stop_after(folder: Path, *, epochs: int, **more: Any) -> None:
             folder=folder,
             progress=StopProgress(),
         )
+
+
+def test_a_run_goes_on_on_another_device_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in a checkpoint goes to where it is needed: weights, their mean, the best, the optimiser's moments."""
+    monkeypatch.setattr(losses, "_multiplies_bf16", lambda device: False)
+    undisturbed, _ = _fit(epochs=5, values=[0.1, 0.5, 0.3, 0.2, 0.4], dropout=0.0, average=0.5)
+    _stop_after(tmp_path, epochs=1, dropout=0.0, average=0.5)
+    with far_device(monkeypatch) as far:
+        _stop_after(tmp_path, epochs=3, values=[0.5, 0.3], dropout=0.0, average=0.5, on=far, device="cuda")
+    resumed, result = _fit(tmp_path, epochs=5, values=[0.2, 0.4], dropout=0.0, average=0.5)
+    assert (result.best_epoch, result.epochs) == (2, 5)
+    for after, expected in zip(resumed.parameters(), undisturbed.parameters(), strict=True):
+        torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_checkpoint_of_a_gpu_is_read_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed, _ = _fit(epochs=5, values=[0.1, 0.2, 0.3, 0.4, 0.5])
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        _stop_after(tmp_path, epochs=2, device="cuda")
+    with pytest.raises(RuntimeError, match="CUDA"):  # as it would be, had nobody cared
+        torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    assert _same(_fit(tmp_path, epochs=5, values=[0.3, 0.4, 0.5])[0], undisturbed)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

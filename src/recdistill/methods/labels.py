@@ -154,15 +154,16 @@ class LabelLoss:
                 negatives = torch.randint(1, student.n_items + 1, labels.shape, generator=generator).to(labels.device)
             return _PAIRWISE[config.loss](states, embeddings, labels, negatives)
         if config.loss == "gbce":
-            negatives, _ = self._negatives("uniform", student.n_items, generator)
+            negatives = self._negatives("uniform", student.n_items, generator)[0].to(labels.device)
             return gbce_loss(
                 states, embeddings, labels, negatives, calibration=config.calibration, precision=config.precision
             )
-        negatives, log_weights = self._negatives(config.negatives, student.n_items, generator)
+        drawn = self._negatives(config.negatives, student.n_items, generator)
+        negatives, log_weights = (values.to(labels.device) for values in drawn)
         return sampled_softmax_loss(states, embeddings, labels, negatives, log_weights, precision=config.precision)
 
     def _negatives(self, by: str, n_items: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw distinct negatives and −log of how often each was expected; ``(S,)`` both."""
+        """Draw distinct negatives and −log of how often each was expected; ``(S,)`` both, on the CPU."""
         n = min(self.config.n_negatives, n_items)
         if by == "uniform":  # without replacement
             negatives = torch.randperm(n_items, generator=generator)[:n] + 1

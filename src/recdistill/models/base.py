@@ -57,7 +57,7 @@ class Batch:
     def from_padded(cls, items: Tensor) -> Self:
         """Pack ``items (B, L)``, where 0 is padding, on whichever side it stands."""
         real = items > 0
-        offsets = torch.zeros(len(items) + 1, dtype=torch.int64)
+        offsets = torch.zeros(len(items) + 1, dtype=torch.int64, device=items.device)
         torch.cumsum(real.sum(1), 0, out=offsets[1:])
         if (offsets.diff() == 0).any():
             raise DataError("a history is empty; a model needs at least one item to answer")

@@ -105,14 +105,14 @@ def _place(lengths: npt.NDArray[np.int64], row_len: int) -> npt.NDArray[np.int64
 
 
 class Dropout(nn.Module):
-    """Dropout that draws one byte a value, eight at a time, from the model's own generator.
+    """Dropout from the model's own generator; on a CPU it draws one byte a value, eight at a time.
 
     The stock dropout on a CPU draws number by number, which costs more than the layer that it follows. The rate is
     rounded to 1/256, and survivors are scaled by the rounded rate, so that the expectation is exact.
     """
 
     generator: torch.Generator | None = None
-    """Set by `seed_dropout`; torch's global generator is used without it."""
+    """On the device of what is dropped. Set by `seed_dropout`; torch's global generator is used without it."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -124,7 +124,8 @@ class Dropout(nn.Module):
         if not self.training or self.threshold == 0:
             return x
         if x.device.type != "cpu":
-            return F.dropout(x, self.threshold / 256, training=True)
+            kept = torch.empty_like(x).bernoulli_(1 - self.threshold / 256, generator=self.generator)
+            return x * kept.mul_(256 / (256 - self.threshold))
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64)
         words.random_(-(2**63), None, generator=self.generator)
         noise = words.view(torch.uint8)[: x.numel()].view(x.shape)
