@@ -69,7 +69,7 @@ ABLATIONS: dict[str, Values] = {
     "with sharper reliable answers": {"reliable_temperature": 0.5},
     "with softer reliable answers": {"reliable_temperature": 2.0},
     "with InfoNCE": {"contrast_weight": 0.1},
-    "with continuations": {"continuations": 1},
+    "with continuations": {"continuations": 1, "view_weight": 1.0},
     "outline to the letter": {
         "target": "answer",
         "ranking": "margin",

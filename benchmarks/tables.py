@@ -161,7 +161,7 @@ HR_AND_NDCG: list[Figure] = [(metric, 10, stratum) for metric in ("hr", "ndcg") 
 
 
 def quality(rows: pl.DataFrame, *, shown: Sequence[Figure] = HR_AND_NDCG, where: pl.Expr | None = None) -> str:
-    """Metrics of every method: mean ± deviation over seeds.
+    """Metrics of every method: mean ± deviation over seeds. Rows of a cell stand together, what has no setting first.
 
     Args:
         rows: of a result file.
@@ -176,6 +176,12 @@ def quality(rows: pl.DataFrame, *, shown: Sequence[Figure] = HR_AND_NDCG, where:
             *(_mean("value", _is(figure)).alias(_heading(figure)) for figure in shown),
             pl.col("seed").n_unique(),
             pl.col("minutes").cast(pl.Float64).mean(),
+        )
+        .with_row_index("place")
+        .sort(
+            *(pl.col("place").min().over(run[:n]) for n in (2, 4)),
+            pl.col("regime").fill_null(""),
+            *(pl.col("place").min().over(run[:n]) for n in (6, 7, 8)),
         )
     )
     return markdown(

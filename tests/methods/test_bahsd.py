@@ -439,3 +439,8 @@ def test_identical_histories_of_two_users_leave_the_loss_finite() -> None:
     doubled = batch([1, 1])
     parts = ready(labels=False, contrast_weight=0.1).loss(sasrec(), doubled)
     assert all(part.isfinite() for part in parts.values())
+
+
+def test_continuations_that_nobody_learns_are_refused_before_they_are_paid_for() -> None:
+    with pytest.raises(ValueError, match="set view_weight above 0, or continuations to 0"):
+        BAHSDConfig(continuations=1, view_weight=0)

@@ -102,6 +102,14 @@ class BAHSDConfig(KDConfig):
     """At which cosines are compared."""
 
     @model_validator(mode="after")
+    def _continuations_are_views(self) -> Self:
+        if self.continuations and not self.view_weight:
+            raise ValueError(
+                "continuations are asked about to be learned as views: set view_weight above 0, or continuations to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_contrast(self) -> Self:
         if self.contrast_weight and self.intents is not None and self.intents.contrast_weight:
             raise ValueError("contrast_weight and intents.contrast_weight make two contrasts; set one of them to 0")
