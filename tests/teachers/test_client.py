@@ -34,6 +34,7 @@ class Paged:
     url: str
     batch_size: int = 1
     pages: int = 1
+    tokens: None = None
 
     def converse(self, requests: Sequence[Request], k: int) -> Conversation:
         for page in range(self.pages):
@@ -41,7 +42,7 @@ class Paged:
             yield Call("POST", self.url, body=f'{{"rows": [{rows}], "page": {page}}}'.encode())
         return [Answer([request.row + 1]) for request in requests]
 
-    def sign(self, call: Call) -> Call:
+    def sign(self, call: Call, token: str | None) -> Call:
         return call
 
 
@@ -244,7 +245,7 @@ def test_what_cannot_be_signed_ends_the_asking_and_is_not_charged(
     signed = []
 
     class Expired(Paged):
-        def sign(self, call: Call) -> Call:
+        def sign(self, call: Call, token: str | None) -> Call:
             signed.append(call)
             if len(signed) > 1:
                 raise error

@@ -24,12 +24,22 @@ from recdistill.teachers.shapes import DeclaredShape
 
 SECRET = 'Zx9+/q"w%8'
 """Reads differently in an address, in JSON and in base 64."""
-NAMES = ("SHOP_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "GOOGLE_SERVICE_ACCOUNT_KEY")
+TOKEN = 'Yt7+/k"j%5'
+"""What is given for it where tokens are fetched."""
+BASIC = f"{quote(SECRET, '')}:{quote(SECRET, '')}"
+"""What is sent for it there, in base 64."""
+AWS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+NAMES = ("SHOP_ID", "SHOP_KEY", "GOOGLE_SERVICE_ACCOUNT_KEY", *AWS)
+LOGIN = "https://login.example"
+"""Stands for the server of a test."""
+OAUTH = {"kind": "oauth", "token_url": f"{LOGIN}/token", "client_id": "SHOP_ID", "client_secret": "SHOP_KEY"}
 AUTH: dict[str, dict[str, Any]] = {
     "header": {"headers": {"Authorization": "Bearer ${SHOP_KEY}"}},
     "hmac": {"signature": {"kind": "hmac", "key": "SHOP_KEY"}},
     "sigv4": {"signature": {"kind": "sigv4", "region": "eu-west-1"}},
     "google": {"signature": {"kind": "google"}},
+    "oauth": {"signature": OAUTH},
+    "oauth in body": {"signature": OAUTH | {"secret_in": "body"}},
 }
 
 
@@ -47,10 +57,19 @@ def repeats(status: int, **headers: str) -> Callable[[Request], Response]:
     """Answer with whatever has come, and the secret in every form that there is."""
 
     def answer(request: Request) -> Response:
-        said = " ".join([*forms(SECRET), str(request.headers), str(request.environ["REQUEST_URI"])])
-        return Response(said, status, headers)
+        proof = request.headers.get("Authorization", "").partition(" ")[2]
+        told = [*forms(proof), request.get_data(as_text=True), *forms(SECRET), str(request.headers)]
+        return Response(" ".join([*told, str(request.environ["REQUEST_URI"])]), status, headers)
 
     return answer
+
+
+def gives_a_token(request: Request) -> Response:
+    return Response(json.dumps({"access_token": TOKEN, "token_type": "Bearer"}), mimetype="application/json")
+
+
+def gives_a_token_elsewhere(request: Request) -> Response:
+    return Response(json.dumps({"token": TOKEN, "given_to": SECRET}), mimetype="application/json")
 
 
 def repeats_in_json(request: Request) -> Response:
@@ -68,6 +87,7 @@ def repeats_in_one_of_several(request: Request) -> Response:
 
 SEVERAL = {"body": {"asked": "{questions}"}, "question": "{history}", "answers": "answers[*]", "batch_size": 5}
 FAULTS = {
+    "unknown": repeats(401),
     "refused": repeats(403),
     "broken": repeats(400),
     "busy": repeats(503),
@@ -75,6 +95,9 @@ FAULTS = {
     "another JSON": repeats_in_json,
     "no ids": repeats_as_item,
     "redirect": repeats(302, Location=f"http://elsewhere.example/?key={quote(SECRET, '')}"),
+}
+LOGIN_FAULTS = {name: FAULTS[name] for name in ("refused", "broken", "busy", "no JSON", "redirect")} | {
+    "another JSON": gives_a_token_elsewhere
 }
 
 
@@ -87,10 +110,11 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def serve(api_server: HTTPServer) -> Iterator[Callable[[Callable[[Request], Response]], str]]:
-    def start(answer: Callable[[Request], Response]) -> str:
+def serve(api_server: HTTPServer) -> Iterator[Callable[..., str]]:
+    def start(answer: Callable[[Request], Response], login: Callable[[Request], Response]) -> str:
         api_server.expect_request("/recommend", method="POST").respond_with_handler(answer)
-        return str(api_server.url_for("/recommend"))
+        api_server.expect_request("/token", method="POST").respond_with_handler(login)
+        return str(api_server.url_for("")).rstrip("/")
 
     yield start
     api_server.clear()
@@ -121,29 +145,41 @@ def _toml(value: Any) -> str:
 
 
 def assert_clean(where: dict[str, bytes]) -> None:
-    """Look for the secret, in every form that it may have, in everything there is."""
-    found = [(place, form) for place, content in where.items() for form in forms(SECRET) if form.encode() in content]
+    """Look for the secret and what is made of it, in every form that they may have, in everything there is."""
+    sought = [form for secret in (SECRET, TOKEN, BASIC) for form in forms(secret)]
+    found = [(place, form) for place, content in where.items() for form in sought if form.encode() in content]
     assert found == []
 
 
 @pytest.mark.parametrize(
-    ("auth", "answer"),
-    [(AUTH[name], answers) for name in AUTH]
-    + [(AUTH["header"], FAULTS[name]) for name in FAULTS]
-    + [(AUTH["header"] | SEVERAL, repeats_in_one_of_several)],
-    ids=[*AUTH, *FAULTS, "one of several"],
+    ("auth", "answer", "login"),
+    [(AUTH[name], answers, gives_a_token) for name in AUTH]
+    + [(AUTH["header"], FAULTS[name], gives_a_token) for name in FAULTS]
+    + [(AUTH["header"] | SEVERAL, repeats_in_one_of_several, gives_a_token)]
+    + [(AUTH["oauth"], FAULTS[name], gives_a_token) for name in ("refused", "unknown", "broken", "no JSON")]
+    + [(AUTH[form], answers, login) for form in ("oauth", "oauth in body") for login in LOGIN_FAULTS.values()],
+    ids=[
+        *AUTH,
+        *FAULTS,
+        "one of several",
+        *[f"oauth, {name}" for name in ("refused", "unknown", "broken", "no JSON")],
+        *[f"{form}, login {name}" for form in ("oauth", "oauth in body") for name in LOGIN_FAULTS],
+    ],
 )
 def test_a_run_leaves_no_secret_anywhere(
     auth: dict[str, Any],
     answer: Callable[[Request], Response],
-    serve: Callable[[Callable[[Request], Response]], str],
+    login: Callable[[Request], Response],
+    serve: Callable[..., str],
     little_run: dict[str, Any],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     patience = {"attempts": 2, "first_wait": 0, "give_up_after": 2}
-    teacher = {"kind": "http", "url": serve(answer), "identity": "shop", **patience, **auth}
+    base = serve(answer, login)
+    told = json.loads(json.dumps(auth).replace(LOGIN, base))
+    teacher = {"kind": "http", "url": f"{base}/recommend", "identity": "shop", **patience, **told}
     method = {"name": "kd", "top_k": 4}
     with caplog.at_level(logging.DEBUG):
         sections = little_run | {"teacher": teacher, "method": method, "training": {"epochs": 1}}
@@ -151,7 +187,7 @@ def test_a_run_leaves_no_secret_anywhere(
     out, err = capfd.readouterr()
     files = {str(path): path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert any(path.endswith(LEDGER) for path in files)
-    assert code == (2 if answer in FAULTS.values() else 0), err
+    assert code == (2 if {answer, login} & {*FAULTS.values(), *LOGIN_FAULTS.values()} else 0), err
 
     # The lowest layer's log for debugging quotes the API's own headers, such as the address that it redirects to.
     log = "\n".join(record.getMessage() for record in caplog.records if not record.name.startswith("httpcore"))
@@ -161,7 +197,7 @@ def test_a_run_leaves_no_secret_anywhere(
 
 def test_the_search_finds_what_it_looks_for() -> None:
     """Else all of the above would say nothing."""
-    for form in forms(SECRET):
+    for form in [*forms(SECRET), *forms(TOKEN), *forms(BASIC)]:
         with pytest.raises(AssertionError):
             assert_clean({"log": f"key {form} refused".encode()})
 
@@ -178,6 +214,9 @@ def test_the_search_finds_what_it_looks_for() -> None:
         ({"url": "https://me:Zx9@shop.example/"}, "url must hold no secret"),
         ({"url": "{server}/r", "values": {"server": "https://me:Zx9@shop.example"}}, "url must hold no secret"),
         ({"signature": {"kind": "hmac", "key": SECRET}}, "signature names an environment variable"),
+        ({"signature": OAUTH | {"client_secret": SECRET}}, "signature names an environment variable"),
+        ({"signature": OAUTH | {"token_url": "https://me:Zx9@login.example"}}, "token_url must hold no secret"),
+        ({"signature": OAUTH | {"token_url": f"{LOGIN}?client_secret=Zx9"}}, "token_url must hold no secret"),
     ],
 )
 def test_a_secret_in_the_settings_is_refused_without_being_shown(given: dict[str, Any], place: str) -> None:
@@ -220,5 +259,5 @@ def test_a_call_holds_no_secret_until_it_is_signed(auth: dict[str, Any]) -> None
     shape = DeclaredShape(HttpConfig.parse({"url": "https://shop.example", **auth}))
     call = Call("POST", "https://shop.example", {"Content-Type": "application/json"}, b"{}")
     assert SECRET not in repr(call)
-    assert shape.sign(call) != call
+    assert shape.sign(call, TOKEN if shape.tokens else None) != call
     assert (call.url, dict(call.headers)) == ("https://shop.example", {"Content-Type": "application/json"})

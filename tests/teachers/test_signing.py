@@ -141,7 +141,7 @@ def test_an_hmac_is_made_anew_for_each_call(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("time.time", lambda: next(times))
     for seconds in ("10", "70"):
         signed = f"/x?hmac_timestamp={seconds}"
-        assert parse_qs(urlsplit(shape.sign(call).url).query) == {
+        assert parse_qs(urlsplit(shape.sign(call, None).url).query) == {
             "hmac_timestamp": [seconds],
             "hmac_sign": [hmac.new(b"s3cret", signed.encode(), "sha256").hexdigest()],
         }
@@ -231,7 +231,7 @@ def test_a_package_that_is_not_there_is_named(
     monkeypatch.setitem(sys.modules, package, None)
     shape = DeclaredShape(HttpConfig.parse({"url": "https://shop.example", "signature": signature}))
     with pytest.raises(SettingsError, match=rf"pip install 'recdistill\[{extra}\]'"):
-        shape.sign(Call("POST", "https://shop.example"))
+        shape.sign(Call("POST", "https://shop.example"), None)
 
 
 def test_packages_for_signatures_are_imported_only_where_they_are_used() -> None:

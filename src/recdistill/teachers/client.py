@@ -16,7 +16,9 @@ a connection cut before or within the reply            sent again, after a wait 
 ``Retry-After``, as seconds or as a date               that wait instead of ours; a failure if longer     no
                                                        than ``longest_wait``
 401, 403: the key is refused                           a failure, and nothing more is sent                no
+401 to a token that was fetched                        sent again at once, once, with a new token         no
 a call that cannot be signed: no token, no package     a failure, and nothing more is sent                no
+a passing error where the token is fetched             tried again, after a wait that doubles             no
 3xx, to this or another host                           a failure: no redirect is followed                 no
 400, 404, 422, … and those named in ``permanent``      a failure                                          no
 more than ``largest_reply`` bytes, packed or unpacked  not read on; a failure                             yes
@@ -71,7 +73,7 @@ class TransportSettings(Settings):
     timeout: PositiveFloat = 30.0
     """Seconds for one call, from connecting to the last byte; at most half of them for connecting."""
     attempts: PositiveInt = 5
-    """Most sendings of one call, the first included."""
+    """Most sendings of one call, the first included; one more where a token that was fetched is refused."""
     permanent: tuple[Annotated[int, Field(ge=400, le=599)], ...] = ()
     """Statuses that another try does not help, though it usually does: 500 where that means a user it does not know."""
     first_wait: Annotated[float, Field(ge=0)] = 0.5
@@ -262,22 +264,27 @@ class _Walk(Walk):
 
     async def _fetch(self, call: Call, requests: list[Request], tally: _Tally) -> Reply:
         """Send a call until there is a reply, or no hope of one."""
-        attempt = 0
+        attempt, renewed = 1, False
         while True:
-            attempt += 1
             await self._wait_for_place()
+            token, sent_at = None, time.monotonic()
             try:
+                token = await self.wire.token(call)  # before the turn, as all who wait for one get it at once
                 await self._wait_for_turn()
                 sent_at = time.monotonic()
-                signed = self.wire.sign(call)
+                signed = self.wire.sign(call, token)
                 self.meter.charge(requests)
                 tally.calls += 1
                 reply = await self.wire.send(signed, call.url)
             except Refused as refused:
+                self.calls[refused.kind] += 1
                 tally.paid |= refused.paid
-                wait = self._note_refusal(refused, attempt, sent_at)
+                renewing = not renewed and self._drops(token, refused)
+                wait = 0.0 if renewing else self._note_refusal(refused, attempt, sent_at)
                 if wait is None:
                     raise
+                renewed |= renewing
+                attempt += not renewing
             else:
                 self._note_reply()
                 return reply
@@ -286,6 +293,13 @@ class _Walk(Walk):
                 self.landed.set()
             if not await self._rest(wait):
                 raise _Stopped(f"{call.url} was not asked again")
+
+    def _drops(self, token: str | None, refused: Refused) -> bool:
+        """Drop a token that was refused, and say whether there was one."""
+        if token is None or self.shape.tokens is None or refused.kind != "401":
+            return False
+        self.shape.tokens.drop(token)
+        return True
 
     async def _wait_for_place(self) -> None:
         """Keep no more calls in flight than the API bears just now."""
@@ -321,7 +335,6 @@ class _Walk(Walk):
 
     def _note_refusal(self, refused: Refused, attempt: int, sent_at: float) -> float | None:
         """Slow everybody down where that is asked for; return the seconds before another try, ``None`` for no more."""
-        self.calls[refused.kind] += 1
         now = time.monotonic()
         alive_until = sent_at if refused.wait is None else now + refused.wait
         self.failing_since = alive_until if self.failing_since is None else self.failing_since

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from recdistill.teachers.base import Answer, Failure, Request
+
+if TYPE_CHECKING:
+    from recdistill.teachers.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +52,15 @@ class Shape(Protocol):
         """Most questions in one conversation."""
         ...
 
+    @property
+    def tokens(self) -> Tokens | None:
+        """The tokens that its calls carry; ``None`` where they carry none that are fetched."""
+        ...
+
     def converse(self, requests: Sequence[Request], k: int) -> Conversation:
         """Ask about some histories at once: one call, several pages, or the replay of a session."""
         ...
 
-    def sign(self, call: Call) -> Call:
-        """Add what proves who is asking; done anew each time that a call is sent, as signatures hold a time."""
+    def sign(self, call: Call, token: str | None) -> Call:
+        """Add what proves who is asking, a token if there are any; done anew each time, as signatures hold a time."""
         ...

@@ -19,11 +19,10 @@ from recdistill.errors import SettingsError
 from recdistill.settings import Settings
 from recdistill.teachers.paths import Path
 from recdistill.teachers.presets import with_preset
-from recdistill.teachers.signing import Signature, variables
+from recdistill.teachers.signing import SOUNDS_SECRET, Signature, variables
 from recdistill.teachers.templates import names, write
 from recdistill.teachers.tensors import Stacking
 
-_SECRET = re.compile(r"auth|cookie|key|token|secret|passw|signature|credential", re.IGNORECASE)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 Plain: TypeAlias = str | int | float | bool
@@ -168,14 +167,16 @@ class ShapeSettings(Settings):
         """Refuse what looks like a secret, without showing it."""
         address = urlsplit(self.address)
         given = {"url": dict(parse_qsl(address.query)), "query": self.query, "values": self.values, "body": self.body}
-        found = [f"{table}: {name}" for table, value in given.items() for name in _texts(value) if _SECRET.search(name)]
+        found = [
+            f"{table}: {name}" for table, value in given.items() for name in _texts(value) if SOUNDS_SECRET.search(name)
+        ]
         if "@" in address.netloc or found:
             place = found[0] if found else "url"
             raise _refusal(
                 f"{place} must hold no secret, it is written to results; send it in a header from the environment"
             )
         for name, value in self.headers.items():
-            if _SECRET.search(name) and not variables(value):
+            if SOUNDS_SECRET.search(name) and not variables(value):
                 raise _refusal(
                     f"header {name} carries a secret, which settings must not hold; write ${{NAME}} and put it "
                     "into the environment variable NAME"

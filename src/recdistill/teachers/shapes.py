@@ -17,9 +17,10 @@ from recdistill.teachers.base import Answer, Failure, Request, check_items, chec
 from recdistill.teachers.exchange import Call, Conversation, Reply
 from recdistill.teachers.paths import Path
 from recdistill.teachers.shape_settings import ShapeSettings
-from recdistill.teachers.signing import fill_in, secret, variables
+from recdistill.teachers.signing import OAuth, fill_in, secret, variables
 from recdistill.teachers.templates import fill, names, text, write
 from recdistill.teachers.tensors import cut, stack
+from recdistill.teachers.tokens import Tokens
 
 _FIRST_TIME = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -36,6 +37,7 @@ class DeclaredShape:
         self.settings = settings
         self.batch_size = settings.batch_size
         self.new_session = new_session
+        self.tokens = Tokens(settings.signature) if isinstance(settings.signature, OAuth) else None
         self._answers = None if settings.answers is None else Path.parse(settings.answers)
         self._items = Path.parse(settings.items)
         self._id = Path.parse(settings.id)
@@ -55,15 +57,18 @@ class DeclaredShape:
         nothing = Failure("the history is empty, so there is no item to ask about", calls=0, paid=False)
         return [next(outcomes) if self._askable(request) else nothing for request in requests]
 
-    def sign(self, call: Call) -> Call:
-        """Add the headers that hold secrets, and a signature where there is one.
+    def sign(self, call: Call, token: str | None) -> Call:
+        """Add the headers that hold secrets, and a token or a signature where there is one.
 
         Raises:
             SettingsError: when an environment variable that they need is not set.
         """
         headers = {name: fill_in(value) for name, value in self.settings.headers.items() if variables(value)}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
         call = replace(call, headers={**call.headers, **headers})
-        return call if self.settings.signature is None else self.settings.signature.sign(call)
+        signature = self.settings.signature
+        return call if signature is None or isinstance(signature, OAuth) else signature.sign(call)
 
     def secrets(self) -> list[str]:
         """Return what calls carry that must never be shown.
@@ -73,7 +78,11 @@ class DeclaredShape:
         """
         named = [name for value in self.settings.headers.values() for name in variables(value)]
         signature = self.settings.signature
-        return [secret(name) for name in named] + ([] if signature is None else signature.secrets())
+        return [
+            *[secret(name) for name in named],
+            *([] if signature is None else signature.secrets()),
+            *([] if self.tokens is None else self.tokens.issued),
+        ]
 
     def _askable(self, request: Request) -> bool:
         return bool(request.history) or self.settings.reads in ("history", "user")

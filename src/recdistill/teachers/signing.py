@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache, partial
 from typing import Annotated, Any, Literal, TypeAlias
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from pydantic import AfterValidator, Field
 
@@ -21,6 +21,8 @@ from recdistill.errors import SettingsError, TeacherError
 from recdistill.settings import Settings
 from recdistill.teachers.exchange import Call
 
+SOUNDS_SECRET = re.compile(r"auth|cookie|key|token|secret|passw|signature|credential", re.IGNORECASE)
+"""Names whose values must not stand in settings."""
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _TOKEN_TIMEOUT = 30.0
@@ -87,8 +89,21 @@ def _checked_name(name: str) -> str:
     return name
 
 
+def _checked_address(url: str) -> str:
+    address = urlsplit(url)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise SettingsError(
+            f"http teacher: token_url must be a full address like https://login.example/token, but is {url!r}"
+        )
+    if "@" in address.netloc or any(SOUNDS_SECRET.search(name) for name, _ in parse_qsl(address.query)):
+        raise SettingsError("http teacher: token_url must hold no secret, it is written to results")
+    return url
+
+
 Variable: TypeAlias = Annotated[str, AfterValidator(_checked_name)]
 """The name of an environment variable."""
+Address: TypeAlias = Annotated[str, AfterValidator(_checked_address)]
+"""A full address that holds no secret."""
 
 
 class SigV4(Settings):
@@ -193,6 +208,50 @@ class Google(Settings):
         return _google_credentials(secret(self.key), self.scope, self.key)
 
 
+class OAuth(Settings):
+    """A bearer token by OAuth 2.0 client credentials (RFC 6749, section 4.4), renewed before it ends.
+
+    It is asked for under the limits of all calls, but charged to no budget; see `recdistill.teachers.tokens`.
+    """
+
+    kind: Literal["oauth"]
+    token_url: Address
+    """Where the token is fetched."""
+    client_id: Variable
+    """Variable with the id of the client."""
+    client_secret: Variable
+    """Variable with the client's secret."""
+    scope: str | None = None
+    """What the token is for, where the endpoint asks that; several are separated by spaces."""
+    audience: str | None = None
+    """Which API it is for, where the endpoint asks that."""
+    secret_in: Literal["header", "body"] = "header"
+    """Where id and secret are sent: as HTTP Basic authentication, or in the form."""
+
+    def token_call(self) -> Call:
+        """Return the call that is answered with a token.
+
+        Raises:
+            SettingsError: without a variable.
+        """
+        form = {"grant_type": "client_credentials", "scope": self.scope, "audience": self.audience}
+        headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
+        if self.secret_in == "header":
+            headers["Authorization"] = f"Basic {b64encode(self._basic().encode()).decode()}"
+        else:
+            form |= {"client_id": secret(self.client_id), "client_secret": secret(self.client_secret)}
+        told = {name: value for name, value in form.items() if value is not None}
+        return Call("POST", self.token_url, headers, urlencode(told, quote_via=quote).encode())
+
+    def secrets(self) -> list[str]:
+        """Return what must never be shown, next to the tokens."""
+        return [secret(self.client_secret), self._basic()]
+
+    def _basic(self) -> str:
+        """Return id and secret as HTTP Basic authentication joins them, each written as in a form (section 2.3.1)."""
+        return f"{quote(secret(self.client_id), '')}:{quote(secret(self.client_secret), '')}"
+
+
 @cache
 def _google_credentials(key: str, scope: str, name: str) -> Any:
     try:
@@ -221,4 +280,4 @@ def _not_installed(extra: str) -> SettingsError:
     return SettingsError(f"http teacher: this signature needs a package: pip install 'recdistill[{extra}]'")
 
 
-Signature: TypeAlias = Annotated[SigV4 | Hmac | Google, Field(discriminator="kind")]
+Signature: TypeAlias = Annotated[SigV4 | Hmac | Google | OAuth, Field(discriminator="kind")]

@@ -6,7 +6,7 @@ import asyncio
 import math
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, closing, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -18,6 +18,7 @@ import httpx2
 from recdistill import __version__
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.teachers.exchange import Call, Reply, Shape
+from recdistill.teachers.loop import PrivateLoop
 
 if TYPE_CHECKING:
     from recdistill.teachers.client import TransportSettings
@@ -80,23 +81,52 @@ class Wire:
         self.settings = settings
         self.shape = shape
         self.hide = hide
+        self.certificates = certificates
         self.lines = _Lines(settings.timeout, certificates)
 
     async def close(self) -> None:
         """Close every connection."""
         await self.lines.close()
 
-    def sign(self, call: Call) -> Call:
+    async def token(self, call: Call) -> str | None:
+        """Return the token that a call is to carry, if any; where it must be fetched first, nobody is charged for that.
+
+        Raises:
+            Refused: where it cannot be had.
+        """
+        if self.shape.tokens is None:
+            return None
+        try:
+            return await self.shape.tokens.current(self._send_apart)
+        except Refused as refused:
+            reason = self._not_signed(call, refused.reason)
+            fatal = not refused.again
+            raise Refused("no token", reason, again=refused.again, wait=refused.wait, fatal=fatal) from refused
+        except (SettingsError, TeacherError) as error:
+            raise Refused("no token", self._not_signed(call, str(error)), fatal=True) from error
+
+    def sign(self, call: Call, token: str | None) -> Call:
         """Add what proves who is asking.
 
         Raises:
             Refused: where that cannot be had.
         """
         try:
-            return self.shape.sign(call)
+            return self.shape.sign(call, token)
         except (SettingsError, TeacherError) as error:
-            reason = f"{call.url} was not asked, as the call cannot be signed: {self.hide(str(error))}"
-            raise Refused("not signed", reason, fatal=True) from error
+            raise Refused("not signed", self._not_signed(call, str(error)), fatal=True) from error
+
+    def _not_signed(self, call: Call, why: str) -> str:
+        return f"{call.url} was not asked, as the call cannot be signed: {self.hide(why)}"
+
+    def _send_apart(self, call: Call) -> Reply:
+        """Send a call from a thread that has no event loop, and over a connection of its own."""
+        wire = Wire(self.settings, self.shape, self.hide, self.certificates)
+        with closing(PrivateLoop()) as loop:
+            try:
+                return loop.run(wire.send(call, call.url))
+            finally:
+                loop.run(wire.close())
 
     async def send(self, signed: Call, url: str) -> Reply:
         """Send a call once, and return the reply; errors name the ``url``, which tells nothing of a signature.
@@ -144,7 +174,7 @@ class Wire:
             reason += f"; it redirects to {target!r}, which is not followed: give the final address"
             return Refused("redirect", reason)
         if status in (401, 403):
-            reason += "; check the headers and the environment variables they name"
+            reason += "; check the headers, the signature, and the environment variables they name"
             return Refused(str(status), reason, fatal=True)
         if status not in _RETRIED or status in self.settings.permanent:
             return Refused(str(status), reason)
