@@ -29,6 +29,7 @@ from benchmarks.experiments import (
     find_recipe,
     grid,
     one_earlier,
+    path_of,
     record,
     search_figures,
     search_key,
@@ -124,8 +125,7 @@ class Row:
     @property
     def name(self) -> str:
         """For people and folders."""
-        parts = (self.dataset, self.teacher, self.student, self.regime, self.access, self.method, self.variant)
-        return "/".join(part.replace(" ", "-") for part in parts if part)
+        return path_of(self.dataset, self.teacher, self.student, self.regime, self.access, self.method, self.variant)
 
     @property
     def first(self) -> Row | None:

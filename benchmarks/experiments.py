@@ -284,6 +284,11 @@ def table_parser(
     return parser
 
 
+def path_of(*parts: str) -> str:
+    """Return a row's name, for people and folders: its parts that are not empty, without spaces."""
+    return "/".join(part.replace(" ", "-") for part in parts if part)
+
+
 def chosen(tables: Mapping[str, Callable[[], Iterator[AnyRow]]], arguments: argparse.Namespace) -> list[AnyRow]:
     """Return the rows of the table that arguments of `table_parser` name."""
     rows = tables[arguments.table]()

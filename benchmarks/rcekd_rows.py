@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from benchmarks.experiments import Recipe, Values, changed, find_recipe
+from benchmarks.experiments import Recipe, Values, changed, find_recipe, path_of
 
 from recdistill.runfile import Run
 
@@ -145,8 +145,7 @@ class Row:
     @property
     def name(self) -> str:
         """For people and folders."""
-        parts = (self.dataset, self.split, self.teacher, self.student, self.method, self.variant)
-        return "/".join(part.replace(" ", "-") for part in parts if part)
+        return path_of(self.dataset, self.split, self.teacher, self.student, self.method, self.variant)
 
     @property
     def recipe(self) -> Recipe:

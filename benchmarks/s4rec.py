@@ -32,6 +32,7 @@ from benchmarks.experiments import (
     find_recipe,
     folder_of,
     grid,
+    path_of,
     record,
     search_figures,
     search_key,
@@ -160,8 +161,7 @@ class Row:
     @property
     def name(self) -> str:
         """For people and files."""
-        parts = (self.dataset, self.method, self.loss, self.variant)
-        return "/".join(part.replace(" ", "-") for part in parts if part)
+        return path_of(self.dataset, self.method, self.loss, self.variant)
 
     @property
     def recipe(self) -> Recipe:
