@@ -106,9 +106,9 @@ def far_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
 
     It has neither a generator nor a fused optimiser, so that training on it draws, and steps, as on the CPU.
     """
-    adamw, generator = torch.optim.AdamW, torch.Generator
+    adam, generator = torch.optim.Adam, torch.Generator
     with monkeypatch.context() as patch, warnings.catch_warnings(), _Far(), _FarLiterals():  # type: ignore[no-untyped-call]
         warnings.filterwarnings("ignore", "for .* copying from a non-meta parameter", UserWarning)  # they are copied
-        patch.setattr(torch.optim, "AdamW", lambda groups, *, fused, **rest: adamw(groups, **rest))
+        patch.setattr(torch.optim, "Adam", lambda groups, *, fused, **rest: adam(groups, **rest))
         patch.setattr(trainer, "_generator", lambda seed, device="cpu": generator().manual_seed(seed))
         yield FAR

@@ -50,9 +50,14 @@ class TrainerSettings(Settings):
     Models that read histories learn so not to need the oldest items; what is taught after a history stays the same.
     """
     learning_rate: PositiveFloat = 1e-3
-    """Of AdamW, at its highest."""
+    """Of Adam, at its highest."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Of AdamW, on matrices only."""
+    """On matrices only."""
+    decay: Literal["decoupled", "l2"] = "decoupled"
+    """What ``weight_decay`` does: shorten all weights alike, as AdamW does; or join the gradient, as Adam's L2 in papers
+    on matrix factorisation does, so that it holds back most what is rarely learned from. Losses here are means over a
+    batch: where a paper sums over the rows of one, divide its value by their number.
+    """
     warmup_steps: NonNegativeInt = 0
     """Steps over which the learning rate rises from 0."""
     average: float = Field(default=0.0, ge=0, lt=1)
@@ -228,7 +233,7 @@ class _Loop:
         if len(self.batches) == 0:
             raise TrainingError("there is nothing to learn: no user has two training interactions")
         self.parameters = [p for p in (*student.parameters(), *method.parameters()) if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(
+        self.optimiser = torch.optim.Adam(
             [
                 {"params": [p for p in self.parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
                 {"params": [p for p in self.parameters if p.dim() <= 1], "weight_decay": 0.0},
@@ -236,6 +241,7 @@ class _Loop:
             lr=settings.learning_rate,
             betas=(0.9, 0.98),
             fused=True,
+            decoupled_weight_decay=settings.decay == "decoupled",
         )
         self.average = (
             AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.average)) if settings.average else None

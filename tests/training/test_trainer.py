@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -179,6 +179,27 @@ class _Drift(Supervised):
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
         return {"drift": torch.stack([parameter.sum() for parameter in student.parameters()]).sum()}
+
+
+class _Still(Supervised):
+    """Learns nothing, whatever the batch."""
+
+    def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
+        return {"nothing": sum((parameter.sum() for parameter in student.parameters()), torch.zeros(())) * 0}
+
+
+@pytest.mark.parametrize("decay", ["decoupled", "l2"])
+def test_decay_shortens_weights_alike_or_joins_the_gradient(decay: Literal["decoupled", "l2"]) -> None:
+    # One step at learning rate .01. Decoupled, weights shrink by .01 · .5; as a gradient, Adam makes a step of .01 of
+    # it, however small it is. Vectors, biases among them, are left alone.
+    start = build_model("sasrec", 9, {"dim": 8, "max_len": 5, "dropout": 0.3})
+    step: dict[str, Any] = {"epochs": 1, "batch_size": 100, "learning_rate": 0.01, "clip_norm": 0}
+    kept, _ = _fit(method=_Still(), weight_decay=0.5, decay=decay, **step)
+    for parameter, after in zip(start.parameters(), kept.parameters(), strict=True):
+        before = expected = parameter.detach()
+        if before.dim() > 1:
+            expected = before * (1 - 0.01 * 0.5) if decay == "decoupled" else before - 0.01 * before.sign()
+        assert after.detach().numpy() == pytest.approx(expected.numpy(), abs=5e-5)
 
 
 def test_the_running_mean_of_the_weights_is_what_is_kept() -> None:
