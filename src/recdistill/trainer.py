@@ -54,8 +54,8 @@ class TrainerSettings(Settings):
     weight_decay: float = Field(default=0.0, ge=0)
     """On matrices only."""
     decay: Literal["decoupled", "l2"] = "decoupled"
-    """What ``weight_decay`` does: shorten all weights alike, as AdamW does; or join the gradient, as Adam's L2 in papers
-    on matrix factorisation does, so that it holds back most what is rarely learned from. Losses here are means over a
+    """What ``weight_decay`` does: shorten all weights alike, as AdamW does; or join the gradient, as Adam's L2 does in
+    papers on matrix factorisation, so that it holds back most what is rarely learned from. Losses here are means over a
     batch: where a paper sums over the rows of one, divide its value by their number.
     """
     warmup_steps: NonNegativeInt = 0

@@ -141,7 +141,7 @@ def split(shop: Path) -> Split:
 @pytest.fixture
 def little(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Every row is trained for three epochs on the little shop, and writes to a folder of its own."""
-    training = {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, "weight_decay": 0.01}
+    training = {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, "weight_decay": 1e-6}
     for name in ("mf-400", "mf-20"):
         little = Recipe("citeulike-t", "mf", "bpr", model={"dim": 4}, training=training)
         monkeypatch.setitem(RECIPES, ("citeulike-t", name), little)
