@@ -28,8 +28,8 @@ _BPR: Values = {
     **{"learning_rate": 2e-3, "weight_decay": 1e-6, "decay": "l2"},
 }
 """128 users have about as many interactions as the authors' batches on CiteULike. Each user is seen once an epoch,
-where the authors' rows show it in many a batch, so the rate is twice theirs. They wait for 30 epochs; some students have
-not left the ranking by popularity by then, with which all begin, so it is 60 here."""
+where the authors' rows show it in many a batch, so the rate is twice theirs. They wait for 30 epochs; by then some
+students have not left the ranking by popularity, with which all begin, so it is 60 here."""
 _WHOLE_GRAPH: Values = {**_BPR, "batch_size": 1024, "learning_rate": 5e-3}
 """A step of LightGCN costs the same for few users as for many."""
 _HSTU: Values = {"batch_size": 128, "epochs": 300, "patience": 10}
