@@ -1,4 +1,4 @@
-"""Is RCE-KD the best way to use a teacher's scores? The core table, ablations, sensitivity and the side cells.
+"""Is RCE-KD the best way to use a teacher's scores, and is CKD better? The core table, ablations and side cells.
 
 A row is one student: a data set and how it is cut, a teacher, the student's own model, a method and a seed
 (``rcekd_rows``). All students of a teacher learn from the same one, that of seed 0. First every method of a cell is
@@ -43,6 +43,8 @@ OVERLAP_COLUMNS = (*CELL, "seed", "epoch", "k", "value", "commit")
 """``value``: share of the top k, seen items among them, that student and teacher have in common, mean over users."""
 COMPARED = {FILE_ORDER: ("ndcg", 20), SHUFFLED: ("ndcg", 20), LEAVE_ONE_OUT: ("ndcg", 10)}
 """What the paired tests look at."""
+OURS = ("rcekd", "ckd")
+"""The paper's method and the library's own, each set against all others."""
 STRATA = ("all", "head", "tail", "item-head", "item-tail")
 MARKS = (1, 2, 5, 10, 20, 50, 100, 200)
 """Epochs after which the lists are compared."""
@@ -111,10 +113,10 @@ def follow(row: Row) -> None:
 
 
 def compare() -> None:
-    """Test RCE-KD against every other row of its cell, user by user, means over the seeds that both have."""
+    """Test RCE-KD and CKD against every other row of their cell, by users, means over the seeds that both have."""
     results = begin(PAIRED)
-    for cell in [*CELLS["core"], *CELLS["further"]]:
-        ours = Row(cell.dataset, cell.split, cell.teacher, cell.student, "rcekd")
+    for cell, method in itertools.product([*CELLS["core"], *CELLS["further"]], OURS):
+        ours = Row(cell.dataset, cell.split, cell.teacher, cell.student, method)
         metric, k = COMPARED[cell.split]
         for other in cell.rows(0):
             if other != ours and (both := kept_of_both(WORK, ours, other, SEEDS)):

@@ -67,8 +67,8 @@ RECIPES: dict[tuple[str, str], Recipe] = {
 }
 """Teachers and students by data set and name; sizes are the authors', those of SASRec a quarter and an eighth."""
 
-EVERY = ("ce", "cd", "rrd", "de", "dcd", "hetcomp", "unkd", "htd", "rcekd")
-CORE = ("ce", "rrd", "dcd", "hetcomp", "rcekd")
+EVERY = ("ce", "cd", "rrd", "de", "dcd", "hetcomp", "unkd", "htd", "rcekd", "ckd")
+CORE = ("ce", "rrd", "dcd", "hetcomp", "rcekd", "ckd")
 ON_ALL = "on all items"
 """The variant of cross-entropy that is tuned and compared as a method of its own."""
 
@@ -81,6 +81,7 @@ START: dict[str, Values] = {
     "hetcomp": {"weight": 0.25},
     "unkd": {"weight": 0.5},
     "htd": {"weight": 0.5},
+    "ckd": {"weight": 10.0, "top_k": 200, "temperature": 1.0},
     "rcekd": {"weight": 500.0, "top_k": 50, "n_sampled": 50, "depth": 200, "fusion_rate": 3.0, "temperature": 1.0},
 }
 """What tuning begins with: the authors' settings for MF on CiteULike, weights converted as each method's file says.
@@ -108,6 +109,7 @@ KNOBS = {
     "cd": "score_scale",
     "rrd": "rank_temperature",
     "dcd": "rank_temperature",
+    "ckd": "temperature",
     "rcekd": "temperature",
 }
 """The one setting of a method that is tuned beside its weight, where it has a scale."""

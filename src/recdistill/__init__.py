@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from recdistill.methods.bahsd import BAHSD as BAHSD
     from recdistill.methods.cd import CD as CD
     from recdistill.methods.ce import CE as CE
+    from recdistill.methods.ckd import CKD as CKD
     from recdistill.methods.cl4srec import CL4SRec as CL4SRec
     from recdistill.methods.dcd import DCD as DCD
     from recdistill.methods.de import DE as DE
@@ -59,6 +60,7 @@ __all__ = [
     "BAHSD",
     "CD",
     "CE",
+    "CKD",
     "DCD",
     "DE",
     "HSTU",
@@ -108,6 +110,7 @@ _HOMES = {
     "BERT4Rec": "models.bert4rec:BERT4RecConfig",
     "CD": "methods.cd:CD",
     "CE": "methods.ce:CE",
+    "CKD": "methods.ckd:CKD",
     "CL4SRec": "methods.cl4srec:CL4SRec",
     "CallableTeacher": "teachers.callable:CallableTeacher",
     "DCD": "methods.dcd:DCD",
