@@ -248,10 +248,11 @@ def _gain(gain: str | None, p: str | None) -> str:
 
 
 def trials(rows: pl.DataFrame) -> str:
-    """What tuning found: trials made and pruned, and the best one's settings and validation figures."""
+    """What tuning found: trials made and pruned, and the best one's settings and figures; ideas, a line each."""
     run = ["dataset", "split", "teacher", "student", "method", "variant", "sampler"]
+    idea = pl.when(pl.col("sampler") == "grid").then(pl.col("settings"))
     lines = []
-    for _, group in rows.group_by(run, maintain_order=True):
+    for _, group in rows.group_by(*run, idea.alias("idea"), maintain_order=True):
         finished = group.filter(pl.col("state") == "complete").sort(pl.col("value").cast(pl.Float64), descending=True)
         first = group.row(0, named=True)
         best = finished.row(0, named=True) if len(finished) else None

@@ -199,6 +199,19 @@ def test_of_a_search_the_best_trial_is_shown(tmp_path: Path) -> None:
     ]
 
 
+def test_every_idea_of_a_search_is_shown(tmp_path: Path) -> None:
+    table = ResultTable(tmp_path / "rcekd_trials.csv", TRIAL_COLUMNS)
+    run = {"dataset": "gowalla", "split": "8:1:1 shuffled", "teacher": "mf-300", "student": "mf-20", "method": "ckd"}
+    for trial, value in enumerate((0.2, 0.1)):
+        settings = json.dumps({"method.top_k": 10 * (trial + 1)})
+        more = {"trial": trial, "state": "complete", "settings": settings, "value": value, "tail": value, "minutes": 2}
+        table.append({**run, "sampler": "grid", **more})
+    assert [line[-3:] for line in cells(make("rcekd_trials", tmp_path))] == [
+        ["top_k 10", "0.2", "0.2"],
+        ["top_k 20", "0.1", "0.1"],
+    ]
+
+
 def test_overlap_stands_in_a_row_by_epoch(tmp_path: Path) -> None:
     table = ResultTable(tmp_path / "rcekd_overlap.csv", OVERLAP_COLUMNS)
     run = {"dataset": "gowalla", "split": "8:1:1 shuffled", "teacher": "mf-300", "student": "mf-20", "method": "ce"}
