@@ -385,6 +385,9 @@ OF_USERS: list[Figure] = [
 ]
 AS_CHOSEN = pl.col("variant").fill_null("").is_in(["", "equal budget"])
 """Of BAHSD's table: methods as validation data chose them, not their earlier forms and ablations."""
+AS_TUNED = pl.col("variant").fill_null("").is_in(["", "on all items"])
+"""Of RCE-KD's tables: methods as they were tuned, not their earlier forms and ablations."""
+SHORT: list[Figure] = [("recall", 20, "all"), *(("ndcg", 20, stratum) for stratum in BY_STRATUM)]
 IS_CORE = pl.col("variant").is_in(["softmax", "bce"])
 """Of S4Rec's tables: methods as they are, on either base loss."""
 
@@ -400,6 +403,7 @@ TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
     "premise_targets": ("premise_targets", premise_targets),
     "bahsd_paired": ("bahsd_paired", paired),
     "rcekd": ("rcekd", partial(quality, shown=RECALL_AND_NDCG, where=pl.col("split") != "leave-one-out")),
+    "rcekd_core": ("rcekd", partial(quality, shown=SHORT, where=AS_TUNED & (pl.col("split") != "leave-one-out"))),
     "rcekd_sequences": ("rcekd", partial(quality, shown=OF_SEQUENCES, where=pl.col("split") == "leave-one-out")),
     "rcekd_trials": ("rcekd_trials", trials),
     "rcekd_paired": ("rcekd_paired", paired),
