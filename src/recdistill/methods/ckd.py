@@ -36,10 +36,10 @@ class CKD(Distillation, name="ckd"):
     Cross-entropy bounds NDCG where the set that it runs over is closed, that is holds all that the student ranks above
     any of its items (the paper of `RCEKD`). The teacher's list is not closed, which is why `RCEKD` draws items to fill
     it up, anew each epoch, by the student's ranking of the whole catalogue. The whole catalogue is closed whatever the
-    student does. Of the teacher's softmax only Q, its K best, is learned: it is asked once, before training, and neither
-    lists nor scores are made later. That is a sharpening, too, as scores of matrix factorisation are flat: on CiteULike
-    the 200 best of 25,181 items hold a fifth of the softmax. Where both were measured, RCE-KD's students are the better
-    ones by a little (``benchmarks/README.md``): it looks where the student errs.
+    student does. Of the teacher's softmax only Q, its K best, is learned: the teacher is asked once, before training,
+    and neither lists nor scores are made later. Scores of matrix factorisation are flat, so that the cut sharpens them,
+    too. Where both were measured, RCE-KD's students are the better ones by a little (``benchmarks/README.md``): it
+    looks where the student errs.
 
     Source: this library. `CE` with ``on = "all"`` takes the teacher's scores of all items instead, for each batch anew;
     `KD` learns lists without the items of the history, as an API gives them.
