@@ -52,8 +52,8 @@ class Plan:
     )
     second_stage: Values = field(
         default_factory=lambda: {
-            "epochs": 8,
-            "patience": 8,
+            "epochs": 5,
+            "patience": 5,
             "batch_size": 64,
             "learning_rate": 3e-3,
             "schedule": "cosine",
