@@ -11,6 +11,7 @@ makes the paired tests of what is there.
 from __future__ import annotations
 
 import itertools
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -90,6 +91,7 @@ FIRST = "first stage"
 """The variant of ``labels`` that all students begin with who see labels."""
 SMALL, ONE_NEGATIVE = "quarter width", "sasrec-bce"
 BUDGETS = {f"{budget:,} queries": budget for budget in (1_000, 5_000, 20_000)}
+"""Of queries. Batches are smaller by as much as there are fewer answers, so that all budgets take as many steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,10 @@ class Row:
         if SMALL in self.variant:
             sections["student"] = {**values["student"], "dim": values["student"]["dim"] // 4}
         staged = SECOND_STAGE[self.dataset] if self.first else PURE[self.dataset] if self.regime == "pure" else {}
+        if self.variant in BUDGETS and self.method != "extraction":
+            histories = QUERIES[self.dataset] // 2
+            batch_size = math.ceil(values["training"]["batch_size"] * BUDGETS[self.variant] / histories)
+            staged = {**staged, "training.batch_size": min(batch_size, values["training"]["batch_size"])}
         tuned = TUNED.get((self.dataset, self.student, self.regime, self.access, self.method), {})
         ablated = {f"method.{name}": value for name, value in ABLATIONS.get(self.variant, {}).items()}
         return Run.parse(changed(sections, {**staged, **tuned, **ablated, **(changes or {})}))
@@ -273,9 +279,11 @@ def search(row: Row, changes: Values) -> None:
     if results.already_done(**key):
         return
     split = one_earlier(load_benchmark(row.dataset))
-    taught, minutes = _train(row, row.run(changes), split, _teacher(row, split))
-    found = _evaluate(taught, split, split.test)
-    record(results, key, search_figures(found, split), minutes=minutes)
+    teacher = _teacher(row, split)
+    taught, minutes = _train(row, row.run(changes), split, teacher)
+    found, reference = (_evaluate(student, split, split.test) for student in (taught, teacher))
+    fidelity = _fidelity(found, reference, split)
+    record(results, key, itertools.chain(search_figures(found, split), fidelity), minutes=minutes)
     print(f"== {row.name} {changes}: validation NDCG@10 {found.mean('ndcg', 10):.4f}", flush=True)
 
 

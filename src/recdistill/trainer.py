@@ -229,6 +229,7 @@ class _Loop:
             max_len=student.max_len,
             reads_last=whole,
             shorten=settings.shorten,
+            rows=method.taught,
         )
         if len(self.batches) == 0:
             raise TrainingError("there is nothing to learn: no user has two training interactions")
@@ -370,11 +371,19 @@ class Batches:
     """Training users in a fresh order each epoch."""
 
     def __init__(
-        self, train: Sequences, *, batch_size: int, max_len: int | None, reads_last: bool, shorten: float = 0.0
+        self,
+        train: Sequences,
+        *,
+        batch_size: int,
+        max_len: int | None,
+        reads_last: bool,
+        shorten: float = 0.0,
+        rows: Ints | None = None,
     ) -> None:
         self.train, self.batch_size, self.max_len, self.reads_last = train, batch_size, max_len, reads_last
         self.shorten = shorten
-        self.rows: Ints = np.flatnonzero(train.lengths >= (1 if reads_last else 2))
+        rows = np.arange(len(train)) if rows is None else rows
+        self.rows: Ints = rows[train.lengths[rows] >= (1 if reads_last else 2)]
 
     @property
     def n_users(self) -> int:

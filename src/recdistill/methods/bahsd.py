@@ -166,6 +166,7 @@ class BAHSD(WithIntents, name="bahsd"):
         config = self.config
         self.probe = asked = probe(setting, scales=config.scales, k=config.top_k)
         self.n_scales, self.n_rows, _ = asked.items.shape
+        self.taught = None if config.labels or config.intents is not None else asked.full.rows_answered
         if config.continuations:
             further = go_on(setting, asked.items[-1], config.continuations)
             self.nexts, told = torch.from_numpy(further.nexts), stack(asked, further)

@@ -75,6 +75,11 @@ class Method(ABC, nn.Module):
 
     parts_of_histories: ClassVar[bool] = False
     """Whether the student is shown parts of histories, or made-up ones: one that reads the user sees no difference."""
+    taught: Ints | None = None
+    """Rows of the training sequences that there is something to learn from, known after `prepare`; ``None`` for all.
+
+    Others are not read: where a small budget bought few answers and labels are not learned, they are nearly all.
+    """
 
     def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -86,7 +86,8 @@ class Extraction(Method, name="extraction"):
         config, teacher = self.config, self.check_teacher(setting.teacher)
         self.walks = None
         if config.queries == "histories":
-            self.listed = torch.from_numpy(probe(setting, k=config.top_k).full.items)
+            answers = probe(setting, k=config.top_k).full
+            self.listed, self.taught = torch.from_numpy(answers.items), answers.rows_answered
             return
         self.n_rows = len(setting.train)
         self.walks, lists = random_walks(

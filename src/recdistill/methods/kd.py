@@ -59,8 +59,8 @@ class KD(WithIntents, name="kd"):
 
     One answer a user: g to the whole training history, whose own next item is held out. The student's f is taken after
     the last training item, where there is no label. T is the number of labels in the batch, over which the label loss
-    is a mean too: one answer counts as much as λ labels, however long histories are. In pure distillation λ/T is 1/B;
-    users without an answer count in B, so that an answer weighs the same in every batch.
+    is a mean too: one answer counts as much as λ labels, however long histories are. In pure distillation λ/T is 1/B,
+    and users without an answer are not read.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, Section 2, for the tau^2.
     Differs: the target is a list, with probability 0 for what it leaves out.
@@ -85,6 +85,7 @@ class KD(WithIntents, name="kd"):
         config = self.config
         answers = probe(setting, k=config.top_k).full
         self.answers = Answers.read(answers, config.values, config.rank_decay)
+        self.taught = None if config.labels or config.intents is not None else answers.rows_answered
         self.label_loss = LabelLoss(config.label_loss, setting) if config.labels else None
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:

@@ -46,8 +46,10 @@ class RRD(Method, name="rrd"):
 
     def prepare(self, setting: Setting) -> None:
         """Ask the teacher about every training history once."""
-        self.listed = torch.from_numpy(probe(setting, k=self.config.top_k).full.items)
+        answers = probe(setting, k=self.config.top_k).full
+        self.listed = torch.from_numpy(answers.items)
         self.label_loss = LabelLoss(self.config.label_loss, setting) if self.config.labels else None
+        self.taught = None if self.config.labels else answers.rows_answered
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
         """Return the parts ``label`` (assisted only) and ``order``."""

@@ -41,6 +41,11 @@ class Ranking:
         lengths: npt.NDArray[np.int64] = np.count_nonzero(self.items > 0, axis=1)
         return lengths
 
+    @property
+    def rows_answered(self) -> Ints:
+        """``(r,)`` the rows that list something."""
+        return np.flatnonzero(self.items.any(axis=1))
+
     def check(self, n_items: int) -> Ranking:
         """Return the ranking itself if it makes sense.
 
