@@ -42,6 +42,7 @@ from benchmarks.experiments import (
 from benchmarks.results import FOLDER, QUALITY, ResultTable
 from torch import Tensor
 
+from recdistill.checkpoints import CHECKPOINT
 from recdistill.data.benchmark_data import load_benchmark
 from recdistill.data.dataset import Ints
 from recdistill.data.groups import Mask, head_users
@@ -55,7 +56,6 @@ from recdistill.methods.s4rec import S4Rec
 from recdistill.run import set_up
 from recdistill.runfile import Run
 from recdistill.serving.artefact import Student
-from recdistill.trainer import CHECKPOINT
 
 RESULTS, SEARCH, PAIRED, PUBLISHED, CLUSTERS, MAP = (
     FOLDER / f"s4rec{part}.csv" for part in ("", "_search", "_paired", "_published", "_clusters", "_map")

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from recdistill.checkpoints import METRICS
 from recdistill.data.dataset import Sequences
 from recdistill.data.embedded import load_shop
 from recdistill.data.splits import leave_one_out
@@ -34,7 +35,7 @@ from recdistill.serving.artefact import Student
 from recdistill.serving.blackbox import BlackBox, student_answers
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.local import LocalTeacher
-from recdistill.trainer import METRICS, EpochRow, TrainerSettings
+from recdistill.trainer import EpochRow, TrainerSettings
 
 Sections = dict[str, Any]
 

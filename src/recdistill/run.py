@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 
+from recdistill.checkpoints import CHECKPOINT
 from recdistill.data.dataset import Dataset, IdMap, Ints, Sequences
 from recdistill.data.embedded import load_shop
 from recdistill.data.groups import Groups
@@ -47,7 +48,7 @@ from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.teachers.local import LocalTeacher
 from recdistill.teachers.stored import StoredTeacher
-from recdistill.trainer import CHECKPOINT, Fit, Progress, Silent, TrainerSettings, fit
+from recdistill.trainer import Fit, Progress, Silent, TrainerSettings, fit
 
 
 class Report(Progress, Protocol):

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from recdistill import devices
-from recdistill.data.dataset import Ints, Sequences
+from recdistill import devices, processes
+from recdistill.batches import Batches
+from recdistill.checkpoints import Store
 from recdistill.errors import SettingsError, TrainingError
 from recdistill.methods.base import Method, Setting, TrainingBatch
-from recdistill.models.base import Batch, Model
+from recdistill.models.base import Model
 from recdistill.models.layers import seed_dropout
 from recdistill.settings import Settings
-
-CHECKPOINT = "checkpoint.pt"
-METRICS = "metrics.jsonl"
 
 
 class TrainerSettings(Settings):
@@ -189,24 +184,24 @@ def fit(
     method.prepare(setting)
     method.fit_to(student)
     loop = _Loop(student, method, setting, settings)
-    store = _Store(folder) if folder is not None and _rank() == 0 else None
-    if folder is not None and (state := _Store(folder).load()) is not None:
+    store = Store(folder) if folder is not None and processes.rank() == 0 else None
+    if folder is not None and (state := Store(folder).load()) is not None:
         loop.resume(state)
     if store is not None:
-        store.write_metrics(loop.fit.rows)
+        store.write_metrics(map(asdict, loop.fit.rows))
 
     while not loop.done:
         row = loop.run_epoch(progress)
         value = None
         if row.epoch % settings.validate_every == 0 or row.epoch == settings.epochs:
-            value = _from_first(validate(loop.result.eval()) if _rank() == 0 else 0.0, loop.device)
+            value = processes.from_first(validate(loop.result.eval()) if processes.rank() == 0 else 0.0, loop.device)
         row = replace(row, validation=value)
         loop.finish_epoch(row)
-        if keep is not None and row.epoch in settings.keep_epochs and _rank() == 0:
+        if keep is not None and row.epoch in settings.keep_epochs and processes.rank() == 0:
             keep(row.epoch, loop.result.eval())
         if store is not None:
             store.save(loop.state())
-            store.write_metrics(loop.fit.rows)
+            store.write_metrics(map(asdict, loop.fit.rows))
         progress.epoch(row, settings)
     student.load_state_dict(loop.best)
     student.eval()
@@ -265,7 +260,7 @@ class _Loop:
 
     def run_epoch(self, progress: Progress) -> EpochRow:
         epoch, n_steps = self.fit.epochs, len(self.batches)
-        seed = _mix(self.settings.seed, epoch, _rank())
+        seed = _mix(self.settings.seed, epoch, processes.rank())
         generator = _generator(seed)
         noise = generator if self.device.type == "cpu" else _generator(seed, self.device)
         seed_dropout(self.student, noise)
@@ -298,7 +293,7 @@ class _Loop:
                 raise TrainingError(self._not_finite(f"the loss part {name!r} is {value}", epoch, step))
         self.optimiser.zero_grad(set_to_none=True)
         torch.stack(list(parts.values())).sum().backward()
-        _average_gradients(self.parameters)
+        processes.average_gradients(self.parameters)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm or math.inf))
         if not math.isfinite(norm):
             raise TrainingError(self._not_finite(f"the gradient's norm is {norm}", epoch, step))
@@ -367,110 +362,6 @@ class _Loop:
         )
 
 
-class Batches:
-    """Training users in a fresh order each epoch."""
-
-    def __init__(
-        self,
-        train: Sequences,
-        *,
-        batch_size: int,
-        max_len: int | None,
-        reads_last: bool,
-        shorten: float = 0.0,
-        rows: Ints | None = None,
-    ) -> None:
-        self.train, self.batch_size, self.max_len, self.reads_last = train, batch_size, max_len, reads_last
-        self.shorten = shorten
-        rows = np.arange(len(train)) if rows is None else rows
-        self.rows: Ints = rows[train.lengths[rows] >= (1 if reads_last else 2)]
-
-    @property
-    def n_users(self) -> int:
-        """How many users are learned from."""
-        return len(self.rows)
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.rows) / self.batch_size)
-
-    def epoch(self, seed: int, epoch: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-        """Yield this process's share of each batch: histories, ``(T,)`` labels, ``(B,)`` rows."""
-        generator = np.random.default_rng([seed, epoch])
-        order = generator.permutation(self.rows)
-        shown = self._read(order).lengths
-        if self.shorten:
-            drawn = generator.random(len(order)) < self.shorten
-            shown = np.where(drawn, generator.integers(1, shown, endpoint=True), shown)
-        for start in range(0, len(order), self.batch_size):
-            own = slice(start + _rank(), start + self.batch_size, _world_size())
-            yield self.of(order[own], shown[own])
-
-    def of(self, rows: Ints, shown: Ints | None = None) -> tuple[Batch, Tensor, Tensor]:
-        """Pack ``rows`` with the item that follows each position, 0 where none may be learned.
-
-        Args:
-            rows: of the training sequences.
-            shown: how many of the newest items that are read of each are packed; all, where left out.
-        """
-        inputs = self._read(rows)
-        if shown is not None:
-            inputs = Sequences(inputs.items, inputs.ends - shown, inputs.ends)
-        batch = Batch.from_sequences(inputs, users=rows)
-        if self.reads_last:
-            labels = torch.zeros_like(batch.items)
-            labels[:-1] = batch.items[1:]
-            labels[batch.last] = 0
-        else:
-            following, _ = Sequences(inputs.items, inputs.starts + 1, inputs.ends + 1).flat()
-            labels = torch.from_numpy(following.astype(np.int64))
-        return batch, labels, torch.from_numpy(rows)
-
-    def _read(self, rows: Ints) -> Sequences:
-        """Return what is read of some rows: without the last item where nothing is learned after it."""
-        sequences = self.train.take(rows)
-        if not self.reads_last:
-            sequences = sequences.without_newest(1)
-        return sequences if self.max_len is None else sequences.newest(self.max_len)
-
-
-class _Store:
-    """Checkpoint and metrics in a folder, each replaced in one instant."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.path = folder / CHECKPOINT
-
-    def load(self) -> dict[str, Any] | None:
-        if not self.path.exists():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a file that is not its own
-            raise TrainingError(f"{self.path} cannot be read as a checkpoint; delete it to train anew") from error
-        return state
-
-    def save(self, state: dict[str, Any]) -> None:
-        self._replace(self.path, lambda path: torch.save(state, path))
-
-    def write_metrics(self, rows: list[EpochRow]) -> None:
-        text = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
-        self._replace(self.folder / METRICS, lambda path: path.write_text(text))
-
-    def _replace(self, path: Path, write: Callable[[Path], object]) -> None:
-        partial = path.with_name(path.name + ".partial")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write(partial)
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            raise TrainingError(
-                f"cannot write {path}: {error}. Free the disk or choose another folder; "
-                "the last state that was written whole is kept."
-            ) from error
-
-
 def tune_allocator() -> None:
     """Let glibc keep freed memory, and serve large blocks from it.
 
@@ -497,29 +388,3 @@ def _generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator
 
 def _mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _average_gradients(parameters: list[nn.Parameter]) -> None:
-    if _world_size() == 1:
-        return
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        dist.all_reduce(parameter.grad)
-        parameter.grad /= _world_size()
-
-
-def _from_first(value: float, device: torch.device) -> float:
-    if _world_size() == 1:
-        return value
-    shared = torch.tensor([value], dtype=torch.float64, device=device)
-    dist.broadcast(shared, 0)
-    return float(shared)

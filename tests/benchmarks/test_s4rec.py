@@ -34,6 +34,7 @@ from benchmarks.s4rec import (
 )
 
 from benchmarks import experiments, s4rec
+from recdistill.checkpoints import CHECKPOINT
 from recdistill.data.interactions import read_interactions
 from recdistill.data.splits import Split, leave_one_out
 from recdistill.evaluation.results import Evaluation
@@ -42,7 +43,6 @@ from recdistill.methods.iclrec import ICLRec
 from recdistill.methods.s4rec import S4Rec
 from recdistill.models.base import build_model
 from recdistill.registry import import_all
-from recdistill.trainer import CHECKPOINT
 
 import_all("recdistill.methods")
 ALL = list(dict.fromkeys(row for table in TABLES.values() for row in table()))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from recdistill import losses
+from recdistill.batches import Batches
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Method, Setting, TrainingBatch, build_method
@@ -20,7 +21,7 @@ from recdistill.settings import Settings
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.local import LocalTeacher
-from recdistill.trainer import Batches, Progress, TrainerSettings, fit
+from recdistill.trainer import Progress, TrainerSettings, fit
 
 from ..far import FAR, far_device
 from .training import assert_stopping_changes_nothing

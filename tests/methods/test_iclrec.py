@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from recdistill.batches import Batches
 from recdistill.data.dataset import Sequences
 from recdistill.methods.base import Setting, TrainingBatch, build_method
 from recdistill.methods.contrast import encode_all, pool
 from recdistill.methods.iclrec import ICLRec, intent_loss
 from recdistill.models.base import Batch, Model, build_model
-from recdistill.trainer import Batches
 
 from .training import passes
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from recdistill.batches import Batches
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Setting, TrainingBatch, build_method
@@ -18,7 +19,7 @@ from recdistill.runfile import Run
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.local import LocalTeacher
-from recdistill.trainer import Batches, Progress, TrainerSettings, fit
+from recdistill.trainer import Progress, TrainerSettings, fit
 
 from .training import assert_stopping_changes_nothing, passes
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recdistill.batches import Batches
 from recdistill.clustering import sinkhorn
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
@@ -25,7 +26,7 @@ from recdistill.methods.s4rec import (
     reverse_gradient,
 )
 from recdistill.models.base import Model, build_model
-from recdistill.trainer import Batches, Progress, TrainerSettings, fit
+from recdistill.trainer import Progress, TrainerSettings, fit
 
 from .training import assert_stopping_changes_nothing, passes
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from recdistill.batches import Batches
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.methods.base import TrainingBatch, build_method
 from recdistill.methods.de import DE
 from recdistill.methods.htd import HTD, topology_loss
 from recdistill.methods.vectors import Experts, VectorDistillation, squared_distance
 from recdistill.teachers.local import LocalTeacher
-from recdistill.trainer import Batches
 
 from .users import TRAIN, WITH_HISTORY, N, learn, mf, ready, setting, teacher_part
 

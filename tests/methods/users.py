@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recdistill.batches import Batches
 from recdistill.data.dataset import Sequences
 from recdistill.methods.base import Method, Setting, TrainingBatch, build_method
 from recdistill.models.base import Model, build_model
 from recdistill.teachers.local import LocalTeacher
-from recdistill.trainer import Batches
 
 ROWS = [[1, 2], [3], [], [4, 5, 6]]
 """Histories of four users; one has none."""

@@ -20,12 +20,14 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from recdistill import losses
+from recdistill.batches import Batches
+from recdistill.checkpoints import CHECKPOINT, METRICS
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError, TrainingError
 from recdistill.methods.base import Method, Setting, TrainingBatch, build_method
 from recdistill.methods.supervised import Supervised
 from recdistill.models.base import Model, build_model
-from recdistill.trainer import CHECKPOINT, METRICS, Batches, EpochRow, Fit, TrainerSettings, fit
+from recdistill.trainer import EpochRow, Fit, TrainerSettings, fit
 
 from ..far import far_device
 
