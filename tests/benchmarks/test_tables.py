@@ -9,7 +9,8 @@ from benchmarks.rcekd import OVERLAP_COLUMNS
 from benchmarks.rcekd_tuning import TRIAL_COLUMNS
 from benchmarks.results import FOLDER, QUALITY, SPEED, ResultTable
 from benchmarks.s4rec import CLUSTER_COLUMNS, PUBLISHED_COLUMNS
-from benchmarks.tables import AS_CHOSEN, DOCUMENTS, fill, make, markdown
+from benchmarks.table_cells import markdown
+from benchmarks.tables import AS_CHOSEN, DOCUMENTS, fill, make
 
 from benchmarks import tables
 from recdistill.errors import DataError

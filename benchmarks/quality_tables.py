@@ -1,0 +1,240 @@
+"""Tables of figures on test and validation cases: a function takes the rows of a result file and returns Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+from benchmarks.table_cells import markdown, mean, number
+
+Figure = tuple[str, int, str]
+"""A metric, its k and a stratum."""
+NAMES = {"hr": "HR", "ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "agreement": "Agreement"}
+HR_AND_NDCG: list[Figure] = [(metric, 10, stratum) for metric in ("hr", "ndcg") for stratum in ("all", "head", "tail")]
+
+
+def quality(rows: pl.DataFrame, *, shown: Sequence[Figure] = HR_AND_NDCG, where: pl.Expr | None = None) -> str:
+    """Metrics of every method: mean ± deviation over seeds. Rows of a cell stand together, what has no setting first.
+
+    Args:
+        rows: of a result file.
+        shown: the figures, a column each.
+        where: which rows; all where it is left out.
+    """
+    run = ["dataset", "split", "teacher", "student", "regime", "access", "method", "variant"]
+    cells = (
+        rows.filter(True if where is None else where, pl.col("k").is_in([str(k) for _, k, _ in shown]))
+        .group_by(run, maintain_order=True)
+        .agg(
+            *(mean("value", _is(figure)).alias(_heading(figure)) for figure in shown),
+            pl.col("seed").n_unique(),
+            pl.col("minutes").cast(pl.Float64).mean(),
+        )
+        .with_row_index("place")
+        .sort(
+            *(pl.col("place").min().over(run[:n]) for n in (2, 4)),
+            pl.col("regime").fill_null(""),
+            *(pl.col("place").min().over(run[:n]) for n in (6, 7, 8)),
+        )
+    )
+    return markdown(
+        ["data", "split", "teacher → student", "setting", "method", "seeds", "minutes", *map(_heading, shown)],
+        [
+            [
+                row["dataset"],
+                row["split"],
+                _pair(row),
+                ", ".join(filter(None, (row["regime"], row["access"]))),
+                " ".join(filter(None, (row["method"], row["variant"]))),
+                str(row["seed"]),
+                number(row["minutes"]),
+                *(row[_heading(figure)] for figure in shown),
+            ]
+            for row in cells.iter_rows(named=True)
+        ],
+    )
+
+
+def _is(figure: Figure) -> pl.Expr:
+    metric, k, stratum = figure
+    return (pl.col("metric") == metric) & (pl.col("k") == str(k)) & (pl.col("stratum") == stratum)
+
+
+def _heading(figure: Figure) -> str:
+    metric, k, stratum = figure
+    return f"{NAMES[metric]}@{k}" + ("" if stratum == "all" else f" {stratum}")
+
+
+def _pair(row: dict[str, str | None]) -> str:
+    return " → ".join(filter(None, (row["teacher"], row["student"])))
+
+
+def paired(rows: pl.DataFrame) -> str:
+    """What a method gains over the others of its cell, with the p-value of the paired test."""
+    cells = rows.pivot(
+        "stratum",
+        index=["dataset", "split", "teacher", "student", "regime", "access", "method", "other", "seeds", "metric", "k"],
+        values=["gain", "p"],
+    )
+    strata = rows["stratum"].unique(maintain_order=True).to_list()
+    return markdown(
+        ["data", "split", "teacher → student", "setting", "method", "against", "seeds", "gain in", *strata],
+        [
+            [
+                row["dataset"],
+                row["split"],
+                _pair(row),
+                ", ".join(filter(None, (row["regime"], row["access"]))),
+                row["method"],
+                row["other"],
+                row["seeds"],
+                f"{NAMES[row['metric']]}@{row['k']}",
+                *(_gain(row.get(f"gain_{s}"), row.get(f"p_{s}")) for s in strata),
+            ]
+            for row in cells.iter_rows(named=True)
+        ],
+    )
+
+
+def _gain(gain: str | None, p: str | None) -> str:
+    return "" if gain is None or p is None else f"{float(gain):+.1f}% (p {float(p):.4f})"
+
+
+def trials(rows: pl.DataFrame) -> str:
+    """What tuning found: trials made and pruned, and the best one's settings and figures; ideas, a line each."""
+    run = ["dataset", "split", "teacher", "student", "method", "variant", "sampler"]
+    idea = pl.when(pl.col("sampler") == "grid").then(pl.col("settings"))
+    lines = []
+    for _, group in rows.group_by(*run, idea.alias("idea"), maintain_order=True):
+        finished = group.filter(pl.col("state") == "complete").sort(pl.col("value").cast(pl.Float64), descending=True)
+        first = group.row(0, named=True)
+        best = finished.row(0, named=True) if len(finished) else None
+        minutes = group["minutes"].cast(pl.Float64).sum()
+        lines.append(
+            [
+                *(first["dataset"], first["split"], _pair(first)),
+                " ".join(filter(None, (first["method"], first["variant"]))),
+                *(first["sampler"], str(len(group)), str(len(group) - len(finished)), number(minutes)),
+                *(("", "", "") if best is None else (_settings(best["settings"]), best["value"], best["tail"])),
+            ]
+        )
+    figure = f"{NAMES['ndcg']}@20"
+    header = ["data", "split", "teacher → student", "method", "search", "trials", "pruned", "minutes", "best"]
+    return markdown([*header, figure, f"{figure} tail"], lines)
+
+
+def _settings(text: str) -> str:
+    return ", ".join(f"{name.split('.')[-1]} {value}" for name, value in json.loads(text).items())
+
+
+def overlap(rows: pl.DataFrame) -> str:
+    """How much of the teacher's lists the student's share after some epochs."""
+    cells = rows.pivot(
+        "epoch", index=["dataset", "split", "teacher", "student", "method", "variant", "seed", "k"], values="value"
+    )
+    epochs = sorted(rows["epoch"].unique().to_list(), key=int)
+    return markdown(
+        ["data", "split", "teacher → student", "method", "top", *(f"epoch {epoch}" for epoch in epochs)],
+        [
+            [
+                *(row["dataset"], row["split"], _pair(row)),
+                " ".join(filter(None, (row["method"], row["variant"]))),
+                row["k"],
+                *("" if row[epoch] is None else f"{float(row[epoch]):.3f}" for epoch in epochs),
+            ]
+            for row in cells.iter_rows(named=True)
+        ],
+    )
+
+
+def premise(rows: pl.DataFrame) -> str:
+    """How well each signal sorts hits from misses within a band, and the hit rate of each fifth of its users."""
+    parts = rows.filter(pl.col("part") != "all").pivot(
+        "part", index=["dataset", "teacher", "signal", "band"], values="hit_rate"
+    )
+    whole = rows.filter(pl.col("part") == "all").join(parts, on=["dataset", "teacher", "signal", "band"])
+    points = sorted(rows["part"].unique().drop_nulls().to_list())[:-1]
+    return markdown(
+        ["data", "teacher", "signal", "band of length", "users", "AUC", "p", "HR@10", *(f"fifth {n}" for n in points)],
+        [
+            [
+                *(row[name] for name in ("dataset", "teacher", "signal", "band")),
+                f"{int(row['users']):,}",
+                f"{float(row['auc']):.3f}",
+                f"{float(row['p']):.1g}",
+                *(f"{float(row[name]):.4f}" for name in ("hit_rate", *points)),
+            ]
+            for row in whole.iter_rows(named=True)
+        ],
+    )
+
+
+def premise_targets(rows: pl.DataFrame) -> str:
+    """How often single answers and their consensus are right, and NDCG of each fifth of the users by consistency."""
+    keys = ["dataset", "teacher", "target"]
+    points = sorted(rows["part"].unique().drop_nulls().to_list())[:-1]
+    parts = rows.pivot("part", index=keys, values="ndcg", maintain_order=True).drop("all")
+    whole = rows.filter(pl.col("part") == "all").join(parts, on=keys, maintain_order="left")
+    return markdown(
+        ["data", "teacher", "answer", "users", "HR@10", "NDCG@10", *(f"fifth {n}" for n in points)],
+        [
+            [
+                *(row[name] for name in keys),
+                f"{int(row['users']):,}",
+                *(f"{float(row[name]):.4f}" for name in ("hr", "ndcg", *points)),
+            ]
+            for row in whole.iter_rows(named=True)
+        ],
+    )
+
+
+def published(rows: pl.DataFrame) -> str:
+    """What a paper reports, in parentheses, beside what is measured here."""
+    cell = ["dataset", "split", "student", "method", "variant", "seeds"]
+    shown = [(str(metric), str(k)) for metric, k in rows.select("metric", "k").unique(maintain_order=True).rows()]
+    lines = []
+    for key, group in rows.group_by(cell, maintain_order=True):
+        dataset, split, student, method, variant, seeds = map(str, key)
+        figures = {(row["metric"], row["k"]): row for row in group.iter_rows(named=True)}
+        lines.append(
+            [
+                *(dataset, split, student, f"{method} {variant}", seeds),
+                *(_beside(figures[figure]) if figure in figures else "" for figure in shown),
+            ]
+        )
+    headings = [f"{NAMES[metric]}@{k}" for metric, k in shown]
+    return markdown(["data", "split", "student", "method", "seeds", *headings], lines)
+
+
+def _beside(row: dict[str, str]) -> str:
+    return f"{float(row['value']):.4f} ({float(row['published']):.4f}, {float(row['gain']):+.1f}%)"
+
+
+def clusters(rows: pl.DataFrame) -> str:
+    """How the share of head users differs between the intents of a method."""
+    lines = []
+    for key, group in rows.group_by("dataset", "split", "student", "method", "variant", maintain_order=True):
+        dataset, split, student, method, variant = map(str, key)
+        shares, users = (group[name].cast(pl.Float64).to_numpy() for name in ("head_share", "users"))
+        quartiles = np.quantile(shares, (0, 0.25, 0.5, 0.75, 1))
+        found = [f"{share:.2f}" for share in (np.average(shares, weights=users), *quartiles)]
+        lines.append([dataset, split, student, f"{method} {variant}", str(len(group)), *found])
+    header = ["data", "split", "student", "method", "intents", "head, all users"]
+    return markdown([*header, "least", "lower quartile", "median", "upper quartile", "most"], lines)
+
+
+BY_STRATUM = ("all", "head", "tail", "item-head", "item-tail")
+RECALL_AND_NDCG: list[Figure] = [
+    *((metric, 10, "all") for metric in ("recall", "ndcg")),
+    *((metric, 20, stratum) for metric in ("recall", "ndcg") for stratum in BY_STRATUM),
+]
+OF_SEQUENCES: list[Figure] = [
+    *((metric, k, "all") for metric in ("hr", "ndcg") for k in (5, 20)),
+    *((metric, 10, stratum) for metric in ("hr", "ndcg") for stratum in BY_STRATUM),
+]
+OF_USERS: list[Figure] = [
+    *((metric, k, "all") for metric in ("hr", "ndcg") for k in (5, 10, 20)),
+    *((metric, 10, stratum) for metric in ("hr", "ndcg") for stratum in ("head", "tail")),
+]
