@@ -208,6 +208,15 @@ def test_an_api_that_answers_now_and_then_is_not_dead(api: RawApi) -> None:
     assert len(teacher.rank(histories(8), 1)) == 8
 
 
+@pytest.mark.parametrize("reply", [b"HTTP/1.1 401 not s3cret\r\n\r\n", b"HTTP/1.1 200 OK\r\nno header, s3cret\r\n\r\n"])
+def test_what_ends_the_asking_is_told_without_secrets(api: RawApi, reply: bytes) -> None:
+    """Also where it is no part of a body."""
+    api.answer = lambda body: [reply, None]
+    with pytest.raises(TeacherError, match=r"\*\*\*") as caught:
+        Paying(Paged(api.url), attempts=1, give_up_after=1).rank(histories(1), 1)
+    assert "s3cret" not in str(caught.value)
+
+
 def test_what_waits_is_not_sent_once_asking_is_stopped(api: RawApi) -> None:
     """The key is refused while the other request waits for its turn, a minute away."""
     api.answer = lambda body: response(b"", "401 Unauthorized")

@@ -1,5 +1,6 @@
 """Nothing that a run leaves behind holds a secret: not its output, its log, its errors, its folder, or its ledger."""
 
+import html
 import json
 import logging
 from base64 import b64encode
@@ -45,7 +46,9 @@ AUTH: dict[str, dict[str, Any]] = {
 
 def forms(secret: str) -> list[str]:
     encoded = b64encode(secret.encode()).decode()
-    return [secret, quote(secret, ""), quote(secret), json.dumps(secret)[1:-1], encoded.rstrip("="), encoded]
+    in_json = json.dumps(secret)[1:-1]
+    in_text = [secret, in_json, in_json.replace("/", r"\/"), html.escape(secret)]
+    return [*in_text, quote(secret, ""), quote(secret), encoded.rstrip("="), encoded]
 
 
 def answers(request: Request) -> Response:

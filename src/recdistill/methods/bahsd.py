@@ -32,6 +32,7 @@ from recdistill.methods.contrast import info_nce
 from recdistill.methods.intents import WithIntents
 from recdistill.methods.kd import Answers, KDConfig, check_values, label_and_queries, list_kl, soft_targets
 from recdistill.methods.labels import LabelLoss
+from recdistill.methods.lists import list_logits
 from recdistill.models.base import Batch, Model
 from recdistill.probing import (
     Floats,
@@ -285,9 +286,9 @@ class BAHSD(WithIntents, name="bahsd"):
         listed = self._of(scales + batch.rows, self.told.items).transpose(0, 1).flatten(1).long()
         owner = torch.arange(len(listed), device=agreed.device)[:, None] * len(embeddings)
         loss = ranking_consistency(
-            torch.einsum("bd,bkd->bk", queries, embeddings[agreed]),
+            list_logits(queries, embeddings, agreed),
             mixed.exp(),
-            torch.einsum("bd,bkd->bk", queries, embeddings[others]),
+            list_logits(queries, embeddings, others),
             ~torch.isin(owner + others, owner + listed),
             margin=self.config.margin if self.config.ranking == "margin" else None,
         )

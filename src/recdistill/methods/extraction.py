@@ -14,6 +14,7 @@ from recdistill.data.dataset import Ints, Items, Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.losses import ranking_consistency
 from recdistill.methods.base import Method, Setting, TrainingBatch
+from recdistill.methods.lists import list_logits
 from recdistill.models.base import Batch, Model
 from recdistill.probing import probe
 from recdistill.settings import Settings
@@ -135,9 +136,9 @@ class Extraction(Method, name="extraction"):
         points = (listed > 0) * torch.arange(listed.shape[1], 0, -1)
         listed, others, unlisted, points = (x.to(states.device) for x in (listed, others, unlisted, points))
         return ranking_consistency(
-            torch.einsum("bd,bkd->bk", states, embeddings[listed]),
+            list_logits(states, embeddings, listed),
             points,
-            torch.einsum("bd,bkd->bk", states, embeddings[others]),
+            list_logits(states, embeddings, others),
             unlisted,
             margin=self.config.margin,
         ).mean()

@@ -372,4 +372,4 @@ class _Walk(Walk):
             self._give_up(f"gave up after {self.failed_in_a_row} failed requests in a row (give_up_after)", refused)
 
     def _give_up(self, why: str, last: Refused) -> None:
-        self.give_up(TeacherError(f"{why}; the last: {last.reason}"))
+        self.give_up(TeacherError(self.hide(f"{why}; the last: {last.reason}")))

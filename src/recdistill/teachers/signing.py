@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import html
 import json
 import logging
 import os
@@ -68,14 +69,16 @@ def secret(name: str) -> str:
 
 
 def hide(text: str, secrets: Iterable[str]) -> str:
-    """Take secrets out of a text, also where they are written for an address, in JSON, or in base 64.
+    r"""Take secrets out of a text, also where they are written for an address, in JSON or HTML, or in base 64.
 
-    >>> hide("key s3cret/1, s3cret%2F1", ["s3cret/1"])
-    'key ***, ***'
+    >>> hide(r"key s3cret/1, s3cret%2F1, s3cret\/1", ["s3cret/1"])
+    'key ***, ***, ***'
     """
     for value in secrets:
+        in_json = json.dumps(value)[1:-1]
         in_base_64 = b64encode(value.encode()).decode().rstrip("=")
-        forms = {value, quote(value), quote(value, ""), json.dumps(value)[1:-1], in_base_64}
+        in_address = {quote(value), quote(value, "")}
+        forms = {value, *in_address, in_json, in_json.replace("/", r"\/"), html.escape(value), in_base_64}
         for form in sorted(forms, key=len, reverse=True):
             text = text.replace(form, "***")
     return text
