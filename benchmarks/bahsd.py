@@ -146,7 +146,7 @@ class Row:
         if SMALL in self.variant:
             sections["student"] = {**values["student"], "dim": values["student"]["dim"] // 4}
         staged = SECOND_STAGE[self.dataset] if self.first else PURE[self.dataset] if self.regime == "pure" else {}
-        if self.variant in BUDGETS and self.method != "extraction":
+        if self.variant in BUDGETS and self.regime == "pure" and self.method != "extraction":
             histories = QUERIES[self.dataset] // 2
             batch_size = math.ceil(values["training"]["batch_size"] * BUDGETS[self.variant] / histories)
             staged = {**staged, "training.batch_size": min(batch_size, values["training"]["batch_size"])}
@@ -235,8 +235,10 @@ def side() -> Iterator[Row]:
     for regime, teacher in itertools.product(METHODS, (ONE_NEGATIVE, "bert4rec")):
         for method in ("kd", "bahsd"):
             yield Row("amazon-beauty", teacher, "sasrec", method, regime, "lists")
-    for budget, method in itertools.product(BUDGETS, ("kd", "extraction", "bahsd")):
-        yield Row("amazon-beauty", "sasrec", "sasrec", method, "pure", "lists", budget)
+    for budget in BUDGETS:
+        for method in ("kd", "extraction", "bahsd"):
+            yield Row("amazon-beauty", "sasrec", "sasrec", method, "pure", "lists", budget)
+        yield Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "assisted", "lists", budget)
 
 
 TABLES = {"core": core, "ablation": ablation, "side": side}

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -19,6 +18,7 @@ from recdistill.errors import SettingsError
 from recdistill.teachers import signing
 from recdistill.teachers.http import HttpConfig, HttpTeacher
 from recdistill.teachers.presets import presets
+from recdistill.teachers.tokens import Tokens
 
 FIXTURES = {path.stem: json.loads(path.read_text()) for path in sorted((Path(__file__).parent / "fixtures").iterdir())}
 ITEMS, USERS = IdMap(list(range(101, 111)), first=1), IdMap(["ann", "bob"], first=0)
@@ -65,8 +65,12 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in KEYS:
         monkeypatch.setenv(name, "k3y")
     monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
-    google = SimpleNamespace(valid=True, token="t0ken")
-    monkeypatch.setattr(signing, "_google_credentials", lambda key, scope, name: google)
+    monkeypatch.setattr(signing, "_google_account", lambda key, name: None)
+
+    async def current(tokens: Tokens, send: object) -> str:
+        return "t0ken"
+
+    monkeypatch.setattr(Tokens, "current", current)
 
 
 def config(name: str, base: str | None = None, **more: Any) -> HttpConfig:

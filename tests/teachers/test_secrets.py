@@ -105,11 +105,12 @@ LOGIN_FAULTS = {name: FAULTS[name] for name in ("refused", "broken", "busy", "no
 
 
 @pytest.fixture(autouse=True)
-def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def secrets(monkeypatch: pytest.MonkeyPatch, api_server: HTTPServer) -> None:
     for name in NAMES:
         monkeypatch.setenv(name, SECRET)
-    token = SimpleNamespace(valid=True, token=SECRET)
-    monkeypatch.setattr(signing, "_google_credentials", lambda key, scope, name: token)
+    signer = SimpleNamespace(key_id=None, sign=lambda message: b"signature")
+    account = SimpleNamespace(signer=signer, email="shop@project.example", token_url=api_server.url_for("/token"))
+    monkeypatch.setattr(signing, "_google_account", lambda key, name: account)
 
 
 @pytest.fixture

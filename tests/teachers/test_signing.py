@@ -1,27 +1,27 @@
 """Signatures as they arrive over a real socket, checked by hand as the other side would."""
 
+import asyncio
+import base64
 import hashlib
 import hmac
 import json
-import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.runfile import Run
-from recdistill.teachers import signing
-from recdistill.teachers.exchange import Call
+from recdistill.teachers.exchange import Call, Reply
 from recdistill.teachers.http import HttpConfig, HttpTeacher
 from recdistill.teachers.shapes import DeclaredShape
 
@@ -158,7 +158,7 @@ def private_key() -> str:
 
 
 @pytest.fixture
-def google(server: Server, private_key: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+def google(server: Server, private_key: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     account = {
         "type": "service_account",
         "client_email": "shop@project.example",
@@ -166,31 +166,59 @@ def google(server: Server, private_key: str, monkeypatch: pytest.MonkeyPatch) ->
         "token_uri": f"{server.base}/token",
     }
     monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(account))
-    signing._google_credentials.cache_clear()
-    yield {"kind": "google"}
-    signing._google_credentials.cache_clear()
+    return {"kind": "google"}
 
 
-def test_a_token_is_fetched_once_and_sent_with_every_call(server: Server, google: dict[str, str]) -> None:
+def test_a_service_account_is_given_a_token_for_what_it_signs(
+    server: Server, google: dict[str, str], private_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.4)
     server.ask(2, signature=google)
     assert [request.path for request in server.asked] == ["/token", "/asked", "/asked"]
-    assert server.asked[0].form["grant_type"] == "urn:ietf:params:oauth:grant-type:jwt-bearer"
     assert {request.headers["Authorization"] for request in server.asked[1:]} == {"Bearer t0ken"}
+    form = server.asked[0].form
+    assert form["grant_type"] == "urn:ietf:params:oauth:grant-type:jwt-bearer"
+    key = serialization.load_pem_private_key(private_key.encode(), None)
+    assert isinstance(key, rsa.RSAPrivateKey)
+    signed, _, signature = form["assertion"].rpartition(".")
+    key.public_key().verify(unpadded(signature), signed.encode(), padding.PKCS1v15(), hashes.SHA256())
+    assert json.loads(unpadded(signed.partition(".")[2])) == {
+        "iss": "shop@project.example",
+        "scope": "https://www.googleapis.com/auth/cloud-platform",
+        "aud": "https://oauth2.googleapis.com/token",
+        "iat": 1_700_000_000,
+        "exp": 1_700_003_600,
+    }
 
 
-def test_a_token_is_renewed_before_it_ends(server: Server, google: dict[str, str]) -> None:
-    server.ask(signature=google)
-    key = os.environ["GOOGLE_SERVICE_ACCOUNT_KEY"]
-    credentials = signing._google_credentials(key, signing.Google(kind="google").scope, "GOOGLE_SERVICE_ACCOUNT_KEY")
-    credentials.expiry = datetime.now(UTC).replace(tzinfo=None) + timedelta(seconds=10)
-    server.token = {"access_token": "t1ken", "expires_in": 3600, "token_type": "Bearer"}
-    server.ask(signature=google)
-    assert server.last.headers["Authorization"] == "Bearer t1ken"
+def unpadded(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def test_other_calls_go_on_while_a_service_account_waits_for_its_token(google: dict[str, str]) -> None:
+    """The token is given only once somebody else on the same event loop has had a turn; it is fetched once for all."""
+    others, sent = threading.Event(), []
+
+    def send(call: Call) -> Reply:
+        sent.append(call)
+        assert others.wait(10)
+        return Reply(200, {}, b'{"access_token": "t"}')
+
+    async def wait() -> list[str]:
+        tokens = DeclaredShape(HttpConfig.parse({"url": "https://shop.example", "signature": google})).tokens
+        assert tokens is not None
+        waiting = [asyncio.create_task(tokens.current(send)) for _ in range(3)]
+        await asyncio.sleep(0)
+        others.set()
+        return await asyncio.gather(*waiting)
+
+    assert asyncio.run(wait()) == ["t"] * 3
+    assert len(sent) == 1
 
 
 def test_where_no_token_is_given_nothing_is_asked(server: Server, google: dict[str, str]) -> None:
     server.token = Response(json.dumps({"error": "invalid_grant", "error_description": "unknown account"}), 400)
-    with pytest.raises(TeacherError, match="no token from Google: invalid_grant: unknown account"):
+    with pytest.raises(TeacherError, match="/asked was not asked, as .* /token answered 400 .*unknown account"):
         server.ask(signature=google)
     assert [request.path for request in server.asked] == ["/token"]
 
@@ -220,7 +248,7 @@ def test_a_run_may_be_taken_up_again_with_another_signature() -> None:
     ("signature", "package", "extra"),
     [
         ({"kind": "sigv4", "region": "x"}, "botocore.auth", "aws"),
-        ({"kind": "google"}, "google.oauth2.service_account", "google"),
+        ({"kind": "google"}, "google.auth.crypt", "google"),
     ],
 )
 def test_a_package_that_is_not_there_is_named(
@@ -231,10 +259,11 @@ def test_a_package_that_is_not_there_is_named(
     monkeypatch.setitem(sys.modules, package, None)
     shape = DeclaredShape(HttpConfig.parse({"url": "https://shop.example", "signature": signature}))
     with pytest.raises(SettingsError, match=rf"pip install 'recdistill\[{extra}\]'"):
+        shape.secrets()
         shape.sign(Call("POST", "https://shop.example"), None)
 
 
 def test_packages_for_signatures_are_imported_only_where_they_are_used() -> None:
-    command = "import sys, recdistill.teachers.http; print(*{'botocore', 'google.auth', 'requests'} & set(sys.modules))"
+    command = "import sys, recdistill.teachers.http; print(*{'botocore', 'google.auth'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -17,7 +17,7 @@ from recdistill.teachers.base import Answer, Failure, Request, check_items, chec
 from recdistill.teachers.exchange import Call, Conversation, Reply
 from recdistill.teachers.paths import Path
 from recdistill.teachers.shape_settings import ShapeSettings
-from recdistill.teachers.signing import OAuth, fill_in, secret, variables
+from recdistill.teachers.signing import Google, OAuth, fill_in, secret, variables
 from recdistill.teachers.templates import fill, names, text, write
 from recdistill.teachers.tensors import cut, stack
 from recdistill.teachers.tokens import Tokens
@@ -37,7 +37,7 @@ class DeclaredShape:
         self.settings = settings
         self.batch_size = settings.batch_size
         self.new_session = new_session
-        self.tokens = Tokens(settings.signature) if isinstance(settings.signature, OAuth) else None
+        self.tokens = Tokens(settings.signature) if isinstance(settings.signature, OAuth | Google) else None
         self._answers = None if settings.answers is None else Path.parse(settings.answers)
         self._items = Path.parse(settings.items)
         self._id = Path.parse(settings.id)
@@ -68,7 +68,7 @@ class DeclaredShape:
             headers["Authorization"] = f"Bearer {token}"
         call = replace(call, headers={**call.headers, **headers})
         signature = self.settings.signature
-        return call if signature is None or isinstance(signature, OAuth) else signature.sign(call)
+        return call if signature is None or isinstance(signature, OAuth | Google) else signature.sign(call)
 
     def secrets(self) -> list[str]:
         """Return what calls carry that must never be shown.

@@ -12,13 +12,13 @@ import time
 from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache, partial
-from typing import Annotated, Any, Literal, TypeAlias
+from functools import cache
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from pydantic import AfterValidator, Field
 
-from recdistill.errors import SettingsError, TeacherError
+from recdistill.errors import SettingsError
 from recdistill.settings import Settings
 from recdistill.teachers.exchange import Call
 
@@ -26,8 +26,11 @@ SOUNDS_SECRET = re.compile(r"auth|cookie|key|token|secret|passw|signature|creden
 """Names whose values must not stand in settings."""
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*")
-_TOKEN_TIMEOUT = 30.0
-"""Seconds to wait for a token."""
+_FORM = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
+_GOOGLE = "https://oauth2.googleapis.com/token"
+"""Whom a service account must address to get a token, wherever it asks for it."""
+_ASSERTED = 3600
+"""Seconds for which a service account says who it is; no token of Google lasts longer."""
 
 
 def variables(text: str) -> list[str]:
@@ -181,7 +184,7 @@ class Hmac(Settings):
 class Google(Settings):
     """The bearer token of a Google service account, renewed before it ends; needs ``recdistill[google]``.
 
-    A token from elsewhere is a header: ``Authorization = "Bearer ${TOKEN}"``.
+    It is asked for as that of `OAuth` is. A token from elsewhere is a header: ``Authorization = "Bearer ${TOKEN}"``.
     """
 
     kind: Literal["google"]
@@ -190,25 +193,40 @@ class Google(Settings):
     scope: str = "https://www.googleapis.com/auth/cloud-platform"
     """What the token is for."""
 
-    def sign(self, call: Call) -> Call:
-        """Add the token, fetched from where the key says when there is none yet, or it ends soon.
+    @property
+    def token_url(self) -> str:
+        """Where the token is fetched, as the key says.
 
         Raises:
             SettingsError: without google-auth, or the variable, or for one that holds no key.
-            TeacherError: when no token is given.
         """
-        token = self._credentials()
-        if not token.valid:
-            _renew(token)
-        return replace(call, headers={**call.headers, "Authorization": f"Bearer {token.token}"})
+        return self._account().token_url
+
+    def token_call(self) -> Call:
+        """Return the call that is answered with a token (RFC 7523, section 2.1).
+
+        Raises:
+            SettingsError: without google-auth, or the variable, or for one that holds no key.
+        """
+        from google.auth import jwt
+
+        account, now = self._account(), int(time.time())
+        told = {"iss": account.email, "scope": self.scope, "aud": _GOOGLE, "iat": now, "exp": now + _ASSERTED}
+        form = {"grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer"}
+        form["assertion"] = jwt.encode(account.signer, told).decode()
+        return Call("POST", account.token_url, _FORM, urlencode(form).encode())
 
     def secrets(self) -> list[str]:
-        """Return what must never be shown."""
-        token = self._credentials().token
-        return [secret(self.key), *([token] if token else [])]
+        """Return what must never be shown, next to the tokens.
 
-    def _credentials(self) -> Any:
-        return _google_credentials(secret(self.key), self.scope, self.key)
+        Raises:
+            SettingsError: without google-auth, or the variable, or for one that holds no key.
+        """
+        self._account()
+        return [secret(self.key)]
+
+    def _account(self) -> _GoogleAccount:
+        return _google_account(secret(self.key), self.key)
 
 
 class OAuth(Settings):
@@ -238,7 +256,7 @@ class OAuth(Settings):
             SettingsError: without a variable.
         """
         form = {"grant_type": "client_credentials", "scope": self.scope, "audience": self.audience}
-        headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
+        headers = dict(_FORM)
         if self.secret_in == "header":
             headers["Authorization"] = f"Basic {b64encode(self._basic().encode()).decode()}"
         else:
@@ -255,28 +273,29 @@ class OAuth(Settings):
         return f"{quote(secret(self.client_id), '')}:{quote(secret(self.client_secret), '')}"
 
 
+class _GoogleAccount(NamedTuple):
+    """What the key of a service account says."""
+
+    signer: Any
+    email: str
+    token_url: str
+
+
 @cache
-def _google_credentials(key: str, scope: str, name: str) -> Any:
+def _google_account(key: str, name: str) -> _GoogleAccount:
     try:
-        from google.oauth2.service_account import Credentials
+        from google.auth.crypt import RSASigner
     except ImportError as error:
         raise _not_installed("google") from error
     try:
-        return Credentials.from_service_account_info(json.loads(key), scopes=[scope])
-    except (ValueError, TypeError, AttributeError):  # whose text may quote the key
+        told = json.loads(key)
+        return _GoogleAccount(
+            RSASigner.from_service_account_info(told), told["client_email"], _checked_address(told["token_uri"])
+        )
+    except (ValueError, TypeError, AttributeError, KeyError):  # whose text may quote the key
         raise SettingsError(
             f"environment variable {name} does not hold the key of a Google service account, which is a JSON object."
         ) from None
-
-
-def _renew(credentials: Any) -> None:
-    from google.auth.exceptions import GoogleAuthError
-    from google.auth.transport.requests import Request
-
-    try:
-        credentials.refresh(partial(Request(), timeout=_TOKEN_TIMEOUT))
-    except GoogleAuthError as error:
-        raise TeacherError(f"no token from Google: {' '.join(map(str, error.args[:1]))}") from error
 
 
 def _not_installed(extra: str) -> SettingsError:

@@ -1,4 +1,4 @@
-"""Bearer tokens by OAuth 2.0 client credentials: fetched once for all threads, and kept in memory alone."""
+"""Bearer tokens by OAuth 2.0: fetched once for all threads, and kept in memory alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 
 from recdistill.errors import TeacherError
 from recdistill.teachers.exchange import Call, Reply
-from recdistill.teachers.signing import OAuth
+from recdistill.teachers.signing import Google, OAuth
 
 _MARGIN = 60.0
 """Seconds before its end from which a token is renewed; a tenth of its time, where that is less."""
@@ -39,7 +39,7 @@ class Tokens:
         settings: where it is fetched, and who asks for it.
     """
 
-    def __init__(self, settings: OAuth) -> None:
+    def __init__(self, settings: OAuth | Google) -> None:
         self.settings = settings
         self.issued: tuple[str, ...] = ()
         """The latest tokens, none of which may ever be shown."""
