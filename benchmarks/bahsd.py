@@ -60,6 +60,9 @@ STUDENT_SEED = 100
 SECOND = "second generation"
 """The variant whose teacher is the fusion of the black box and the student of the first generation."""
 
+VOTE = "with its own vote"
+"""The variant whose teacher is the fusion of the black box and what labels alone have taught the student."""
+
 DATASETS, MODELS, SEEDS = ("amazon-beauty", "ml-1m"), ("sasrec", "bert4rec"), (0, 1, 2)
 METHODS = {"assisted": ("kd", "bahsd"), "pure": ("kd", "rrd", "extraction", "bahsd")}
 
@@ -226,9 +229,10 @@ def ablation() -> Iterator[Row]:
 
 
 def side() -> Iterator[Row]:
-    """Yield a second generation, a smaller student, a weaker teacher, another architecture, and smaller budgets."""
-    for regime, variant in itertools.product(METHODS, (SECOND, SMALL)):
-        for method in ("kd", "bahsd"):
+    """Yield an own vote, a second generation, a smaller student, a weaker teacher, another architecture, and smaller budgets."""
+    for method in ("kd", "bahsd"):
+        yield Row("amazon-beauty", "sasrec", "sasrec", method, "assisted", "lists", VOTE)
+        for regime, variant in itertools.product(METHODS, (SECOND, SMALL)):
             yield Row("amazon-beauty", "sasrec", "sasrec", method, regime, "lists", variant)
     yield Row("amazon-beauty", "sasrec", "sasrec", "labels", variant=SMALL)
     yield Row("amazon-beauty", ONE_NEGATIVE, "sasrec", "teacher")
@@ -319,8 +323,9 @@ def _train(row: Row, run: Run, split: Split, teacher: Student) -> tuple[Student,
 def _asked(row: Row, split: Split, teacher: Student) -> Iterator[Teacher]:
     """Give the teacher as the row's student meets it."""
     black_box = local_teacher(teacher, split, gives_scores=row.access == "scores")
-    if row.variant == SECOND:
-        first = replace(row, variant="")
+    if row.variant in (SECOND, VOTE):
+        first = replace(row, variant="") if row.variant == SECOND else row.first
+        assert first is not None, "a student votes that has learned labels"
         student = _train(first, first.run(), split, teacher)[0]
         yield EnsembleTeacher([black_box, local_teacher(student, split, gives_scores=row.access == "scores")])
     elif row.variant in BUDGETS and row.method != "extraction":  # which keeps to its budget by itself

@@ -154,5 +154,7 @@ def test_what_the_student_of_a_row_may_ask(monkeypatch: pytest.MonkeyPatch) -> N
 
     assert answered("") == answered("second generation") == 1_200
     assert answered("1,000 queries") == 1_000
-    with bahsd._asked(Row(*cell, "second generation"), split, student) as asked:
-        assert isinstance(asked, EnsembleTeacher)
+    voting = Row("amazon-beauty", "sasrec", "sasrec", "kd", "assisted", "lists", "with its own vote")
+    for row in (Row(*cell, "second generation"), voting):
+        with bahsd._asked(row, split, student) as asked:
+            assert isinstance(asked, EnsembleTeacher)

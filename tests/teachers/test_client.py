@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -269,6 +269,35 @@ def test_what_cannot_be_signed_ends_the_asking_and_is_not_charged(
     stats = keeper.stats()
     assert (stats.answers, stats.failures, stats.spent, stats.lost, stats.open) == (1, 1, 1, 0, 0)
     assert (len(signed), rows_asked(api)) == (2, [0])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("X-Who", "Zoë"), ("X-Who", "a\ns3cret"), ("X-Who", "s3cret "), ("X Who", "s3cret")],
+    ids=["letters", "line break", "space", "name"],
+)
+def test_a_header_that_cannot_be_sent_ends_the_asking_and_is_not_charged(
+    api: RawApi, ledger: Ledger, name: str, value: str
+) -> None:
+    class Named(Paged):
+        def sign(self, call: Call, token: str | None) -> Call:
+            return replace(call, headers={name: value})
+
+    keeper = LedgerTeacher(Paying(Named(api.url), charge="calls"), ledger, budget=10)
+    with pytest.raises(TeacherError, match=rf"fare no better; .* not asked, as .*: header '{name}' has a") as caught:
+        keeper.rank(histories(8), 1)
+    assert value not in str(caught.value)
+    assert (keeper.stats().spent, keeper.stats().lost, api.asked) == (0, 0, [])
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:http/", "http://127.0.0.1/?history=" + "i" * 70_000])
+def test_what_is_no_address_is_a_failure_and_not_charged(ledger: Ledger, address: str) -> None:
+    """As where one long history of many is written into the query."""
+    keeper = LedgerTeacher(Paying(Paged(address), charge="calls"), ledger, budget=10)
+    with pytest.raises(TeacherError, match=r"1 failed, the first: http://127.* was not asked") as caught:
+        keeper.rank(histories(1), 1)
+    assert len(str(caught.value)) < 700
+    assert (keeper.stats().spent, keeper.stats().failures) == (0, 1)
 
 
 # what is charged

@@ -110,9 +110,17 @@ def test_a_date_without_a_zone_is_universal_time() -> None:
     assert retry_after(in_a_minute) == pytest.approx(60, abs=2)
 
 
-@pytest.mark.parametrize("value", [None, "soon", "nan", "inf", ""])
+@pytest.mark.parametrize("value", [None, "soon", "nan", "inf", "", "Wed, 21 Oct 2015 07:28:00 +99999999999"])
 def test_an_unreadable_retry_after_is_passed_over(value: str | None) -> None:
     assert retry_after(value) is None
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_wait_that_is_over_already_is_as_long_as_ours(api: Api, value: str) -> None:
+    """Else an API whose clock runs behind ours would be asked again and again without any pause."""
+    api.in_turn(Response("slow down", 429, {"Retry-After": value}))
+    ask(api, first_wait=0.2).rank(histories(1), 1)
+    assert api.times[1] - api.times[0] >= 0.2
 
 
 def test_a_longer_wait_than_allowed_is_not_waited_for(api: Api) -> None:

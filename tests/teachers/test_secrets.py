@@ -245,7 +245,7 @@ def test_a_variable_that_is_not_set_is_named_before_anything_is_booked(
         teacher.answers(lambda n: pytest.fail("a query was booked"), 1)
 
 
-@pytest.mark.parametrize("value", [f"{SECRET}\n", f"{SECRET}é"])
+@pytest.mark.parametrize("value", [f"{SECRET}\n", f"{SECRET}é", f"{SECRET} "])
 def test_a_variable_that_no_header_can_hold_is_named_without_being_shown(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

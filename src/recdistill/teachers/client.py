@@ -13,11 +13,13 @@ a connection cut before or within the reply            sent again, after a wait 
 408, 425, 500, 502, 504, …: a passing error            sent again, after a wait that doubles              no
 429, 503: too much                                     nobody sends anything until the wait is over, then no
                                                        half as many at once; sent again
-``Retry-After``, as seconds or as a date               that wait instead of ours; a failure if longer     no
+``Retry-After``, as seconds or as a date to come       that wait instead of ours; a failure if longer     no
                                                        than ``longest_wait``
 401, 403: the key is refused                           a failure, and nothing more is sent                no
 401 to a token that was fetched                        sent again at once, once, with a new token         no
 a call that cannot be signed: no token, no package     a failure, and nothing more is sent                no
+a header that HTTP does not allow                      a failure, and nothing more is sent                no
+an address that is too long, or none                   a failure; nothing is sent                         no
 a passing error where the token is fetched             tried again, after a wait that doubles             no
 3xx, to this or another host                           a failure: no redirect is followed                 no
 400, 404, 422, … and those named in ``permanent``      a failure                                          no

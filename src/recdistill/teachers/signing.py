@@ -51,9 +51,10 @@ def fill_in(text: str) -> str:
 
     def held(found: re.Match[str]) -> str:
         value = secret(found[1])
-        if not (value.isascii() and value.isprintable()):  # the HTTP library's own error would show it
+        if not (value.isascii() and value.isprintable() and value == value.strip()):
             raise SettingsError(
-                f"environment variable {found[1]} holds a line break or letters outside ASCII, which no header can."
+                f"environment variable {found[1]} holds a line break, letters outside ASCII, or a space at an end, "
+                "which no header can."
             )
         return value
 

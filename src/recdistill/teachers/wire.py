@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _RETRIED = {408, 425, 429, *range(500, 600)}
 _TOO_MUCH = {429, 503}
+_HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
+"""A header's name (RFC 9110, section 5.1)."""
 _EXCERPT = 200
 """Characters of a reply that an error message quotes."""
 _ERROR_BYTES = 64 * 1024
@@ -106,15 +109,23 @@ class Wire:
             raise Refused("no token", self._not_signed(call, str(error)), fatal=True) from error
 
     def sign(self, call: Call, token: str | None) -> Call:
-        """Add what proves who is asking.
+        """Add what proves who is asking; what comes back can be sent.
 
         Raises:
-            Refused: where that cannot be had.
+            Refused: where that cannot be had, or HTTP knows no such header or address.
         """
         try:
-            return self.shape.sign(call, token)
+            signed = self.shape.sign(call, token)
+            _check_headers(signed.headers)
         except (SettingsError, TeacherError) as error:
             raise Refused("not signed", self._not_signed(call, str(error)), fatal=True) from error
+        try:
+            _address(signed.url)
+        except httpx2.InvalidURL as error:
+            shown = call.url if len(call.url) <= _EXCERPT else f"{call.url[:_EXCERPT]}…"
+            reason = f"{shown} was not asked, as that is no address: {error}; see url, query, and the ids in them"
+            raise Refused("not asked", reason) from error
+        return signed
 
     def _not_signed(self, call: Call, why: str) -> str:
         return f"{call.url} was not asked, as the call cannot be signed: {self.hide(why)}"
@@ -227,6 +238,16 @@ class _Lines:
         return line
 
 
+def _check_headers(headers: Mapping[str, str]) -> None:
+    """Refuse what the HTTP library would, whose own error shows it."""
+    for name, value in headers.items():
+        if not (_HEADER.fullmatch(name) and value.isascii() and value.isprintable() and value == value.strip()):
+            raise TeacherError(
+                f"header {name!r} has a name that HTTP does not allow, or holds a line break, letters outside ASCII, or "
+                "a space at an end; see headers, and the environment variables that they and the signature name"
+            )
+
+
 @lru_cache(maxsize=64)
 def _address(url: str) -> httpx2.URL:
     """Return an address taken apart; most APIs have one for all calls."""
@@ -245,10 +266,12 @@ async def _read(response: httpx2.Response, most: int) -> bytes:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Return the seconds that a Retry-After header asks to wait, given as seconds or as a date; ``None`` if unreadable.
+    """Return the seconds that a Retry-After header asks to wait, given as seconds or as a date.
+
+    ``None`` if it is unreadable, or over already, as where clocks differ: we then wait as long as we do without one.
 
     >>> retry_after("120"), retry_after("Wed, 21 Oct 2015 07:28:00 GMT"), retry_after("soon")
-    (120.0, 0.0, None)
+    (120.0, None, None)
     """
     if value is None:
         return None
@@ -257,10 +280,10 @@ def retry_after(value: str | None) -> float | None:
     except ValueError:
         try:
             date = parsedate_to_datetime(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         seconds = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+    return seconds if 0 < seconds < math.inf else None
 
 
 def _name(error: Exception) -> str:
