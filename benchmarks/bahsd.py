@@ -229,7 +229,7 @@ def ablation() -> Iterator[Row]:
 
 
 def side() -> Iterator[Row]:
-    """Yield an own vote, a second generation, a smaller student, a weaker teacher, another architecture, and smaller budgets."""
+    """Yield second voices, a smaller student, a weaker teacher, another architecture, and smaller budgets."""
     for method in ("kd", "bahsd"):
         yield Row("amazon-beauty", "sasrec", "sasrec", method, "assisted", "lists", VOTE)
         for regime, variant in itertools.product(METHODS, (SECOND, SMALL)):
