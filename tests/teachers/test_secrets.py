@@ -252,7 +252,7 @@ def test_a_variable_that_no_header_can_hold_is_named_without_being_shown(
     """The HTTP library's own error would quote it."""
     monkeypatch.setenv("SHOP_KEY", value)
     teacher = HttpTeacher(IdMap(["a"], first=1), url="http://127.0.0.1:9", attempts=1, **AUTH["header"])
-    with pytest.raises(TeacherError, match="environment variable SHOP_KEY holds a line break or letters") as caught:
+    with pytest.raises(TeacherError, match="environment variable SHOP_KEY holds a line break, letters") as caught:
         teacher.rank(Sequences.from_lists([[1]]), 1)
     assert "Zx9" not in str(caught.value)
 
