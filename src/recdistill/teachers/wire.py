@@ -243,8 +243,8 @@ def _check_headers(headers: Mapping[str, str]) -> None:
     for name, value in headers.items():
         if not (_HEADER.fullmatch(name) and value.isascii() and value.isprintable() and value == value.strip()):
             raise TeacherError(
-                f"header {name!r} has a name that HTTP does not allow, or holds a line break, letters outside ASCII, or "
-                "a space at an end; see headers, and the environment variables that they and the signature name"
+                f"header {name!r} has a name that HTTP does not allow, or holds a line break, letters outside ASCII, "
+                "or a space at an end; see headers, and the environment variables that they and the signature name"
             )
 
 
