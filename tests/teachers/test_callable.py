@@ -18,6 +18,7 @@ from recdistill.teachers.base import Answer, Outcome, Request, Take
 from recdistill.teachers.callable import CallableTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
+from recdistill.teachers.walk import interrupts_postponed
 
 IDS = IdMap(["a", "b", "c"], first=1)
 HISTORIES = Sequences.from_lists([[1], [2, 3]])
@@ -334,6 +335,37 @@ def test_on_ctrl_c_what_is_in_flight_is_still_yielded() -> None:
         blocks.extend(teacher.answers(lambda n: list(islice(waiting, n)), 1))
     assert told(blocks) == [["b"], ["b"]]
     assert [request.history for request in waiting] == [["c"]]
+
+
+def test_ctrl_c_while_an_answer_is_written_down_waits_until_it_is() -> None:
+    teacher = returning([["b"]], batch_size=1)
+    waiting = iter(teacher.requests(Sequences.from_lists([[1], [2], [3]])))
+    blocks: list[list[Outcome]] = []
+
+    def write_down() -> None:
+        for block in teacher.answers(lambda n: list(islice(waiting, n)), 1):
+            signal.raise_signal(signal.SIGINT)
+            blocks.append(block)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_down()
+    assert told(blocks) == [["b"]]
+    assert [request.history for request in waiting] == [["b"], ["c"]]
+
+
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    reached = []
+
+    def write_down() -> None:
+        with interrupts_postponed():
+            for which in ("first", "second"):
+                signal.raise_signal(signal.SIGINT)
+                reached.append(which)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_down()
+    assert reached == ["first"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_what_is_in_flight_is_still_yielded_when_no_more_can_be_taken() -> None:

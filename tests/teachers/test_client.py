@@ -1,10 +1,11 @@
 """How hard the API is asked, when it is given up, and what is charged for it; faults stand in test_faults.py."""
 
 import math
+import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
 from recdistill.teachers.base import Answer, Failure, Outcome, Request, Take
 from recdistill.teachers.client import Client, TransportSettings, Window
 from recdistill.teachers.exchange import Call, Conversation
-from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger import Ledger, Page, Question
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.teachers.meter import Charge, Meter, MeteredTeacher, Pace, Unsent
 
@@ -243,6 +244,27 @@ def test_a_fault_of_our_own_keeps_what_is_in_flight(api: RawApi) -> None:
     with pytest.raises(ZeroDivisionError):
         collect(Paying(Broken(api.url)), 2, outcomes)
     assert [request.row for request, _ in outcomes] == [0]
+
+
+def test_ctrl_c_while_an_answer_is_written_down_keeps_what_is_in_flight(
+    api: RawApi, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the transaction would be rolled back, and the other answers, paid for as well, would be dropped."""
+    settle, settled = ledger.settle, []
+
+    def interrupted(page: Page, outcomes: Iterable[tuple[Question, Answer | Failure]]) -> None:
+        settled.append(page)
+        if len(settled) == 1:
+            signal.raise_signal(signal.SIGINT)
+        settle(page, outcomes)
+
+    monkeypatch.setattr(ledger, "settle", interrupted)
+    api.answer = lambda body: [0.1 * body["rows"][0], GOOD]
+    keeper = LedgerTeacher(Paying(Paged(api.url), concurrency=4), ledger)
+    with pytest.raises(KeyboardInterrupt):
+        keeper.rank(histories(8), 1)
+    assert (keeper.stats().answers, keeper.stats().lost) == (len(api.asked), 0)
+    assert len(api.asked) < 8
 
 
 @pytest.mark.parametrize("charge", ["queries", "calls"])

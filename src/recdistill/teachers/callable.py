@@ -22,7 +22,7 @@ from recdistill.teachers.base import (
     check_scores,
 )
 from recdistill.teachers.loop import PrivateLoop
-from recdistill.teachers.walk import Walk
+from recdistill.teachers.walk import Walk, interrupts_postponed
 
 Function: TypeAlias = Callable[[Any, int], Any]
 
@@ -148,9 +148,11 @@ class _Walk(Walk):
             try:
                 answers = self._read(self.teacher.fn(self._asked(requests), self.k), len(requests))
             except Exception as error:
-                yield self._fail(requests, error)
+                outcomes = self._fail(requests, error)
             else:
-                yield self._succeed(requests, answers)
+                outcomes = self._succeed(requests, answers)
+            with interrupts_postponed():
+                yield outcomes
 
     def room(self, in_flight: int) -> int:
         """Return how many more calls may be made."""

@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from recdistill.errors import TeacherError
 from recdistill.teachers.base import Outcome, Request, Take
 from recdistill.teachers.loop import PrivateLoop
+
+
+@contextmanager
+def interrupts_postponed() -> Iterator[None]:
+    """Let Ctrl-C wait until the end, so that what was paid for is written down; a second one does not wait.
+
+    Whoever has a handler of their own keeps it.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    came = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 class Walk(ABC):
@@ -51,10 +80,12 @@ class Walk(ABC):
         """
         try:
             while loop.run(self._step()):
-                yield self._collect()
+                with interrupts_postponed():
+                    yield self._collect()
         except (Exception, KeyboardInterrupt):
             loop.run(self._finish())
-            yield self._collect()
+            with interrupts_postponed():
+                yield self._collect()
             raise
         finally:
             loop.run(self._drop())
