@@ -381,12 +381,17 @@ def check_items(items: Sequence[object]) -> list[RawId]:
     """Return the ids of a list.
 
     Raises:
-        TeacherError: when one is neither an integer nor a string.
+        TeacherError: when one is neither an integer nor a string, or holds half a character, which no file can.
     """
     checked: list[RawId] = [item for item in items if isinstance(item, int | str) and not isinstance(item, bool)]
     if len(checked) < len(items):
         wrong = next(item for item in items if not isinstance(item, int | str) or isinstance(item, bool))
         raise TeacherError(f"item ids must be integers or strings, but one is {wrong!r}")
+    try:
+        "".join(item for item in checked if isinstance(item, str)).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise TeacherError(f"item ids must be whole text, but one holds {half!r}, half of a character") from None
     return checked
 
 

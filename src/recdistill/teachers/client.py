@@ -26,7 +26,8 @@ a passing error where the token is fetched             tried again, after a wait
 more than ``largest_reply`` bytes, packed or unpacked  not read on; a failure                             yes
 a body that cannot be unpacked                         a failure                                          yes
 no JSON, HTML, another shape, an error under 200,      a failure, with the beginning of the body; not     yes
-ids or scores of a wrong type, scores NaN or infinite  sent again, as it would be paid for again
+ids or scores of a wrong type, half characters,        sent again, as it would be paid for again
+scores NaN or infinite
 a list too long                                        cut by the shape                                   yes
 a short or empty list                                  an answer                                          yes
 items twice, unknown or of the history; any Unicode    an answer, kept as it is; such items are dropped,  yes

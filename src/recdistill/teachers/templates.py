@@ -32,12 +32,14 @@ def names(template: Any) -> set[str]:
 def fill(template: Any, values: Mapping[str, Any]) -> Any:
     """Put values into a template.
 
-    >>> fill({"count": "{k}", "page": "{page}", "id": "item-{item}"}, {"k": 5, "page": None, "item": 7})
+    >>> template = {"count": "{k}", "page": "{page}", "after": "page-{page}", "id": "item-{item}"}
+    >>> fill(template, {"k": 5, "page": None, "item": 7})
     {'count': 5, 'id': 'item-7'}
     """
     if isinstance(template, str):
-        whole = _PLACEHOLDER.fullmatch(template)
-        return values[whole[1]] if whole else write(template, values)
+        if whole := _PLACEHOLDER.fullmatch(template):
+            return values[whole[1]]
+        return None if any(values[name] is None for name in names(template)) else write(template, values)
     if isinstance(template, dict):
         filled = {name: fill(value, values) for name, value in template.items()}
         return {name: value for name, value in filled.items() if value is not None or template[name] is None}
