@@ -58,7 +58,17 @@ def test_a_ledger_that_is_not_there_is_not_made(
 ) -> None:
     code, _, err = call(capsys, "ledger", command, tmp_path / "none.sqlite")
     assert (code, list(tmp_path.iterdir())) == (2, [])
-    assert "there is no ledger" in err
+    assert "none.sqlite is not there" in err
+
+
+@pytest.mark.parametrize("command", ["stats", "verify"])
+def test_an_empty_file_is_not_called_sound(capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str) -> None:
+    """As a full disk, or a copy that broke off, leaves it behind."""
+    file = tmp_path / "ledger.sqlite"
+    file.touch()
+    code, _, err = call(capsys, "ledger", command, file)
+    assert (code, file.stat().st_size) == (2, 0)
+    assert "ledger.sqlite is empty; give" in err
 
 
 @pytest.mark.parametrize("command", ["stats", "verify"])
@@ -116,6 +126,37 @@ def test_export_of_text_ids_and_users(capsys: pytest.CaptureFixture[str], tmp_pa
     assert table["history"].to_list() == [["ä"], None]
     assert table["items"].to_list() == [["b", "7"], ["2"]]
     assert table["user"].to_list() == [None, "3"]
+
+
+def test_export_keeps_numbers_beyond_64_bits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Such as hashes, which the teacher lists and the data do not know."""
+    file = tmp_path / "ledger.sqlite"
+    with Ledger(file) as ledger:
+        ids = IdMap([1, 2**62], first=1)
+        hashes = CallableTeacher(lambda histories, k: [[2**64 - 1, 1]], identity="hashes", ids=ids)
+        LedgerTeacher(hashes, ledger).rank(Sequences.from_lists([[2]]), 2)
+    assert call(capsys, "ledger", "export", file, tmp_path / "answers.jsonl")[0] == 0
+    (row,) = map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())
+    assert (row["history"], row["items"]) == ([str(2**62)], [str(2**64 - 1), "1"])
+
+
+def test_export_keeps_numbers_of_64_bits_as_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "ledger.sqlite"
+    with Ledger(file) as ledger:
+        largest = CallableTeacher(lambda histories, k: [[2**63 - 1]], identity="x", ids=IdMap([1], first=1))
+        LedgerTeacher(largest, ledger).rank(Sequences.from_lists([[1]]), 1)
+    assert call(capsys, "ledger", "export", file, tmp_path / "answers.jsonl")[0] == 0
+    assert json.loads((tmp_path / "answers.jsonl").read_text())["items"] == [2**63 - 1]
+
+
+def test_export_of_an_answer_that_cannot_be_read_says_what_to_do(
+    capsys: pytest.CaptureFixture[str], file: Path
+) -> None:
+    write(file, "UPDATE answers SET items = '[2' WHERE rowid = 1")
+    code, _, err = call(capsys, "ledger", "export", file, file.with_suffix(".csv"))
+    assert code == 2
+    assert "holds an answer that cannot be read" in err
+    assert f"'recdistill ledger verify {file}' says which" in err
 
 
 def test_export_reads_more_than_one_block(

@@ -404,6 +404,17 @@ def test_a_damaged_ledger_is_named(path: Path) -> None:
         LedgerTeacher(FakeTeacher(3000), ledger).rank(histories(2000), 10)
 
 
+def test_an_answer_that_cannot_be_read_is_named(path: Path, ledger: Ledger) -> None:
+    """SQLite does not notice when a text has changed."""
+    keeper = LedgerTeacher(FakeTeacher(9), ledger)
+    keeper.rank(histories(1), 1)
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE answers SET items = '[2'")
+    db.close()
+    with pytest.raises(TeacherError, match=r"holds an answer that cannot be read.*ledger verify"):
+        keeper.rank(histories(1), 1)
+
+
 def test_a_folder_is_no_ledger(tmp_path: Path) -> None:
     with pytest.raises(TeacherError, match="cannot be opened"):
         Ledger(tmp_path)

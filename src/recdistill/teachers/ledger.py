@@ -182,8 +182,9 @@ class Ledger:
 
     def __init__(self, path: Path | str, *, create: bool = True) -> None:
         self.path = Path(path)
-        if not create and not self.path.is_file():
-            raise TeacherError(f"there is no ledger {self.path}; give the ledger.sqlite of a run's folder.")
+        if not create and not (self.path.is_file() and self.path.stat().st_size):
+            found = "is empty" if self.path.is_file() else "is not there"
+            raise TeacherError(f"ledger {self.path} {found}; give the ledger.sqlite of a run's folder, or a backup.")
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._process_started = _started(self._pid) or 0
@@ -443,6 +444,8 @@ class Ledger:
         with self._lock:
             try:
                 yield self._db
+            except json.JSONDecodeError as error:
+                raise unreadable(self.path, error) from error
             except sqlite3.ProgrammingError as error:
                 raise TeacherError(f"ledger {self.path} cannot be used: {error} Open it again.") from error
             except sqlite3.OperationalError as error:
@@ -488,6 +491,14 @@ def _switch_to_wal(db: sqlite3.Connection) -> str:
             return str(mode)
 
 
+def unreadable(path: Path, error: json.JSONDecodeError) -> TeacherError:
+    """Say what to do about an answer that is damaged where SQLite does not look."""
+    return TeacherError(
+        f"ledger {path} holds an answer that cannot be read: {error}. 'recdistill ledger verify {path}' says which, "
+        "and what to do."
+    )
+
+
 def digest(question: str) -> Digest:
     """Return under what the answer to a question is filed."""
     return hashlib.blake2b(question.encode(), digest_size=16).digest()
@@ -526,7 +537,7 @@ def _select(db: sqlite3.Connection, what: str, page: Page, requests: Sequence[Di
         marks = ",".join("?" * len(block))
         yield from db.execute(
             f"{what} WHERE teacher = ? AND k = ? AND round = ? AND request IN ({marks}) {more}", (*page, *block)
-        )
+        ).fetchall()
 
 
 def _json(value: object) -> str | None:

@@ -11,7 +11,7 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from recdistill.errors import SettingsError
-from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger import Ledger, unreadable
 
 FORMATS = (".parquet", ".csv", ".jsonl")
 _BLOCK = 10_000
@@ -24,15 +24,23 @@ WHERE answers.rowid > ? ORDER BY answers.rowid LIMIT ?
 _ANY_TEXT = """
 SELECT EXISTS (SELECT 1 FROM answers WHERE items LIKE '%"%' OR question LIKE '%["%' OR question LIKE '%:"%')
 """
+_ANY_HUGE = f"""
+SELECT EXISTS (
+    SELECT 1 FROM answers, json_each(items)
+    WHERE items GLOB '*{"[0-9]" * 19}*' AND json_each.type = 'integer' AND typeof(value) = 'real'
+)
+"""
+"""SQLite reads an integer beyond 64 bits as a real number."""
 
 
 def export(ledger: Ledger, path: Path) -> None:
     """Write every answer to a Parquet, CSV or JSONL file, in the ids that its teacher speaks; whole or not at all.
 
-    Ids are text if any of them is. In CSV, which knows no lists, these are JSON.
+    Ids are text if any of them is, or is a number beyond 64 bits. In CSV, which knows no lists, these are JSON.
 
     Raises:
         SettingsError: for another kind of file, or one that cannot be written.
+        TeacherError: for an answer that cannot be read.
     """
     if path.suffix not in FORMATS:
         raise SettingsError(f"cannot export to {path}: its name must end with one of {', '.join(FORMATS)}")
@@ -40,8 +48,10 @@ def export(ledger: Ledger, path: Path) -> None:
     try:
         _write(ledger, path.suffix, partial)
         partial.replace(path)
+    except json.JSONDecodeError as error:
+        raise unreadable(ledger.path, error) from error
     except OSError as error:
-        raise SettingsError(f"cannot write {path}: {error.strerror}; give another file") from error
+        raise SettingsError(f"cannot write {path}: {error.strerror or error}; give another file") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -60,8 +70,8 @@ def _write(ledger: Ledger, suffix: str, path: Path) -> None:
 
 def _schema(ledger: Ledger) -> pl.Schema:
     with ledger.reading() as db:
-        (any_text,) = db.execute(_ANY_TEXT).fetchone()
-    ids = pl.String() if any_text else pl.Int64()
+        as_text = any(db.execute(query).fetchone()[0] for query in (_ANY_TEXT, _ANY_HUGE))
+    ids = pl.String() if as_text else pl.Int64()
     return pl.Schema(
         {
             "teacher": pl.String(),
