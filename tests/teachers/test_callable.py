@@ -321,6 +321,22 @@ def test_what_is_in_flight_when_a_batch_fails_is_still_yielded() -> None:
     assert [request.history for request in waiting] == [["c"]]
 
 
+def test_a_function_that_is_cancelled_from_within_fails_and_spoils_no_other() -> None:
+    """As where a library of the function's cancels what takes too long."""
+
+    async def fn(history: list[RawId], k: int) -> list[RawId]:
+        if history == ["a"]:
+            raise asyncio.CancelledError
+        await asyncio.sleep(0.01)
+        return ["b"]
+
+    teacher = CallableTeacher(fn, identity="mine", ids=IDS, batched=False, concurrency=2)
+    waiting = iter(teacher.requests(Sequences.from_lists([[1], [2]])))
+    failed, answered = told(teacher.answers(lambda n: list(islice(waiting, n)), 1))
+    assert "raised CancelledError when asked about 1 history" in failed
+    assert answered == ["b"]
+
+
 def test_on_ctrl_c_what_is_in_flight_is_still_yielded() -> None:
     async def fn(history: list[RawId], k: int) -> list[RawId]:
         if history == ["a"]:

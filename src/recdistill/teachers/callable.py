@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -162,7 +163,7 @@ class _Walk(Walk):
         """Make one call, and await what it returns."""
         try:
             answers = self._read(await self.teacher.fn(self._asked(requests), self.k), len(requests))
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:  # raised by the function itself, it is a fault like others
             return self._fail(requests, error)
         return self._succeed(requests, answers)
 
@@ -185,7 +186,7 @@ class _Walk(Walk):
         self.failed_in_a_row = 0
         return list(zip(requests, answers, strict=True))
 
-    def _fail(self, requests: list[Request], error: Exception) -> list[Outcome]:
+    def _fail(self, requests: list[Request], error: BaseException) -> list[Outcome]:
         """Say what went wrong in a call, and stop where it makes no sense to go on."""
         teacher = self.teacher
         reason = f"teacher {teacher.identity!r} {error}"
