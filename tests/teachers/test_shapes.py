@@ -152,6 +152,19 @@ def test_addresses_are_quoted_so_that_no_id_changes_what_is_asked() -> None:
     assert (call.method, call.body, dict(call.headers)) == ("GET", None, {})
 
 
+@pytest.mark.parametrize("name", ["Content-Type", "content-type"])
+def test_another_type_of_content_replaces_ours_however_it_is_written(name: str) -> None:
+    (call,), _ = talk(settings(headers={name: "application/vnd.api+json"}), [about("a")], [{"items": []}])
+    assert dict(call.headers) == {name: "application/vnd.api+json"}
+
+
+def test_a_text_whose_placeholder_has_no_value_is_left_out() -> None:
+    """Not sent as "page-None"."""
+    declared = settings(body={"h": "{history}", "after": "page-{page}"}, next_page="next")
+    calls, _ = talk(declared, [about("a")], [{"items": [1], "next": 7}, {"items": [2]}])
+    assert [sent(call) for call in calls] == [{"h": ["a"]}, {"h": ["a"], "after": "page-7"}]
+
+
 def test_a_history_in_the_address_is_joined_by_commas() -> None:
     (call,), _ = talk(
         settings(method="GET", url=f"{URL}?v=2", query={"items": "{history}"}), [about("a", "b,c")], [{"items": []}]

@@ -182,8 +182,10 @@ class DeclaredShape:
         headers = {name: write(value, own) for name, value in settings.headers.items() if not variables(value)}
         if settings.body is None:
             return Call(settings.method, url, headers)
+        if not any(name.lower() == "content-type" for name in headers):
+            headers["Content-Type"] = "application/json"
         body = json.dumps(fill(settings.body, values), separators=(",", ":"), ensure_ascii=False)
-        return Call(settings.method, url, {"Content-Type": "application/json", **headers}, body.encode())
+        return Call(settings.method, url, headers, body.encode())
 
     def _try_to_read(self, answer: Any, k: int) -> Answer | Failure:
         """Read one answer of several: one that makes no sense spoils no other."""
