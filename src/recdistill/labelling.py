@@ -103,8 +103,9 @@ def label(run: Run, folder: Path, report: Report, *, told: Callable[[Plan], None
         keeper = LedgerTeacher(api, ledger, budget=settings.budget)
         before = _plan(settings, method, setting, keeper)
         told(before)
-        keeper.watch = _Watch(keeper, before.affordable, report)
+        keeper.watch = watch = _Watch(keeper, before.affordable, report)
         method.prepare(replace(setting, teacher=keeper))
+        watch.end()
         return keeper.stats()
 
 
@@ -121,9 +122,14 @@ class _Watch:
     def __call__(self, outcomes: Sequence[Outcome]) -> None:
         self.answered += sum(isinstance(outcome, Answer) for _, outcome in outcomes)
         now = time.monotonic()
-        if now - self.told >= _REFRESH or self.answered >= self.total:
+        if now - self.told >= _REFRESH:
             self.told = now
-            self.report.preparing("labelling", self.answered, max(self.total, self.answered), self._note(now))
+            self.report.preparing("labelling", self.answered, max(self.total, self.answered + 1), self._note(now))
+
+    def end(self) -> None:
+        """Say how much was answered; the total was a guess, where the budget counts more than answers."""
+        if self.answered:
+            self.report.preparing("labelling", self.answered, self.answered)
 
     def _note(self, now: float) -> str:
         rate = self.answered / max(now - self.began, 1e-9)

@@ -97,6 +97,20 @@ def test_progress_says_spend_rate_faults_and_time_left(
     assert err.rstrip().endswith("labelling: 60")
 
 
+def test_more_answers_than_the_budget_seemed_to_buy_are_told_of_once(
+    capsys: pytest.CaptureFixture[str], run_file: Path, api: RawApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the first ten answers took two calls, so that 50 more calls seem to buy 25; now each takes one."""
+    monkeypatch.setattr("recdistill.labelling._REFRESH", 0.0)
+    good, options = api.answer, ("--set", "teacher.charge=calls", "--set", "teacher.concurrency=1")
+    api.answer = lambda body: response(b"busy", "500 Oops") if len(api.asked) % 2 else good(body)
+    assert call(capsys, "probe", run_file, "--out", tmp_path / "run", "--set", "teacher.budget=20", *options)[0] == 0
+    api.answer = good
+    again = call(capsys, "probe", run_file, "--out", tmp_path / "run", "--set", "teacher.budget=70", *options)
+    assert "buys 25, 25 too few" in again[1]
+    assert re.findall(r"labelling: \d+\n", again[2]) == ["labelling: 50\n"]
+
+
 def test_an_api_that_refuses_is_an_error_and_what_was_bought_is_kept(
     capsys: pytest.CaptureFixture[str], run_file: Path, api: RawApi, tmp_path: Path
 ) -> None:
