@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path as File
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 import pytest
@@ -150,6 +151,20 @@ def test_addresses_are_quoted_so_that_no_id_changes_what_is_asked() -> None:
     (call,), _ = talk(declared, [about("a", user="../me?k=1&ü")], [{"items": []}])
     assert call.url == ("https://shop.example/v1/users/..%2Fme%3Fk%3D1%26%C3%BC/items?n=3&lang=en%2Fgb&fresh=true")
     assert (call.method, call.body, dict(call.headers)) == ("GET", None, {})
+
+
+@pytest.mark.parametrize(("item", "written"), [(".", "%2E"), ("..", "%2E%2E"), ("a..b", "a..b")])
+def test_an_id_of_dots_does_not_lead_to_another_address(item: str, written: str) -> None:
+    declared = settings(url="https://shop.example/{last_item}/like", method="GET", reads="last_item")
+    (call,), _ = talk(declared, [about(item)], [{"items": []}])
+    assert call.url == f"https://shop.example/{written}/like"
+
+
+@pytest.mark.parametrize("query", ["?", "?a=1", ""])
+def test_parameters_are_added_to_those_of_the_address(query: str) -> None:
+    declared = settings(url=f"https://shop.example/like{query}", query={"n": "{k}"})
+    (call,), _ = talk(declared, [about("a")], [{"items": []}])
+    assert dict(parse_qsl(urlsplit(call.url).query)) == {"n": "3"} | ({"a": "1"} if "a" in query else {})
 
 
 @pytest.mark.parametrize("name", ["Content-Type", "content-type"])
@@ -445,6 +460,7 @@ def test_a_file_of_ids_that_leaves_doubts_is_refused(tmp_path: File, content: st
         ({"item_format": "item"}, "must name {id} once"),
         ({"gives_scores": True, "score": ""}, "this API gives none"),
         ({"url": "ftp://shop.example"}, "must be a full address"),
+        ({"url": "https://shop.example/like#top"}, "what follows a # is not sent"),
     ],
 )  # fmt: skip
 def test_settings_that_contradict_each_other_are_refused(given: dict[str, Any], said: str) -> None:

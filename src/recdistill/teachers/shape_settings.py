@@ -159,6 +159,8 @@ class ShapeSettings(Settings):
         address = urlsplit(self.address)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise _refusal(f"url must be a full address like https://shop.example/recommend, but is {self.url!r}")
+        if address.fragment:
+            raise _refusal(f"url: what follows a # is not sent, and must not be part of it: {self.url!r}")
         if self.gives_scores and not self.score:
             raise _refusal("gives_scores is set, but this API gives none; leave it out, or say in score where they are")
         return self

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 from uuid import uuid4
 
 from recdistill.data.dataset import RawId
@@ -174,11 +174,9 @@ class DeclaredShape:
     def _call(self, values: Mapping[str, Any]) -> Call:
         settings = self.settings
         own = settings.values
-        url = write(
-            settings.url, {name: own[name] if name in own else quote(text(values[name]), "") for name in self._in_url}
-        )
+        url = write(settings.url, {name: own[name] if name in own else _quoted(values[name]) for name in self._in_url})
         if query := {name: text(value) for name, value in fill(dict(settings.query), values).items()}:
-            url += ("&" if urlsplit(url).query else "?") + urlencode(query, quote_via=quote)
+            url += ("&" if "?" in url else "?") + urlencode(query, quote_via=quote)
         headers = {name: write(value, own) for name, value in settings.headers.items() if not variables(value)}
         if settings.body is None:
             return Call(settings.method, url, headers)
@@ -210,6 +208,12 @@ class DeclaredShape:
         """Return where a list ends: in a tensor, where padding begins."""
         tensors = self.settings.tensors
         return len(ids) if tensors is None or tensors.padding not in ids else ids.index(tensors.padding)
+
+
+def _quoted(value: Any) -> str:
+    """Write a value for an address, where ``.`` and ``..`` would lead to another one."""
+    quoted = quote(text(value), "")
+    return quoted.replace(".", "%2E") if quoted in (".", "..") else quoted
 
 
 def _content(reply: Reply) -> Any:

@@ -171,7 +171,7 @@ class Hmac(Settings):
         Raises:
             SettingsError: without the variable.
         """
-        url = f"{call.url}{'&' if urlsplit(call.url).query else '?'}{self.time_name}={time.time():.0f}"
+        url = f"{call.url}{'&' if '?' in call.url else '?'}{self.time_name}={time.time():.0f}"
         address = urlsplit(url)
         signed = f"{address.path}?{address.query}".encode()
         signature = hmac.new(secret(self.key).encode(), signed, self.algorithm).hexdigest()
