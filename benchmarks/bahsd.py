@@ -231,7 +231,8 @@ def ablation() -> Iterator[Row]:
 def side() -> Iterator[Row]:
     """Yield second voices, a smaller student, a weaker teacher, another architecture, and smaller budgets."""
     for method in ("kd", "bahsd"):
-        yield Row("amazon-beauty", "sasrec", "sasrec", method, "assisted", "lists", VOTE)
+        for dataset in DATASETS:
+            yield Row(dataset, "sasrec", "sasrec", method, "assisted", "lists", VOTE)
         for regime, variant in itertools.product(METHODS, (SECOND, SMALL)):
             yield Row("amazon-beauty", "sasrec", "sasrec", method, regime, "lists", variant)
     yield Row("amazon-beauty", "sasrec", "sasrec", "labels", variant=SMALL)
