@@ -174,29 +174,42 @@ class Row:
         return settings
 
 
-_FALLING: Values = {"training.learning_rate": 3e-4, "training.schedule": "cosine", "training.shorten": 0.5}
+_SHORTENED: Values = {"training.shorten": 0.5}
+_FALLING: Values = {**_SHORTENED, "training.learning_rate": 3e-4, "training.schedule": "cosine"}
 SECOND_STAGE: dict[str, Values] = {
     "amazon-beauty": {**_FALLING, "training.epochs": 20, "training.patience": 20},
     "ml-1m": {**_FALLING, "training.epochs": 10, "training.patience": 10},
 }
 """How students that see labels go on from what labels alone have taught them."""
 PURE: dict[str, Values] = {
-    "amazon-beauty": {"training.schedule": "cosine", "training.epochs": 60, "training.patience": 60},
-    "ml-1m": {},
+    "amazon-beauty": {
+        **_SHORTENED,
+        "training.schedule": "cosine",
+        "training.epochs": 60,
+        "training.patience": 60,
+    },
+    "ml-1m": _SHORTENED,
 }
 """How the others are trained: at a falling rate to its end, not until they have learned the validation histories."""
-_PURE: Values = {"student.dropout": 0.2}
-_ASSISTED: Values = {"method.scales": [0.25, 0.5, 0.75, 1.0], "method.view_weight": 0}
-"""Histories are shortened for everybody here, so that views of their own would be a second way to the same."""
+_BAHSD: dict[str, Values] = {
+    "assisted": {"method.view_weight": 0, "method.scales": [0.25, 0.5, 0.75, 1.0]},
+    "pure": {"method.view_weight": 0},
+}
+"""Histories are shortened for everybody, so that views of its own would be a second way to the same."""
+_DROPOUT: Values = {"student.dropout": 0.2}
 TUNED: dict[tuple[str, str, str, str, str], Values] = {
     **{
-        (dataset, model, "assisted", access, "bahsd"): _ASSISTED
+        (dataset, model, regime, access, "bahsd"): changes
         for dataset, model, access in itertools.product(DATASETS, MODELS, ("lists", "scores"))
+        for regime, changes in _BAHSD.items()
     },
-    ("amazon-beauty", "sasrec", "pure", "lists", "kd"): _PURE,
-    ("amazon-beauty", "sasrec", "pure", "lists", "rrd"): _PURE,
-    ("amazon-beauty", "sasrec", "pure", "lists", "extraction"): _PURE,
-    ("amazon-beauty", "sasrec", "pure", "lists", "bahsd"): _PURE,
+    **{
+        ("amazon-beauty", "sasrec", "pure", access, method): {
+            **_DROPOUT,
+            **(_BAHSD["pure"] if method == "bahsd" else {}),
+        }
+        for access, method in itertools.product(("lists", "scores"), METHODS["pure"])
+    },
 }
 """Settings chosen on validation data, by data set, student, regime, access and method: ``section.key`` and value.
 
