@@ -144,7 +144,7 @@ def test_one_refusal_holds_all_requests(api: RawApi) -> None:
     Paying(Paged(api.url), concurrency=2).rank(histories(20), 1)
     gaps = [later - earlier for earlier, later in zip(api.times[2:], api.times[3:], strict=False)]
     assert max(gaps) >= 0.35
-    assert sum(gap > 0.1 for gap in gaps) == 1
+    assert sum(gap > 0.3 for gap in gaps) == 1
 
 
 def test_threads_share_one_rate(api: RawApi) -> None:
@@ -182,6 +182,24 @@ def test_processes_share_turns_and_waits_by_the_ledger(tmp_path: Path, monkeypat
         assert one.held(page) == 60.0
         assert one.turn(page, 2.0) == 60.0
         assert two.turn(page, 0.0) == 60.0  # without a rate as well
+
+
+def test_turns_and_waits_are_forgotten_where_the_clock_is_set_back(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a clock that was a year ahead for a minute would keep everybody waiting for a year."""
+    now = [2e9]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    page = ledger.page("api", 1, 0)
+    ledger.book(page, [b"first"], None)
+    ledger.turn(page, 60.0)
+    ledger.hold(page, 30.0)
+    ledger.book(page, [b"second"], None)
+    assert ledger.held(page) == 30.0
+    now[0] = 1e9
+    ledger.book(page, [b"third"], None)
+    assert (ledger.held(page), ledger.turn(page, 60.0)) == (0.0, 0.0)
+    assert ledger.turn(page, 60.0) == 60.0
 
 
 # when to stop

@@ -19,7 +19,8 @@ budget is a ceiling whatever happens, for all threads and processes that share t
 What a teacher has spent is the sum of what its attempts were charged. A process that is killed leaves its attempts
 open; they stay charged, because they may have been paid for, and the next process asks them again.
 
-The file also keeps the turns of a rate and the waits that an API asks for, so that all processes keep to them.
+The file also keeps the turns of a rate and the waits that an API asks for, so that all processes keep to them; where
+the clock has been set back since, they are forgotten.
 
 What was committed survives a kill at any instant. A power cut may take the answers of the last second.
 """
@@ -95,6 +96,8 @@ _NEWEST = 1000
 """Answers that are looked at to tell how long one takes."""
 _STALE = 15 * 60
 """Seconds after which a query in flight is taken for lost even though its process lives."""
+_UNNOTICED = 1.0
+"""Seconds by which a clock may be set back unnoticed."""
 _PATIENCE = 60.0
 """Seconds to wait for another process that is writing."""
 _POLL = 0.01
@@ -246,6 +249,7 @@ class Ledger:
         """Open attempts for as many requests as the budget allows, in their order, in one transaction."""
         now = time.time()
         with self._write() as db:
+            _forget_turns_of_a_later_time(db, now)
             answers = _find(db, page, requests)
             busy: set[Digest] = set()
             for attempt, request, pid, started, booked_at in _in_flight(db, page, requests):
@@ -513,6 +517,15 @@ def _teacher(db: sqlite3.Connection, identity: str) -> int:
 
 def _spend(db: sqlite3.Connection, page: Page, amount: int) -> None:
     db.execute("UPDATE teachers SET spent = spent + ? WHERE id = ?", (amount, page.teacher))
+
+
+def _forget_turns_of_a_later_time(db: sqlite3.Connection, now: float) -> None:
+    """Drop turns and waits if the newest attempt was booked after now: they would last until it is as late again."""
+    db.execute(
+        "UPDATE teachers SET next_turn = 0, held_until = 0 "
+        "WHERE ? < (SELECT booked_at FROM attempts ORDER BY id DESC LIMIT 1)",
+        (now + _UNNOTICED,),
+    )
 
 
 def _find(db: sqlite3.Connection, page: Page, requests: Sequence[Digest]) -> dict[Digest, Answer]:
