@@ -66,22 +66,36 @@ VOTE = "with its own vote"
 DATASETS, MODELS, SEEDS = ("amazon-beauty", "ml-1m"), ("sasrec", "bert4rec"), (0, 1, 2)
 METHODS = {"assisted": ("kd", "bahsd"), "pure": ("kd", "rrd", "extraction", "bahsd")}
 
-ABLATIONS: dict[str, Values] = {
+_OUTLINE: Values = {
+    "target": "answer",
+    "ranking": "margin",
+    "quorum": 0.5,
+    "reliable_temperature": 4.0,
+    "gate": "hard",
+    "contrast_weight": 0.1,
+}
+_EITHER: dict[str, Values] = {
     "without probing": {"scales": [1.0]},
-    "with views": {"view_weight": 1.0},
     "with gate": {"target": "answer"},
     "with gate, unreliable answers at half weight": {"target": "answer", "ranking_weight": 0.5},
     "with sharper reliable answers": {"reliable_temperature": 0.5},
     "with softer reliable answers": {"reliable_temperature": 2.0},
-    "with InfoNCE": {"contrast_weight": 0.1},
-    "with continuations": {"continuations": 1, "view_weight": 1.0},
-    "outline to the letter": {
-        "target": "answer",
-        "ranking": "margin",
-        "quorum": 0.5,
-        "reliable_temperature": 4.0,
-        "gate": "hard",
-        "contrast_weight": 0.1,
+}
+_NO_PREFIXES: Values = {"prefixes": 0, "view_weight": 0}
+ABLATIONS: dict[str, dict[str, Values]] = {
+    "assisted": {
+        **_EITHER,
+        "with views": {"view_weight": 1.0},
+        "with prefixes": {"prefixes": 4, "view_weight": 1.0},
+        "with InfoNCE": {"contrast_weight": 0.1},
+        "outline to the letter": _OUTLINE,
+    },
+    "pure": {
+        **_EITHER,
+        "without prefixes": _NO_PREFIXES,
+        "without prefixes, with InfoNCE": {**_NO_PREFIXES, "contrast_weight": 0.1},
+        "without probing, without prefixes": {**_NO_PREFIXES, "scales": [1.0]},
+        "outline to the letter": {**_NO_PREFIXES, **_OUTLINE},
     },
 }
 """BAHSD with a part switched off, or one of the outline's parts that are off switched on; the last follows the public
@@ -154,7 +168,8 @@ class Row:
             batch_size = math.ceil(values["training"]["batch_size"] * BUDGETS[self.variant] / histories)
             staged = {**staged, "training.batch_size": min(batch_size, values["training"]["batch_size"])}
         tuned = TUNED.get((self.dataset, self.student, self.regime, self.access, self.method), {})
-        ablated = {f"method.{name}": value for name, value in ABLATIONS.get(self.variant, {}).items()}
+        ablation = ABLATIONS.get(self.regime, {}).get(self.variant, {})
+        ablated = {f"method.{name}": value for name, value in ablation.items()}
         return Run.parse(changed(sections, {**staged, **tuned, **ablated, **(changes or {})}))
 
     def _method(self, recipe: Recipe, labels: Values) -> Values:
@@ -193,9 +208,9 @@ PURE: dict[str, Values] = {
 """How the others are trained: at a falling rate to its end, not until they have learned the validation histories."""
 _BAHSD: dict[str, Values] = {
     "assisted": {"method.view_weight": 0, "method.scales": [0.25, 0.5, 0.75, 1.0]},
-    "pure": {"method.view_weight": 0},
+    "pure": {"method.prefixes": 4},
 }
-"""Histories are shortened for everybody, so that views of its own would be a second way to the same."""
+"""Histories are shortened for everybody, so that shortened views of its own would be a second way to the same."""
 _DROPOUT: Values = {"student.dropout": 0.2}
 TUNED: dict[tuple[str, str, str, str, str], Values] = {
     **{
@@ -235,7 +250,7 @@ def core() -> Iterator[Row]:
 def ablation() -> Iterator[Row]:
     """Yield BAHSD on Beauty with one part switched off or on at a time, and what extraction gains from more queries."""
     for seed, regime in itertools.product(SEEDS, METHODS):
-        for variant in ABLATIONS:
+        for variant in ABLATIONS[regime]:
             yield Row("amazon-beauty", "sasrec", "sasrec", "bahsd", regime, "lists", variant, seed)
     for variant in EXTRACTIONS:
         yield Row("amazon-beauty", "sasrec", "sasrec", "extraction", "pure", "lists", variant)

@@ -166,54 +166,62 @@ def without(ranking: Ranking, histories: Sequences, n_items: int) -> Ranking:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Continued:
-    """What a teacher answered about R histories, each gone on with C items of its own list, one at a time."""
+class Prefixes:
+    """What a teacher answered about P earlier states of R histories each: their oldest parts."""
 
-    nexts: Items
-    """``(C, R)`` what each history was gone on with; 0 where nothing was asked."""
+    dropped: Ints
+    """``(P, R)`` how many of the newest items each was shown without; 0 where nothing was asked."""
     items: Items
-    """``(C, R, K)`` the lists; 0 is padding, and fills what was not answered."""
+    """``(P, R, K)`` the lists; 0 is padding, and fills what was not answered. Items taken later may be among them."""
     scores: Scores | None
-    """``(C, R, K)`` the teacher's scores of them, −∞ under padding; ``None`` where it gives none."""
+    """``(P, R, K)`` the teacher's scores of them, −∞ under padding; ``None`` where it gives none."""
 
 
-def stack(*told: Probe | Continued) -> Ranking:
-    """Return all lists of R histories below one another, ``(V · R, K)``, each scale or turn after the one before it."""
+def stack(*told: Probe | Prefixes) -> Ranking:
+    """Return all lists of R histories below one another, ``(V · R, K)``: scale by scale, or prefix by prefix."""
     k = told[0].items.shape[2]
     items = np.concatenate([part.items.reshape(-1, k) for part in told])
     scores = [part.scores.reshape(-1, k) for part in told if part.scores is not None]
     return Ranking(items, np.concatenate(scores) if scores else None)
 
 
-def go_on(setting: Setting, first: Items, n: int) -> Continued:
-    """Ask the teacher what it would say next, had each user taken something from its list.
+def look_back(setting: Setting, n: int, *, rows: Ints, k: int) -> Prefixes:
+    """Ask the teacher about histories as they were at n earlier times.
 
-    A student that is told about training histories alone can learn those by heart. These are longer by one item, as
-    histories are by the time the student is asked.
+    What it says of whole histories covers one state a user. These are states that users were in as well, so that a
+    student learns from more of them than there are users.
 
     Args:
         setting: the training histories and the teacher.
-        first: ``(R, K)`` its lists for them, from which the next item is drawn, each place alike.
-        n: C, how often; never the same item twice, so that a short list may go on less often.
+        n: P, how often; at no time twice, so that a history of L items has at most L − 1 prefixes. They are cut within
+            what the student reads of it.
+        rows: ``(r,)`` which histories.
+        k: length of the lists; no longer than the catalogue is asked for.
 
     Returns:
-        The answers, as many as its budget buys: first continuations first, users in a fixed shuffled order.
+        The answers, as many as its budget buys: one of each history first, users in a fixed shuffled order.
     """
     teacher, generator = setting.teacher, np.random.default_rng(0)
     if teacher is None:
-        raise SettingsError("histories are gone on with by a teacher, but none is given.")
-    n_rows, k = first.shape
-    lots = np.where(first > 0, generator.random(first.shape), np.inf)
-    nexts = np.zeros((n, n_rows), np.int32)
-    nexts[:k] = np.take_along_axis(first, np.argsort(lots, axis=1)[:, :n], axis=1).T
-    lists = _Lists(setting, teacher, (n, n_rows, k), total=int((nexts > 0).sum()))
-    for turn, following in enumerate(nexts):
+        raise SettingsError("prefixes are asked about, but no teacher is given.")
+    read = np.zeros(len(setting.train), np.int64)
+    read[rows] = np.minimum(setting.train.lengths[rows], setting.max_len or sys.maxsize)
+    dropped = np.zeros((n, len(read)), np.int64)
+    for start in range(0, len(read), _BLOCK):
+        cuts = np.arange(1, max(2, read[start : start + _BLOCK].max(initial=0)))
+        possible = cuts < read[start : start + _BLOCK, None]
+        drawn = np.where(possible, generator.random(possible.shape), 2.0).argsort(axis=1)[:, :n]
+        chosen = np.where(np.take_along_axis(possible, drawn, axis=1), cuts[drawn], 0)
+        dropped[: chosen.shape[1], start : start + _BLOCK] = chosen.T
+    lists = _Lists(setting, teacher, (n, len(read), min(k, setting.n_items)), total=int((dropped > 0).sum()))
+    for turn, fewer in enumerate(dropped):
 
-        def longer(rows: Ints, following: Items = following) -> Sequences:
-            return setting.train.take(rows).with_next(following[rows])
+        def earlier(rows: Ints, fewer: Ints = fewer) -> Sequences:
+            histories = setting.train.take(rows)
+            return Sequences(histories.items, histories.starts, histories.ends - fewer[rows])
 
-        lists.ask(turn, generator.permutation(np.flatnonzero(following)), longer, whole=True)
-    return Continued(nexts, lists.items, lists.scores)
+        lists.ask(turn, generator.permutation(np.flatnonzero(fewer)), earlier, whole=True)
+    return Prefixes(dropped, lists.items, lists.scores)
 
 
 def consistency(items: Items, *, depth: int) -> Floats:

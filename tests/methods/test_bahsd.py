@@ -136,7 +136,7 @@ def test_it_is_finite_at_extreme_logits(margin: float | None) -> None:
     assert math.isfinite(consistency_of([-1e4, 1e4], [2, 1], [1e4, -1e4], margin=margin))
 
 
-# Shortened and continued histories
+# Shortened and earlier histories
 
 
 def test_a_shortened_history_is_its_newest_part_rounded_up() -> None:
@@ -146,11 +146,11 @@ def test_a_shortened_history_is_its_newest_part_rounded_up() -> None:
     assert shown.offsets.tolist() == [0, 2, 3, 6]
 
 
-def test_a_continued_history_loses_its_oldest_item_where_the_student_reads_no_more() -> None:
-    whole = Batch.from_lists([[1, 2, 3], [4], [5, 6]])
-    shown = view(whole, torch.ones(3, dtype=torch.float64), torch.tensor([8, 7, 0]), max_len=3)
-    assert shown.items.tolist() == [2, 3, 8, 4, 7, 5, 6]
-    assert shown.offsets.tolist() == [0, 3, 5, 7]
+def test_an_earlier_history_lacks_its_newest_items() -> None:
+    whole = Batch.from_lists([[1, 2, 3], [4], [5, 6, 7, 8]])
+    shown = view(whole, torch.tensor([1.0, 1.0, 0.5], dtype=torch.float64), torch.tensor([2, 0, 1]))
+    assert shown.items.tolist() == [1, 4, 6, 7]
+    assert shown.offsets.tolist() == [0, 1, 2, 4]
 
 
 def test_same_histories_are_filed_under_the_first_of_them() -> None:
@@ -200,11 +200,11 @@ def test_a_history_of_one_item_counts_as_the_rule_says(rule: str, weight: float,
     assert method.temperature[3].item() == temperature
 
 
-def test_a_teacher_that_is_told_the_user_cannot_be_asked_what_comes_after_a_continuation() -> None:
+def test_a_teacher_that_is_told_the_user_cannot_be_asked_what_it_said_earlier() -> None:
     teacher = FakeTeacher(N)
     teacher.takes = "user"
-    with pytest.raises(SettingsError, match="continuations to 0"):
-        ready(teacher, scales=[1.0], continuations=1)
+    with pytest.raises(SettingsError, match="prefixes to 0"):
+        ready(teacher, scales=[1.0], prefixes=1)
     assert teacher.asked == []
 
 
@@ -347,25 +347,18 @@ def test_a_shortened_history_is_taught_the_consensus() -> None:
 
 
 @pytest.mark.parametrize("target", ["consensus", "answer"])
-def test_a_continued_history_is_taught_its_own_answer(target: str) -> None:
-    teacher = FakeTeacher(N, rule=lambda history, k: [8 if len(history) == 5 else 7])
-    method = ready(
-        teacher,
-        labels=False,
-        target=target,
-        scales=[1.0],
-        continuations=1,
-        contrast_weight=0.1,
-        view_weight=0.7,
-        top_k=1,
-    )
-    model, whole = sasrec(), batch([1])
-    assert whole.batch.items.tolist() == [3, 4, 5, 6]
-    states = model.encode(Batch.from_lists([[4, 5, 6, 7]]))  # the answer's item comes after, max_len is 4
-    log_probs = (states @ model.item_embeddings()[1:].T).log_softmax(1)[0]
-    parts = method.loss(model, whole)
-    assert parts["view"].item() == pytest.approx(-0.7 * log_probs[7].item(), rel=1e-4)
-    assert parts["contrast"].item() == 0.0  # to go on is no other view of the same state
+def test_an_earlier_history_is_taught_its_own_answer(target: str) -> None:
+    teacher = FakeTeacher(N, rule=lambda history, k: [history[-1] % N + 1])
+    method = ready(teacher, labels=False, target=target, scales=[0.5, 1.0], prefixes=3, view_weight=0.7, top_k=1)
+    model = sasrec()
+
+    def expected(last: int) -> float:
+        states = model.encode(Batch.from_lists([list(range(3, last + 1))]))
+        log_probs = (states @ model.item_embeddings()[1:].T).log_softmax(1)[0]
+        return round(-0.7 * log_probs[last].item(), 3)
+
+    found = {round(method.loss(model, batch([1], seed))["view"].item(), 3) for seed in range(30)}
+    assert found == {expected(last) for last in (3, 4, 5)}
 
 
 def test_every_view_is_drawn_and_taught_what_was_said_about_it() -> None:
@@ -373,20 +366,33 @@ def test_every_view_is_drawn_and_taught_what_was_said_about_it() -> None:
 
     def rule(history: Any, k: int) -> list[int]:
         asked.append(history.tolist())
-        return [8, 7] if len(history) < 4 else [1, 2]
+        return [8, 7] if len(history) == 2 else [1, 2]
 
-    method = ready(FakeTeacher(N, rule=rule), scales=[0.5, 1.0], target="answer", continuations=2, view_weight=1.0)
-    seen = set()
-    for seed in range(30):
-        whole = batch([1], seed)
-        drawn = torch.randint(3, (1,), generator=whole.generator)
-        shown = method._views(drawn, whole, max_len=None)
-        seen.add(tuple(shown.items.tolist()))
-        assert shown.items.tolist() in asked
-        lesson = drawn + (drawn >= 1)
-        items, _ = method._target(whole.rows, lesson)
-        assert items[0, :2].tolist() == ([8, 7] if len(shown.items) < 4 else [1, 2])
-    assert seen == {(5, 6), (3, 4, 5, 6, 1), (3, 4, 5, 6, 2)}
+    def seen(**settings: Any) -> set[tuple[int, ...]]:
+        method = ready(FakeTeacher(N, rule=rule), target="answer", view_weight=1.0, **settings)
+        views = set()
+        for seed in range(30):
+            whole = batch([1], seed)
+            shown, lesson, real = method._views(whole)
+            assert real.all()
+            assert shown.items.tolist() in asked
+            items, _ = method._target(whole.rows, lesson)
+            assert items[0, :2].tolist() == ([8, 7] if len(shown.items) == 2 else [1, 2])
+            views.add(tuple(shown.items.tolist()))
+        return views
+
+    assert seen(scales=[0.25, 0.5, 1.0]) == {(6,), (5, 6)}
+    assert seen(scales=[0.5, 1.0], prefixes=2) < {(3,), (3, 4), (3, 4, 5)}
+    assert seen(scales=[1.0], prefixes=9) == {(3,), (3, 4), (3, 4, 5)}
+
+
+def test_a_history_read_from_later_than_its_prefix_learns_nothing_there() -> None:
+    method = ready(FakeTeacher(N), labels=False, scales=[1.0], prefixes=3, view_weight=1.0)
+    newest = Batch.from_lists([[6]])  # of 3, 4, 5, 6
+    late = TrainingBatch(newest, torch.zeros(1, dtype=torch.int64), torch.tensor([1]), torch.Generator().manual_seed(0))
+    parts = method.loss(sasrec(), late)
+    assert parts["view"].item() == 0.0
+    assert parts["consensus"].item() > 0.0
 
 
 def test_a_scale_that_was_not_answered_teaches_no_view() -> None:
@@ -441,6 +447,7 @@ def test_identical_histories_of_two_users_leave_the_loss_finite() -> None:
     assert all(part.isfinite() for part in parts.values())
 
 
-def test_continuations_that_nobody_learns_are_refused_before_they_are_paid_for() -> None:
-    with pytest.raises(ValueError, match="set view_weight above 0, or continuations to 0"):
-        BAHSDConfig(continuations=1, view_weight=0)
+@pytest.mark.parametrize("other", [{"view_weight": 0}, {"contrast_weight": 0.1}])
+def test_prefixes_that_nobody_learns_are_refused_before_they_are_paid_for(other: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"prefixes or contrast_weight to 0|view_weight above 0, or prefixes to 0"):
+        BAHSDConfig(prefixes=1, **other)

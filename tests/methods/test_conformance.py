@@ -198,7 +198,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(name: str, tmp_path: 
 ELSEWHERE: list[tuple[str, str, dict[str, Any]]] = [
     *((name, "sasrec", {}) for name in NAMES),
     *(("kd", model, {}) for model in ("bert4rec", "gru4rec", "hstu", "mf")),
-    ("bahsd", "sasrec", {"target": "answer", "ranking": "margin", "continuations": 1, "contrast_weight": 0.1}),
+    ("bahsd", "sasrec", {"target": "answer", "ranking": "margin", "contrast_weight": 0.1}),
+    ("bahsd", "bert4rec", {"prefixes": 2}),
     ("ce", "sasrec", {"on": "union"}),
     ("ce", "sasrec", {"on": "all"}),
     ("extraction", "sasrec", {"queries": "histories"}),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.methods.base import Setting
-from recdistill.probing import consensus, consistency, fill_unmeasured, go_on, peakedness, probe, without
+from recdistill.probing import consensus, consistency, fill_unmeasured, look_back, peakedness, probe, without
 from recdistill.teachers.base import Ranking, Teacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.ledger import Ledger
@@ -364,33 +364,37 @@ def test_consensus_of_a_user_does_not_depend_on_the_others(users: list[list[list
     assert together.tolist() == np.array(apart).tolist()
 
 
-def test_histories_go_on_with_items_of_their_own_answers() -> None:
+def test_prefixes_are_histories_as_they_were() -> None:
     teacher = Oracle(successors)
-    asked = setting([[1, 2], [5], []], teacher)
-    first = np.array([[3, 4], [6, 0], [0, 0]], np.int32)
-    found = go_on(asked, first, 3)
-    assert sorted(found.nexts[:2, 0].tolist()) == [3, 4]
-    assert found.nexts[:, 1:].tolist() == [[6, 0], [0, 0], [0, 0]]
-    for turn, after in enumerate(found.nexts[:2, 0].tolist()):
-        assert found.items[turn, 0].tolist() == successors([after])
-    assert found.items[0, 1].tolist() == [7, 8]
+    found = look_back(setting([[1, 2, 3], [5], [], [4, 6], [7, 8]], teacher), 3, rows=np.arange(4), k=2)
+    assert sorted(found.dropped[:, 0].tolist()) == [0, 1, 2]
+    assert found.dropped[:, 1:].tolist() == [[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert sorted(teacher.asked) == [[1], [1, 2], [4]]
+    for turn, fewer in enumerate(found.dropped[:2, 0].tolist()):
+        assert found.items[turn, 0].tolist() == successors([3 - fewer])
+    assert found.items[0, 3].tolist() == [5, 6]  # 6 was taken later, and is part of the answer all the same
     assert not found.items[2].any()
-    assert not found.items[:, 2].any()
-    assert sorted(teacher.asked) == [[1, 2, 3], [1, 2, 4], [5, 6]]
 
 
-def test_going_on_asks_the_same_again_and_as_far_as_the_budget_goes() -> None:
+def test_prefixes_are_cut_within_what_the_student_reads() -> None:
+    rows = [list(range(1, 10))] * 50
+    one = Setting(Sequences.from_lists(rows), np.arange(50), 9, Oracle(successors), max_len=3)
+    found = look_back(one, 4, rows=np.arange(50), k=2)
+    assert set(found.dropped[:2].flatten().tolist()) == {1, 2}
+    assert not found.dropped[2:].any()
+
+
+def test_looking_back_asks_the_same_again_and_as_far_as_the_budget_goes() -> None:
     """Answers that were paid for are in the ledger."""
-    first = np.array([[3, 4, 5]] * 6, np.int32)
-    rows = [[n + 1] for n in range(6)]
+    rows = [[n + 1, n + 2, n + 3] for n in range(6)]
     whole, short = Oracle(successors), Oracle(successors, budget=4)
-    everything, some = (go_on(setting(rows, teacher), first, 1) for teacher in (whole, short))
-    assert everything.nexts.tolist() == some.nexts.tolist()
+    everything, some = (look_back(setting(rows, teacher), 1, rows=np.arange(6), k=2) for teacher in (whole, short))
+    assert everything.dropped.tolist() == some.dropped.tolist()
     assert short.asked == whole.asked[:4]
     assert np.count_nonzero(some.items[0, :, 0]) == 4
 
 
-def test_scores_after_a_continuation_are_kept() -> None:
-    found = go_on(setting([[1]], Oracle(successors, scored=True)), np.array([[2, 3]], np.int32), 1)
+def test_scores_of_prefixes_are_kept() -> None:
+    found = look_back(setting([[1, 2]], Oracle(successors, scored=True)), 1, rows=np.arange(1), k=2)
     assert found.scores is not None
     assert found.scores.tolist() == [[[0.0, -1.0]]]

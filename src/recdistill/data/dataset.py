@@ -78,11 +78,6 @@ class Sequences:
         """Drop the ``n`` newest items of each row; a view."""
         return Sequences(self.items, self.starts, np.maximum(self.starts, self.ends - n))
 
-    def with_next(self, items: Items) -> Sequences:
-        """Copy the rows, each with one of ``items (R,)`` after its newest."""
-        flat, offsets = self.flat()
-        return Sequences.from_offsets(np.insert(flat, offsets[1:], items), offsets + np.arange(len(offsets)))
-
     def with_windows(self, n: int) -> tuple[Sequences, Ints]:
         """Append each row longer than ``n`` as it stood before its ``n - 1`` newest items, before those, and so on.
 

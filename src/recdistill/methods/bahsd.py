@@ -41,7 +41,7 @@ from recdistill.probing import (
     consensus,
     consistency,
     fill_unmeasured,
-    go_on,
+    look_back,
     peakedness,
     probe,
     stack,
@@ -89,13 +89,13 @@ class BAHSDConfig(KDConfig):
     """Of the consensus, against 1 for the answer; below 1, unreliable users are distilled less than reliable ones."""
     margin: NonNegativeFloat = 0.5
     """By which one logit is to exceed the other where ``ranking`` is ``margin``."""
-    continuations: NonNegativeInt = 0
-    """How many items of its answer each history is gone on with, one at a time, to ask the teacher again; one query
-    each. What a user is told about is then not the training history alone, which a student can learn by heart."""
+    prefixes: NonNegativeInt = 0
+    """How many earlier states of each history the teacher is asked about as well, one query each: its oldest part, cut
+    at random. The student is then taught more states than the one that each user is in now."""
     view_weight: NonNegativeFloat = 1.0
-    """Of what is taught to the student's state after another view of the history, a shortened or a continued one; 1 is
-    as much as after the whole. A continued history is taught the answer to itself, and so is a shortened one where
-    ``target = "answer"``.
+    """Of what is taught to the student's state after another view of the history; 1 is as much as after the whole. A
+    view is one of the ``prefixes``, which is taught the answer to itself; where there are none, the history shortened
+    to one of the ``scales``, which is taught the consensus, or the answer to itself where ``target = "answer"``.
     """
     contrast_weight: NonNegativeFloat = 0.0
     """Of InfoNCE between a whole and a shortened history, for unreliable users; part of the paper's outline."""
@@ -103,11 +103,13 @@ class BAHSDConfig(KDConfig):
     """At which cosines are compared."""
 
     @model_validator(mode="after")
-    def _continuations_are_views(self) -> Self:
-        if self.continuations and not self.view_weight:
+    def _prefixes_are_views(self) -> Self:
+        if self.prefixes and not self.view_weight:
             raise ValueError(
-                "continuations are asked about to be learned as views: set view_weight above 0, or continuations to 0"
+                "prefixes are asked about to be learned as views: set view_weight above 0, or prefixes to 0"
             )
+        if self.prefixes and self.contrast_weight:
+            raise ValueError("the contrast needs shortened histories as views: set prefixes or contrast_weight to 0")
         return self
 
     @model_validator(mode="after")
@@ -125,8 +127,8 @@ class BAHSD(WithIntents, name="bahsd"):
 
     w is the gate, by reliability. The consensus is the mixture of the answers at all scales. L_R teaches it; L_KL
     teaches it as well, at a temperature that may follow reliability, or the answer to the whole history alone
-    (``target``). A view is a shortened or continued history, another one each epoch. Users without an answer learn from
-    labels alone. λ and T are those of `KD`: an answer counts as much as λ labels.
+    (``target``). A view is a shortened or an earlier history, another one each epoch. Users without an answer learn
+    from labels alone. λ and T are those of `KD`: an answer counts as much as λ labels.
 
     The defaults are what validation data favoured: probing, consensus and views. There, reliability speaks through the
     consensus, which is as flat as the answers disagree; w has no effect until something that it chooses between is
@@ -145,10 +147,10 @@ class BAHSD(WithIntents, name="bahsd"):
         config = self.config
         teacher = check_values(config, super().check_teacher(teacher))
         check_told(teacher, config.scales)
-        if config.continuations and teacher.takes == "user":
+        if config.prefixes and teacher.takes == "user":
             raise SettingsError(
-                f"method {self.name!r} asks about histories that go on, and teacher {teacher.identity!r} is "
-                "told the user alone: set continuations to 0"
+                f"method {self.name!r} asks about earlier histories, and teacher {teacher.identity!r} is told the user "
+                "alone: set prefixes to 0"
             )
         if config.reliability == "peakedness" and (config.values == "ranks" or not teacher.gives_scores):
             raise SettingsError(
@@ -168,12 +170,9 @@ class BAHSD(WithIntents, name="bahsd"):
         self.probe = asked = probe(setting, scales=config.scales, k=config.top_k)
         self.n_scales, self.n_rows, _ = asked.items.shape
         self.taught = None if config.labels or config.intents is not None else asked.full.rows_answered
-        if config.continuations:
-            further = go_on(setting, asked.items[-1], config.continuations)
-            self.nexts, told = torch.from_numpy(further.nexts), stack(asked, further)
-        else:
-            self.nexts, told = torch.zeros(0, self.n_rows, dtype=torch.int32), stack(asked)
-        self.told = Answers.read(told, config.values, config.rank_decay)
+        earlier = look_back(setting, config.prefixes, rows=asked.full.rows_answered, k=config.top_k)
+        self.dropped = torch.from_numpy(earlier.dropped)
+        self.told = Answers.read(stack(asked, earlier), config.values, config.rank_decay)
         shares = soft_targets(self.told.logits[: self.n_scales * self.n_rows], 1.0).view(asked.items.shape)
         agreed, mixed = consensus(asked.items, shares.numpy(), setting.n_items, quorum=config.quorum)
         self.agreed = Answers(torch.from_numpy(agreed), torch.from_numpy(mixed).float().log())
@@ -207,21 +206,20 @@ class BAHSD(WithIntents, name="bahsd"):
             parts["answer"] = self._kl(student, queries, items, logits, share * gate, temperature)
             if config.ranking_weight:
                 parts["consensus"] = self._consensus(student, queries, batch, config.ranking_weight * unsure)
-        n_views = self.n_scales - 1 + len(self.nexts)
-        if not config.contrast_weight and not (config.view_weight and n_views):
+        taught = config.view_weight * (self.n_scales > 1 or config.prefixes > 0)
+        if not config.contrast_weight and not taught:
             return parts
-        drawn = torch.randint(max(n_views, 1), (len(items),), generator=batch.generator)
-        views = student.encode(self._views(drawn, batch, student.max_len))
-        drawn = drawn.to(queries.device)
-        if config.view_weight and n_views:
-            items, logits = self._target(batch.rows, drawn + (drawn >= self.n_scales - 1))
-            parts["view"] = self._kl(student, views, items, logits, (items[:, 0] > 0) * config.view_weight * worth)
+        shown, lesson, real = self._views(batch)
+        views = student.encode(shown)
+        if taught:
+            items, logits = self._target(batch.rows, lesson)
+            parts["view"] = self._kl(student, views, items, logits, (items[:, 0] > 0) * real * taught * worth)
         if config.contrast_weight:
             parts["contrast"] = info_nce(
                 queries,
                 views,
                 self._of(batch.rows, self.same),
-                weights=config.contrast_weight * unsure * (drawn < max(self.n_scales - 1, 1)),
+                weights=config.contrast_weight * unsure,
                 temperature=config.contrast_temperature,
             )
         return parts
@@ -237,7 +235,7 @@ class BAHSD(WithIntents, name="bahsd"):
         return values[rows.to(values.device)].to(rows.device)
 
     def _target(self, rows: Tensor, lesson: Tensor | int) -> tuple[Tensor, Tensor]:
-        """Return what is taught of each row after a scale, by its number, or after a continuation, numbered on."""
+        """Return what is taught of each row after a scale, by its number, or after a prefix, numbered on."""
         items, logits = self.told.of(lesson * self.n_rows + rows)
         if self.config.target == "answer":
             return items, logits
@@ -245,14 +243,24 @@ class BAHSD(WithIntents, name="bahsd"):
         own = torch.as_tensor(lesson >= self.n_scales, device=rows.device).expand(len(rows))[:, None]
         return torch.where(own, items, agreed[0]), torch.where(own, logits, agreed[1])
 
-    def _views(self, drawn: Tensor, batch: TrainingBatch, max_len: int | None) -> Batch:
-        """Return the drawn view of each history: a scale below 1, else a continuation; the whole if there are none."""
-        shorter = torch.tensor(self.config.scales, dtype=torch.float64)
-        shares = torch.cat([shorter[:-1], torch.ones(max(len(self.nexts), 1), dtype=torch.float64)])
-        none = torch.zeros(self.n_scales - 1 + (not len(self.nexts)), self.n_rows, dtype=torch.int32)
-        nexts = torch.cat([none, self.nexts])[drawn, batch.rows.to("cpu")]
+    def _views(self, batch: TrainingBatch) -> tuple[Batch, Tensor, Tensor]:
+        """Return the view that is drawn of each history, the number of what is taught after it, and whether it is one.
+
+        A history that is read from a late item on may lack the prefix that was drawn; it is then shown as it is.
+        """
         device = batch.rows.device
-        return view(batch.batch, shares[drawn].to(device), nexts.to(device).long(), max_len)
+        draws = torch.rand(len(batch.rows), generator=batch.generator, dtype=torch.float64)
+        if not len(self.dropped):
+            drawn = (draws * max(self.n_scales - 1, 1)).long()
+            shares = torch.tensor(self.config.scales, dtype=torch.float64)[drawn].to(device)
+            drawn = drawn.to(device)
+            return view(batch.batch, shares, torch.zeros_like(drawn)), drawn, torch.ones_like(drawn)
+        possible = self.dropped[:, batch.rows.to("cpu")]
+        drawn = (draws * (possible > 0).sum(0)).long()
+        dropped = possible.gather(0, drawn[None])[0].to(device)
+        real = dropped < batch.batch.lengths
+        whole = torch.ones(len(drawn), dtype=torch.float64, device=device)
+        return view(batch.batch, whole, dropped * real), self.n_scales + drawn.to(device), real
 
     def _kl(
         self,
@@ -319,31 +327,24 @@ def gate_weights(reliability: Floats, *, kind: Literal["soft", "hard", "none"], 
     return weights
 
 
-def view(batch: Batch, shares: Tensor, nexts: Tensor, max_len: int | None = None) -> Batch:
-    """Show other histories than were taken.
+def view(batch: Batch, shares: Tensor, dropped: Tensor) -> Batch:
+    """Show other parts of histories.
 
     Args:
         batch: B histories.
         shares: ``(B,)`` of each that is kept, its newest part, in (0, 1], rounded up.
-        nexts: ``(B,)`` int64 what each is gone on with; 0 for nothing.
-        max_len: most items of a history that is gone on with; it loses its oldest for that.
+        dropped: ``(B,)`` int64 how many of the newest items are left out before that, fewer than there are.
 
     Returns:
         The B histories as shown.
     """
-    lengths, further = batch.lengths, (nexts > 0).long()
-    kept = (shares * lengths - 1e-9).ceil().long()
-    if max_len is not None:
-        kept = torch.minimum(kept, max_len - further)
+    ends = batch.offsets[1:] - dropped
+    kept = (shares * (batch.lengths - dropped) - 1e-9).ceil().long()
     offsets = torch.zeros_like(batch.offsets)
-    torch.cumsum(kept + further, 0, out=offsets[1:])
-    first = torch.repeat_interleave(batch.offsets[1:] - kept, lengths)
-    old = torch.ones(int(offsets[-1]), dtype=torch.bool, device=first.device)
-    old[offsets[1:][nexts > 0] - 1] = False
-    items = batch.items.new_empty(len(old))
-    items[old] = batch.items[torch.arange(len(first), device=first.device) >= first]
-    items[~old] = nexts[nexts > 0]
-    return Batch(items, offsets, batch.users)
+    torch.cumsum(kept, 0, out=offsets[1:])
+    at = torch.arange(len(batch.items), device=kept.device)
+    first, end = (torch.repeat_interleave(places, batch.lengths) for places in (ends - kept, ends))
+    return Batch(batch.items[(at >= first) & (at < end)], offsets, batch.users)
 
 
 def same_histories(sequences: Sequences) -> Ints:
