@@ -100,8 +100,11 @@ ABLATIONS: dict[str, dict[str, Values]] = {
 }
 """BAHSD with a part switched off, or one of the outline's parts that are off switched on; the last follows the public
 outline as closely as our formulas can."""
-QUERIES = {"amazon-beauty": 44_726, "ml-1m": 17_282}
-"""What BAHSD asks where its budget has no end: two queries a history, or a window of a long one."""
+QUERIES = {"amazon-beauty": 115_633, "ml-1m": 51_743}
+"""What BAHSD asks in the pure regime where its budget has no end: two queries a history, or a window of a long one, and
+one for each of four prefixes of those that have as many."""
+HISTORIES = {"amazon-beauty": 22_363, "ml-1m": 8_641}
+"""Histories, or windows of them."""
 EXTRACTIONS = {"equal budget": 1, "four times the budget": 4, "real histories": 0}
 """How many times as many queries the extraction baseline may walk; 0 lets it ask about the users' own histories."""
 FIRST = "first stage"
@@ -164,8 +167,8 @@ class Row:
             sections["student"] = {**values["student"], "dim": values["student"]["dim"] // 4}
         staged = SECOND_STAGE[self.dataset] if self.first else PURE[self.dataset] if self.regime == "pure" else {}
         if self.variant in BUDGETS and self.regime == "pure" and self.method != "extraction":
-            histories = QUERIES[self.dataset] // 2
-            batch_size = math.ceil(values["training"]["batch_size"] * BUDGETS[self.variant] / histories)
+            share = BUDGETS[self.variant] / HISTORIES[self.dataset]
+            batch_size = math.ceil(values["training"]["batch_size"] * share)
             staged = {**staged, "training.batch_size": min(batch_size, values["training"]["batch_size"])}
         tuned = TUNED.get((self.dataset, self.student, self.regime, self.access, self.method), {})
         ablation = ABLATIONS.get(self.regime, {}).get(self.variant, {})
