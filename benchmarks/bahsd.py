@@ -211,7 +211,7 @@ PURE: dict[str, Values] = {
 """How the others are trained: at a falling rate to its end, not until they have learned the validation histories."""
 _BAHSD: dict[str, Values] = {
     "assisted": {"method.view_weight": 0, "method.scales": [0.25, 0.5, 0.75, 1.0]},
-    "pure": {"method.prefixes": 4},
+    "pure": {"method.prefixes": 4, "method.view_weight": 4},
 }
 """Histories are shortened for everybody, so that shortened views of its own would be a second way to the same."""
 _DROPOUT: Values = {"student.dropout": 0.2}
