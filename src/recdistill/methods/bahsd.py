@@ -134,8 +134,8 @@ class BAHSD(WithIntents, name="bahsd"):
     consensus, which is as flat as the answers disagree; w has no effect until something that it chooses between is
     switched on, as the outline has it: ``reliable_temperature`` for the dynamic temperature, ``contrast_weight`` for
     InfoNCE, ``ranking = "margin"`` with ``quorum = 0.5`` for the ranking consistency, ``target = "answer"``.
-    ``scales = [1.0]`` leaves out the probing. Where answers alone are learned, ``prefixes = 4`` with ``view_weight = 4``
-    adds most of all; beside labels, which cover those states already, it adds nothing.
+    ``scales = [1.0]`` leaves out the probing. Where answers alone are learned, ``prefixes = 4`` and ``view_weight = 4``
+    add most of all; beside labels, which cover those states already, they add nothing.
     """
 
     Config = BAHSDConfig
