@@ -16,7 +16,7 @@ HR_AND_NDCG: list[Figure] = [(metric, 10, stratum) for metric in ("hr", "ndcg") 
 
 
 def quality(rows: pl.DataFrame, *, shown: Sequence[Figure] = HR_AND_NDCG, where: pl.Expr | None = None) -> str:
-    """Metrics of every method: mean ± deviation over seeds. Rows of a cell stand together, what has no setting first.
+    """Metrics of every method: mean ± deviation over seeds. Rows of a cell stand together, its teacher first.
 
     Args:
         rows: of a result file.
@@ -36,6 +36,7 @@ def quality(rows: pl.DataFrame, *, shown: Sequence[Figure] = HR_AND_NDCG, where:
         .sort(
             *(pl.col("place").min().over(run[:n]) for n in (2, 4)),
             pl.col("regime").fill_null(""),
+            pl.col("method") != "teacher",
             *(pl.col("place").min().over(run[:n]) for n in (6, 7, 8)),
         )
     )

@@ -32,62 +32,20 @@ import json
 import os
 import sqlite3
 import statistics
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias
 
-from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
+from recdistill.errors import BudgetExhausted, SettingsError
 from recdistill.teachers.base import Answer, Failure
+from recdistill.teachers.ledger_file import LedgerFile
+from recdistill.teachers.liveness import alive, process_started
 from recdistill.teachers.meter import Charge, Unsent
 
-_APPLICATION = 0x52444C47  # "RDLG", at a fixed place in the file: whose file it is
-_VERSION = 1
-_SCHEMA = """
-CREATE TABLE teachers (
-    id INTEGER PRIMARY KEY,
-    identity TEXT NOT NULL UNIQUE,
-    budget INTEGER,
-    spent INTEGER NOT NULL DEFAULT 0,
-    charge TEXT NOT NULL DEFAULT 'queries',
-    next_turn REAL NOT NULL DEFAULT 0,
-    held_until REAL NOT NULL DEFAULT 0
-);
-CREATE TABLE answers (
-    teacher INTEGER NOT NULL REFERENCES teachers,
-    k INTEGER NOT NULL,
-    round INTEGER NOT NULL,
-    request BLOB NOT NULL,
-    question TEXT NOT NULL,
-    items TEXT NOT NULL,
-    scores TEXT,
-    at REAL NOT NULL,
-    UNIQUE (teacher, k, round, request)
-);
-CREATE TABLE attempts (
-    id INTEGER PRIMARY KEY,
-    teacher INTEGER NOT NULL REFERENCES teachers,
-    k INTEGER NOT NULL,
-    round INTEGER NOT NULL,
-    request BLOB NOT NULL,
-    pid INTEGER NOT NULL,
-    process_started INTEGER NOT NULL,
-    booked_at REAL NOT NULL,
-    ended_at REAL,
-    outcome TEXT CHECK (outcome IN ('answered', 'failed', 'lost')),
-    calls INTEGER,
-    charged INTEGER NOT NULL
-);
-CREATE UNIQUE INDEX attempts_in_flight ON attempts (teacher, k, round, request) WHERE ended_at IS NULL;
-CREATE TABLE failures (
-    attempt INTEGER PRIMARY KEY REFERENCES attempts,
-    reason TEXT NOT NULL
-);
-"""
 _OPEN = "WHERE teacher = ? AND k = ? AND round = ? AND request = ? AND ended_at IS NULL"
 """The attempt that is in flight for one request."""
 _BLOCK = 500
@@ -98,13 +56,6 @@ _STALE = 15 * 60
 """Seconds after which a query in flight is taken for lost even though its process lives."""
 _UNNOTICED = 1.0
 """Seconds by which a clock may be set back unnoticed."""
-_PATIENCE = 60.0
-"""Seconds to wait for another process that is writing."""
-_POLL = 0.01
-"""Seconds between two tries to open a file that another process is making."""
-_DURABLE = 1.0
-"""Seconds after which a commit waits until the disk has everything."""
-
 Digest: TypeAlias = bytes
 
 
@@ -184,24 +135,8 @@ class Ledger:
     """
 
     def __init__(self, path: Path | str, *, create: bool = True) -> None:
-        self.path = Path(path)
-        if not create and not (self.path.is_file() and self.path.stat().st_size):
-            found = "is empty" if self.path.is_file() else "is not there"
-            raise TeacherError(f"ledger {self.path} {found}; give the ledger.sqlite of a run's folder, or a backup.")
-        self._lock = threading.RLock()
-        self._pid = os.getpid()
-        self._process_started = _started(self._pid) or 0
-        self._durable_at = time.monotonic()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
-        except (OSError, sqlite3.Error) as error:
-            raise TeacherError(f"ledger {self.path} cannot be opened: {error}.") from error
-        try:
-            self._prepare()
-        except BaseException:
-            self._db.close()
-            raise
+        self._file = LedgerFile(Path(path), create=create)
+        self._process_started = process_started(os.getpid()) or 0
 
     def __enter__(self) -> Self:
         return self
@@ -209,14 +144,26 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        return self._file.path
+
     def close(self) -> None:
         """Close the file; what was booked and not settled stays booked."""
-        with self._lock:
-            self._db.close()
+        self._file.close()
+
+    def reading(self) -> AbstractContextManager[sqlite3.Connection]:
+        """Give the database to one thread, to read from.
+
+        Raises:
+            TeacherError: for whatever SQLite raises meanwhile.
+        """
+        return self._file.reading()
 
     def page(self, identity: str, k: int, round: int) -> Page:
         """Return where the answers of a teacher to top-``k`` requests are filed."""
-        with self._write() as db:
+        with self._file.writing() as db:
             return Page(_teacher(db, identity), k, round)
 
     def set_terms(self, identity: str, budget: int | None, charge: Charge) -> None:
@@ -225,7 +172,7 @@ class Ledger:
         Raises:
             SettingsError: when something else has been counted before.
         """
-        with self._write() as db:
+        with self._file.writing() as db:
             teacher = _teacher(db, identity)
             spent, before = db.execute("SELECT spent, charge FROM teachers WHERE id = ?", (teacher,)).fetchone()
             if spent and before != charge:
@@ -237,18 +184,18 @@ class Ledger:
 
     def teachers(self) -> list[str]:
         """Return whose answers are on file."""
-        with self._guard() as db:
+        with self._file.reading() as db:
             return [identity for (identity,) in db.execute("SELECT identity FROM teachers ORDER BY id")]
 
     def find(self, page: Page, requests: Sequence[Digest]) -> dict[Digest, Answer]:
         """Return the answers that are on disk."""
-        with self._guard() as db:
+        with self._file.reading() as db:
             return _find(db, page, requests)
 
     def book(self, page: Page, requests: Sequence[Digest], budget: int | None) -> Booking:
         """Open attempts for as many requests as the budget allows, in their order, in one transaction."""
         now = time.time()
-        with self._write() as db:
+        with self._file.writing() as db:
             _forget_turns_of_a_later_time(db, now)
             answers = _find(db, page, requests)
             busy: set[Digest] = set()
@@ -265,7 +212,7 @@ class Ledger:
             db.executemany(
                 "INSERT INTO attempts (teacher, k, round, request, pid, process_started, booked_at, charged) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                [(*page, request, self._pid, self._process_started, now, charged) for request in granted],
+                [(*page, request, os.getpid(), self._process_started, now, charged) for request in granted],
             )
             _spend(db, page, charged * len(granted))
         return Booking(set(granted), busy, answers)
@@ -273,7 +220,7 @@ class Ledger:
     def in_flight(self, page: Page, requests: Sequence[Digest]) -> set[Digest]:
         """Return which requests somebody is just asking."""
         now = time.time()
-        with self._guard() as db:
+        with self._file.reading() as db:
             return {
                 request
                 for _, request, pid, started, booked_at in _in_flight(db, page, requests)
@@ -286,7 +233,7 @@ class Ledger:
         Raises:
             BudgetExhausted: when it costs more than is left; nothing is charged then.
         """
-        with self._write() as db:
+        with self._file.writing() as db:
             spent, charge = db.execute("SELECT spent, charge FROM teachers WHERE id = ?", (page.teacher,)).fetchone()
             charged = {"queries": [], "calls": requests[:1], "rows": requests}[charge]
             if budget is not None and spent + len(charged) > budget:
@@ -302,7 +249,7 @@ class Ledger:
         """Return the seconds until a call may be sent; the next turn of any process is ``gap`` seconds later."""
         if not gap:
             return self.held(page)
-        with self._write() as db:
+        with self._file.writing() as db:
             now = time.time()
             next_turn, held_until = db.execute(
                 "SELECT next_turn, held_until FROM teachers WHERE id = ?", (page.teacher,)
@@ -313,7 +260,7 @@ class Ledger:
 
     def hold(self, page: Page, seconds: float) -> None:
         """Let nobody ask the teacher for so long."""
-        with self._write() as db:
+        with self._file.writing() as db:
             db.execute(
                 "UPDATE teachers SET held_until = max(held_until, ?) WHERE id = ?",
                 (time.time() + seconds, page.teacher),
@@ -321,14 +268,14 @@ class Ledger:
 
     def held(self, page: Page) -> float:
         """Return for how many seconds nobody may ask the teacher."""
-        with self._guard() as db:
+        with self._file.reading() as db:
             (until,) = db.execute("SELECT held_until FROM teachers WHERE id = ?", (page.teacher,)).fetchone()
         return max(0.0, float(until) - time.time())
 
     def settle(self, page: Page, outcomes: Iterable[tuple[Question, Answer | Failure]]) -> None:
         """File what came back for booked requests, in one transaction."""
         now = time.time()
-        with self._write() as db:
+        with self._file.writing() as db:
             (charge,) = db.execute("SELECT charge FROM teachers WHERE id = ?", (page.teacher,)).fetchone()
             for question, outcome in outcomes:
                 key = (*page, question.digest)
@@ -352,7 +299,7 @@ class Ledger:
     def lose(self, page: Page, requests: Iterable[Digest]) -> None:
         """Note that booked requests will not be settled; they stay spent."""
         now = time.time()
-        with self._write() as db:
+        with self._file.writing() as db:
             db.executemany(
                 f"UPDATE attempts SET ended_at = ?, outcome = 'lost' {_OPEN}",
                 [(now, *page, request) for request in requests],
@@ -360,7 +307,7 @@ class Ledger:
 
     def stats(self, identity: str) -> Stats:
         """Return what the answers of a teacher have cost."""
-        with self._guard() as db:
+        with self._file.reading() as db:
             row = db.execute(
                 "SELECT id, spent, budget, charge FROM teachers WHERE identity = ?", (identity,)
             ).fetchone()
@@ -377,130 +324,19 @@ class Ledger:
 
     def spent(self, identity: str) -> int:
         """Return what a teacher has spent; unlike `stats`, this takes no time."""
-        with self._guard() as db:
+        with self._file.reading() as db:
             row = db.execute("SELECT spent FROM teachers WHERE identity = ?", (identity,)).fetchone()
         return 0 if row is None else int(row[0])
 
     def seconds_each(self, identity: str) -> float | None:
         """Return how long a teacher's newest answers took from their booking, in the middle; ``None`` without any."""
-        with self._guard() as db:
+        with self._file.reading() as db:
             rows = db.execute(
                 "SELECT ended_at - booked_at FROM attempts JOIN teachers ON teachers.id = teacher "
                 "WHERE identity = ? AND outcome = 'answered' ORDER BY attempts.id DESC LIMIT ?",
                 (identity, _NEWEST),
             ).fetchall()
         return float(statistics.median(seconds for (seconds,) in rows)) if rows else None
-
-    def _prepare(self) -> None:
-        """Make a new file a ledger, and refuse one that is something else."""
-        with self._guard() as db:
-            # Looked at before anything is written, so that somebody else's file stays as it is; and in one transaction,
-            # as another process may be making it.
-            db.execute("BEGIN")
-            try:
-                self._refuse_foreign(db)
-            finally:
-                db.execute("ROLLBACK")
-            if _switch_to_wal(db) != "wal":
-                raise TeacherError(
-                    f"ledger {self.path} cannot be kept here: its file system does not support a write-ahead log; "
-                    "put it on a local disk."
-                )
-        with self._write() as db:
-            if self._refuse_foreign(db):
-                return
-            for statement in _SCHEMA.split(";\n"):
-                db.execute(statement)
-            db.execute(f"PRAGMA application_id = {_APPLICATION}")
-            db.execute(f"PRAGMA user_version = {_VERSION}")
-
-    def _refuse_foreign(self, db: sqlite3.Connection) -> bool:
-        """Return whether the file is a ledger already; if not, it is empty."""
-        (application,) = db.execute("PRAGMA application_id").fetchone()
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application == _APPLICATION and version == _VERSION:
-            return True
-        if application == _APPLICATION:
-            raise TeacherError(
-                f"ledger {self.path} is in format {version}, this version of recdistill reads {_VERSION}; "
-                "use the version that wrote it."
-            )
-        if application or tables:
-            raise TeacherError(f"{self.path} is a database of another program, not a ledger; give another file.")
-        return False
-
-    @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """Give the database to one thread, to read from.
-
-        Raises:
-            TeacherError: for whatever SQLite raises meanwhile.
-        """
-        with self._guard() as db:
-            yield db
-
-    @contextmanager
-    def _guard(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection to one thread, and turn its errors into ours."""
-        if os.getpid() != self._pid:
-            raise TeacherError(f"ledger {self.path} was opened by another process; open it again in this one.")
-        with self._lock:
-            try:
-                yield self._db
-            except json.JSONDecodeError as error:
-                raise unreadable(self.path, error) from error
-            except sqlite3.ProgrammingError as error:
-                raise TeacherError(f"ledger {self.path} cannot be used: {error} Open it again.") from error
-            except sqlite3.OperationalError as error:
-                raise TeacherError(
-                    f"ledger {self.path} cannot be used: {error}. Check that its folder can be written, that the disk "
-                    "has room, and that no other program holds the file; what was paid for is still in it."
-                ) from error
-            except sqlite3.DatabaseError as error:
-                raise TeacherError(
-                    f"{self.path} is not a ledger, or is damaged: {error}. Keep a copy; 'sqlite3 {self.path} .recover' "
-                    "saves what can be read. Then give another file, or one from a backup."
-                ) from error
-
-    @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, all or nothing."""
-        with self._guard() as db:
-            durable = time.monotonic() - self._durable_at > _DURABLE
-            db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
-            if durable:
-                self._durable_at = time.monotonic()
-
-
-def _switch_to_wal(db: sqlite3.Connection) -> str:
-    """Return the journal's mode; waits for others that make the file at the same time, as SQLite does not."""
-    give_up = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
-                raise
-            time.sleep(_POLL)
-        else:
-            return str(mode)
-
-
-def unreadable(path: Path, error: json.JSONDecodeError) -> TeacherError:
-    """Say what to do about an answer that is damaged where SQLite does not look."""
-    return TeacherError(
-        f"ledger {path} holds an answer that cannot be read: {error}. 'recdistill ledger verify {path}' says which, "
-        "and what to do."
-    )
 
 
 def digest(question: str) -> Digest:
@@ -555,27 +391,3 @@ def _select(db: sqlite3.Connection, what: str, page: Page, requests: Sequence[Di
 
 def _json(value: object) -> str | None:
     return None if value is None else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-
-def _started(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since the machine did; ``None`` if it is gone or unknown."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state in "ZX" else int(fields[18])
-
-
-def alive(pid: int, started: int) -> bool:
-    """Return whether the very process that noted ``started`` still runs."""
-    if started:
-        return _started(pid) == started
-    if os.name != "posix":
-        return pid == os.getpid()
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

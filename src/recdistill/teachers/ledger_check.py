@@ -9,7 +9,8 @@ from itertools import islice
 
 from recdistill.errors import TeacherError
 from recdistill.teachers.base import check_items, check_scores
-from recdistill.teachers.ledger import Ledger, alive, digest
+from recdistill.teachers.ledger import Ledger, digest
+from recdistill.teachers.liveness import alive
 
 _SHOWN = 5
 """Findings of one kind that are listed one by one."""

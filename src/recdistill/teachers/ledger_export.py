@@ -11,7 +11,8 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from recdistill.errors import SettingsError
-from recdistill.teachers.ledger import Ledger, unreadable
+from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_file import unreadable
 
 FORMATS = (".parquet", ".csv", ".jsonl")
 _BLOCK = 10_000
