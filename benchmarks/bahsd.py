@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from benchmarks.comparisons import begin, keep, kept_of_both, paired
@@ -382,22 +383,27 @@ def _fidelity(found: Evaluation, reference: Evaluation, split: Split) -> Iterato
         yield {"stratum": stratum, "metric": "agreement", "k": 10, "value": value, "users": ours.n_users}
 
 
+def rivals() -> Iterator[tuple[Row, Row]]:
+    """Yield BAHSD in every cell and at every budget, with each other row that it is compared with there."""
+    for dataset, teacher, regime, access in itertools.product(DATASETS, MODELS, METHODS, ("lists", "scores")):
+        ours = Row(dataset, teacher, teacher, "bahsd", regime, access)
+        for method in ("teacher", "labels"):
+            yield ours, Row(dataset, teacher, teacher, method)
+        for method in METHODS[regime]:
+            if method != "bahsd":
+                yield ours, replace(ours, method=method, variant="equal budget" if method == "extraction" else "")
+    for budget, method in itertools.product(BUDGETS, ("kd", "extraction")):
+        ours = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "pure", "lists", budget)
+        yield ours, replace(ours, method=method)
+
+
 def compare() -> None:
     """Test BAHSD against every other row of its cell, user by user, means over the seeds that both have."""
     results = begin(PAIRED)
-    for dataset, teacher, regime, access in itertools.product(DATASETS, MODELS, METHODS, ("lists", "scores")):
-        ours = Row(dataset, teacher, teacher, "bahsd", regime, access)
-        others = [Row(dataset, teacher, teacher, method) for method in ("teacher", "labels")]
-        others += [
-            Row(dataset, teacher, teacher, method, regime, access, "equal budget" if method == "extraction" else "")
-            for method in METHODS[regime]
-            if method != "bahsd"
-        ]
-        split = None
-        for other in others:
-            if both := kept_of_both(WORK, ours, other, SEEDS):
-                split = split or leave_one_out(load_benchmark(dataset))
-                results.append(*paired(ours, other, both, split, strata=("all", "head", "tail")))
+    splits = cache(lambda dataset: leave_one_out(load_benchmark(dataset)))
+    for ours, other in rivals():
+        if both := kept_of_both(WORK, ours, other, SEEDS):
+            results.append(*paired(ours, other, both, splits(ours.dataset), strata=("all", "head", "tail")))
 
 
 if __name__ == "__main__":
