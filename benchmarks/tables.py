@@ -65,6 +65,8 @@ AS_CHOSEN = pl.col("variant").fill_null("").is_in(["", "equal budget"])
 AS_TUNED = pl.col("variant").fill_null("").is_in(["", "on all items"])
 """Of RCE-KD's tables: methods as they were tuned, not their earlier forms and ablations."""
 OF_STUDENTS: list[Figure] = [*HR_AND_NDCG, ("agreement", 10, "all")]
+AT_BUDGETS: list[Figure] = [("ndcg", 10, "all"), ("ndcg", 10, "tail"), ("agreement", 10, "all")]
+HAS_BUDGET = pl.col("variant").fill_null("").str.ends_with(" queries")
 SHORT: list[Figure] = [("recall", 20, "all"), *(("ndcg", 20, stratum) for stratum in BY_STRATUM)]
 IS_CORE = pl.col("variant").is_in(["softmax", "bce"])
 """Of S4Rec's tables: methods as they are, on either base loss."""
@@ -76,6 +78,7 @@ TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
     "quality_search": ("quality_search", quality),
     "bahsd": ("bahsd", partial(quality, shown=OF_STUDENTS)),
     "bahsd_core": ("bahsd", partial(quality, shown=OF_STUDENTS, where=AS_CHOSEN)),
+    "bahsd_budgets": ("bahsd", partial(quality, shown=AT_BUDGETS, where=HAS_BUDGET)),
     "bahsd_search": ("bahsd_search", partial(quality, shown=OF_STUDENTS)),
     "premise": ("premise", premise),
     "premise_targets": ("premise_targets", premise_targets),
