@@ -129,15 +129,17 @@ def test_a_small_student_and_a_small_budget_are_what_they_say() -> None:
     assert walks.dump()["method"]["n_queries"] == 1_000
 
 
-def test_fewer_answers_come_in_smaller_batches() -> None:
-    def batch_size(method: str, regime: str, variant: str) -> int:
-        return Row("amazon-beauty", "sasrec", "sasrec", method, regime, "lists", variant).run().training.batch_size
+def test_few_answers_are_learned_in_as_many_steps() -> None:
+    def training(method: str, regime: str, variant: str) -> tuple[int, int, int]:
+        run = Row("amazon-beauty", "sasrec", "sasrec", method, regime, "lists", variant).run().training
+        return run.batch_size, run.epochs, run.validate_every
 
-    assert batch_size("bahsd", "pure", "1,000 queries") == 12  # of 256 in 22,363 users, answered or not
-    assert batch_size("bahsd", "pure", "20,000 queries") == 229
-    assert batch_size("bahsd", "pure", "") == 256
-    assert batch_size("extraction", "pure", "1,000 queries") == 256  # whose walks are dealt out to all users
-    assert batch_size("bahsd", "assisted", "1,000 queries") == 256  # who have labels
+    assert training("bahsd", "pure", "") == training("extraction", "pure", "equal budget") == (256, 60, 1)
+    assert training("bahsd", "pure", "1,000 queries") == (12, 60, 1)  # of 256 in 22,363 users
+    assert training("bahsd", "pure", "20,000 queries") == (229, 60, 1)
+    assert training("extraction", "pure", "1,000 queries") == (256, 240, 4)  # 20 walks
+    assert training("extraction", "pure", "5,000 queries") == (256, 60, 1)  # 100 walks
+    assert training("bahsd", "assisted", "1,000 queries")[:2] == (256, 20)  # all users have labels
 
 
 def test_what_the_student_of_a_row_may_ask(monkeypatch: pytest.MonkeyPatch) -> None:
