@@ -112,7 +112,9 @@ FIRST = "first stage"
 """The variant of ``labels`` that all students begin with who see labels."""
 SMALL, ONE_NEGATIVE = "quarter width", "sasrec-bce"
 BUDGETS = {f"{budget:,} queries": budget for budget in (1_000, 5_000, 20_000)}
-"""Of queries. Batches are smaller, or walks come more often, so that all budgets take as many steps."""
+"""Of queries. Batches are smaller by as much as there are fewer answers, so that all budgets take as many steps."""
+SLOWLY = 4
+"""How many times as many epochs a few walks take: their margins are learned slowly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,24 +170,19 @@ class Row:
             sections["student"] = {**values["student"], "dim": values["student"]["dim"] // 4}
         staged = SECOND_STAGE[self.dataset] if self.first else PURE[self.dataset] if self.regime == "pure" else {}
         if self.variant in BUDGETS and self.regime == "pure":
-            staged = {**staged, **self._as_many_steps(values["training"]["batch_size"], staged)}
+            staged = {**staged, **self._for_few_answers(values["training"]["batch_size"], staged)}
         tuned = TUNED.get((self.dataset, self.student, self.regime, self.access, self.method), {})
         ablation = ABLATIONS.get(self.regime, {}).get(self.variant, {})
         ablated = {f"method.{name}": value for name, value in ablation.items()}
         return Run.parse(changed(sections, {**staged, **tuned, **ablated, **(changes or {})}))
 
-    def _as_many_steps(self, batch_size: int, staged: Values) -> Values:
+    def _for_few_answers(self, batch_size: int, staged: Values) -> Values:
         """Return what lets a small budget's answers be learned in as many steps as all answers are."""
-        histories, budget = HISTORIES[self.dataset], BUDGETS[self.variant]
         if self.method != "extraction":
-            return {"training.batch_size": math.ceil(batch_size * min(1.0, budget / histories))}
-        walks = budget // find_recipe(self.dataset, self.student).model["max_len"]
-        times = max(
-            1, round(histories / batch_size / walks)
-        )  # walks are dealt out to steps; most of an epoch's have none
-        return {f"training.{name}": times * staged[f"training.{name}"] for name in ("epochs", "patience")} | {
-            "training.validate_every": times
-        }
+            share = min(1.0, BUDGETS[self.variant] / HISTORIES[self.dataset])
+            return {"training.batch_size": math.ceil(batch_size * share)}
+        longer = {f"training.{name}": SLOWLY * staged[f"training.{name}"] for name in ("epochs", "patience")}
+        return {**longer, "training.validate_every": SLOWLY}
 
     def _method(self, recipe: Recipe, labels: Values) -> Values:
         settings: Values = {"name": self.method}

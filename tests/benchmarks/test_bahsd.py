@@ -129,7 +129,7 @@ def test_a_small_student_and_a_small_budget_are_what_they_say() -> None:
     assert walks.dump()["method"]["n_queries"] == 1_000
 
 
-def test_few_answers_are_learned_in_as_many_steps() -> None:
+def test_few_answers_are_learned_for_long() -> None:
     def training(method: str, regime: str, variant: str) -> tuple[int, int, int]:
         run = Row("amazon-beauty", "sasrec", "sasrec", method, regime, "lists", variant).run().training
         return run.batch_size, run.epochs, run.validate_every
@@ -137,8 +137,7 @@ def test_few_answers_are_learned_in_as_many_steps() -> None:
     assert training("bahsd", "pure", "") == training("extraction", "pure", "equal budget") == (256, 60, 1)
     assert training("bahsd", "pure", "1,000 queries") == (12, 60, 1)  # of 256 in 22,363 users
     assert training("bahsd", "pure", "20,000 queries") == (229, 60, 1)
-    assert training("extraction", "pure", "1,000 queries") == (256, 240, 4)  # 20 walks
-    assert training("extraction", "pure", "5,000 queries") == (256, 60, 1)  # 100 walks
+    assert training("extraction", "pure", "1,000 queries") == (256, 240, 4)
     assert training("bahsd", "assisted", "1,000 queries")[:2] == (256, 20)  # all users have labels
 
 
