@@ -69,8 +69,8 @@ def test_the_rows_of_a_table_are_chosen_by_name_and_seed() -> None:
     parser = table_parser("A benchmark.", bahsd.TABLES, seeds=(0, 1), example="ml-1m")
     every = chosen(bahsd.TABLES, parser.parse_args([]))
     assert every == [row for row in bahsd.core() if row.seed in (0, 1)]
-    few = chosen(bahsd.TABLES, parser.parse_args(["--table", "ablation", "--only", "with-InfoNCE", "--seeds", "2"]))
-    assert {(row.variant, row.seed) for row in few} == {("with InfoNCE", 2)}
+    few = chosen(bahsd.TABLES, parser.parse_args(["--table", "ablation", "--only", "with-sharper", "--seeds", "2"]))
+    assert {(row.variant, row.seed) for row in few} == {("with sharper reliable answers", 2)}
 
 
 def test_a_try_stands_under_its_changes_and_figures_of_a_student_together(tmp_path: Path) -> None:
