@@ -177,7 +177,7 @@ class Row:
         return Run.parse(changed(sections, {**staged, **tuned, **ablated, **(changes or {})}))
 
     def _for_few_answers(self, batch_size: int, staged: Values) -> Values:
-        """Return what lets a small budget's answers be learned in as many steps as all answers are."""
+        """Return what lets a small budget's answers be learned for as long as it takes."""
         if self.method != "extraction":
             share = min(1.0, BUDGETS[self.variant] / HISTORIES[self.dataset])
             return {"training.batch_size": math.ceil(batch_size * share)}
