@@ -68,6 +68,15 @@ def test_best_agrees_with_a_full_sort(seed: int, n_groups: int, k: int, levels: 
         assert (columns[row, length:] == 0).all()
 
 
+def test_both_zeros_are_equal_and_negative_scores_fall() -> None:
+    """Scores are ordered by their bits, in which −0 differs from 0 and negative numbers rise as they fall."""
+    scores = np.full((1, 64), -np.inf, np.float32)
+    scores[0, [3, 5, 8, 9, 20]] = [-1.5, -0.0, 0.0, -2.5, 1e-45]
+    columns, values = best(torch.from_numpy(scores), 6)
+    assert columns.tolist() == [[20, 5, 8, 3, 9, 0]]
+    assert values[0, 1:].tolist() == [0, 0, -1.5, -2.5, -np.inf]
+
+
 class LastItem(Model):
     """The query is the vector of the newest item; counts how it is asked."""
 
