@@ -76,6 +76,14 @@ def test_list_matches_the_plain_formula_with_padding_weights_and_temperatures() 
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_lists_of_nobody_cost_nothing() -> None:
+    states, embeddings, _ = _problem()
+    nobody = torch.zeros(0, 4)
+    loss = list_cross_entropy(states[:0], embeddings, nobody.long(), nobody, weights=nobody[:, 0])
+    assert loss.item() == 0
+    assert all(not g.any() for g in _gradients(loss, states, embeddings))
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_extreme_logits_stay_finite(precision: losses.Precision) -> None:
     """A listed item whose softmax is 0 must not make the loss infinite."""

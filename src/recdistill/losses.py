@@ -383,7 +383,7 @@ def _mean_penalty(lead: Tensor, counted: Tensor, margin: float | None) -> Tensor
 def _chunk_rows(n_rows: int, n_columns: int) -> int:
     """Return how many rows to take at once, so that all chunks are about alike."""
     n_chunks = math.ceil(n_rows * n_columns / _CHUNK_ELEMENTS)
-    return math.ceil(n_rows / max(1, n_chunks) / _ROUND) * _ROUND
+    return max(1, math.ceil(n_rows / max(1, n_chunks) / _ROUND)) * _ROUND
 
 
 def _rounded(x: Tensor, fill: float = 0) -> Tensor:

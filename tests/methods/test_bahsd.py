@@ -18,7 +18,6 @@ from recdistill.methods.bahsd import (
     BAHSDConfig,
     gate_weights,
     same_histories,
-    view,
 )
 from recdistill.methods.base import Setting, TrainingBatch, build_method
 from recdistill.models.base import Batch, Model, build_model
@@ -139,18 +138,14 @@ def test_it_is_finite_at_extreme_logits(margin: float | None) -> None:
 # Shortened and earlier histories
 
 
-def test_a_shortened_history_is_its_newest_part_rounded_up() -> None:
-    whole = Batch.from_lists([[1, 2, 3], [4], [5, 6, 7, 8]])
-    shown = view(whole, torch.tensor([0.5, 0.5, 0.75], dtype=torch.float64), torch.zeros(3, dtype=torch.int64))
-    assert shown.items.tolist() == [2, 3, 4, 6, 7, 8]
-    assert shown.offsets.tolist() == [0, 2, 3, 6]
-
-
-def test_an_earlier_history_lacks_its_newest_items() -> None:
-    whole = Batch.from_lists([[1, 2, 3], [4], [5, 6, 7, 8]])
-    shown = view(whole, torch.tensor([1.0, 1.0, 0.5], dtype=torch.float64), torch.tensor([2, 0, 1]))
-    assert shown.items.tolist() == [1, 4, 6, 7]
-    assert shown.offsets.tolist() == [0, 1, 2, 4]
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_a_shortened_history_is_its_newest_part_rounded_up(share: float) -> None:
+    method = ready(scales=[share, 1.0])
+    shown, scales = method._shortened(batch([1, 2, 3]))
+    rows = [ROWS[row][-math.ceil(share * len(ROWS[row])) :] for row in (1, 2, 3)]
+    assert shown.items.tolist() == [item for row in rows for item in row]
+    assert shown.lengths.tolist() == [len(row) for row in rows]
+    assert scales.tolist() == [0, 0, 0]
 
 
 def test_same_histories_are_filed_under_the_first_of_them() -> None:
@@ -346,44 +341,55 @@ def test_a_shortened_history_is_taught_the_consensus() -> None:
     assert method.loss(model, whole)["view"].item() == pytest.approx(-0.7 * log_probs[0].item(), rel=1e-4)
 
 
+def earlier(model: Model, last: int) -> float:
+    """What the item after ``last`` costs a student that was shown the items from 3 to ``last``."""
+    state = model.encode(Batch.from_lists([list(range(3, last + 1))]))
+    return -(state @ model.item_embeddings()[1:].T).log_softmax(1)[0, last].item()
+
+
 @pytest.mark.parametrize("target", ["consensus", "answer"])
-def test_an_earlier_history_is_taught_its_own_answer(target: str) -> None:
+def test_all_earlier_histories_are_taught_their_own_answers(target: str) -> None:
     teacher = FakeTeacher(N, rule=lambda history, k: [history[-1] % N + 1])
     method = ready(teacher, labels=False, target=target, scales=[0.5, 1.0], prefixes=3, view_weight=0.7, top_k=1)
     model = sasrec()
-
-    def expected(last: int) -> float:
-        states = model.encode(Batch.from_lists([list(range(3, last + 1))]))
-        log_probs = (states @ model.item_embeddings()[1:].T).log_softmax(1)[0]
-        return round(-0.7 * log_probs[last].item(), 3)
-
-    found = {round(method.loss(model, batch([1], seed))["view"].item(), 3) for seed in range(30)}
-    assert found == {expected(last) for last in (3, 4, 5)}
+    expected = 0.7 * sum(earlier(model, last) for last in (3, 4, 5))
+    assert method.loss(model, batch([1]))["view"].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_every_view_is_drawn_and_taught_what_was_said_about_it() -> None:
+def test_a_student_that_sees_both_sides_is_shown_one_earlier_history_in_place_of_all() -> None:
+    teacher = FakeTeacher(N, rule=lambda history, k: [history[-1] % N + 1])
+    method = ready(teacher, labels=False, scales=[1.0], prefixes=3, view_weight=0.7, top_k=1)
+    model = build_model("bert4rec", N, {"dim": 8, "max_len": 4, "dropout": 0.0})
+    expected = {round(3 * 0.7 * earlier(model, last), 3) for last in (3, 4, 5)}
+    assert {round(method.loss(model, batch([1], seed))["view"].item(), 3) for seed in range(30)} == expected
+
+
+def test_labels_and_earlier_histories_are_learned_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, model, whole = ready(prefixes=2), sasrec(), batch([0, 1, 2])
+    alone = ready().loss(model, whole)
+    monkeypatch.setattr(type(model), "encode", None)
+    parts = method.loss(model, whole)
+    assert parts["label"].item() == pytest.approx(alone["label"].item(), rel=1e-5)
+    assert parts["consensus"].item() == pytest.approx(alone["consensus"].item(), rel=1e-4)
+
+
+def test_every_shortened_history_is_drawn_and_taught_what_was_said_about_it() -> None:
     asked: list[list[int]] = []
 
     def rule(history: Any, k: int) -> list[int]:
         asked.append(history.tolist())
         return [8, 7] if len(history) == 2 else [1, 2]
 
-    def seen(**settings: Any) -> set[tuple[int, ...]]:
-        method = ready(FakeTeacher(N, rule=rule), target="answer", view_weight=1.0, **settings)
-        views = set()
-        for seed in range(30):
-            whole = batch([1], seed)
-            shown, lesson, real = method._views(whole)
-            assert real.all()
-            assert shown.items.tolist() in asked
-            items, _ = method._target(whole.rows, lesson)
-            assert items[0, :2].tolist() == ([8, 7] if len(shown.items) == 2 else [1, 2])
-            views.add(tuple(shown.items.tolist()))
-        return views
-
-    assert seen(scales=[0.25, 0.5, 1.0]) == {(6,), (5, 6)}
-    assert seen(scales=[0.5, 1.0], prefixes=2) < {(3,), (3, 4), (3, 4, 5)}
-    assert seen(scales=[1.0], prefixes=9) == {(3,), (3, 4), (3, 4, 5)}
+    method = ready(FakeTeacher(N, rule=rule), target="answer", scales=[0.25, 0.5, 1.0])
+    views = set()
+    for seed in range(30):
+        whole = batch([1], seed)
+        shown, scale = method._shortened(whole)
+        assert shown.items.tolist() in asked
+        items, _ = method._target(whole.rows, scale)
+        assert items[0, :2].tolist() == ([8, 7] if len(shown.items) == 2 else [1, 2])
+        views.add(tuple(shown.items.tolist()))
+    assert views == {(6,), (5, 6)}
 
 
 def test_a_history_read_from_later_than_its_prefix_learns_nothing_there() -> None:

@@ -33,6 +33,7 @@ from recdistill.methods.intents import WithIntents
 from recdistill.methods.kd import Answers, KDConfig, check_values, label_and_queries, list_kl, soft_targets
 from recdistill.methods.labels import LabelLoss
 from recdistill.methods.lists import list_logits
+from recdistill.methods.parts import ShownPrefixes, cut
 from recdistill.models.base import Batch, Model
 from recdistill.probing import (
     Floats,
@@ -93,9 +94,10 @@ class BAHSDConfig(KDConfig):
     """How many earlier states of each history the teacher is asked about as well, one query each: its oldest part, cut
     at random. The student is then taught more states than the one that each user is in now."""
     view_weight: NonNegativeFloat = 1.0
-    """Of what is taught to the student's state after another view of the history; 1 is as much as after the whole. A
-    view is one of the ``prefixes``, which is taught the answer to itself; where there are none, the history shortened
-    to one of the ``scales``, which is taught the consensus, or the answer to itself where ``target = "answer"``.
+    """Of what is taught to the student's state after another view of the history; 1 is as much as after the whole.
+    Views are the ``prefixes``, each of which is taught the answer to itself; where there are none, the history
+    shortened to one of the ``scales``, which is taught the consensus, or the answer to itself where
+    ``target = "answer"``.
     """
     contrast_weight: NonNegativeFloat = 0.0
     """Of InfoNCE between a whole and a shortened history, for unreliable users; part of the paper's outline."""
@@ -192,8 +194,17 @@ class BAHSD(WithIntents, name="bahsd"):
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
         """Return those parts that are on: ``label``, ``answer``, ``consensus``, ``view``, ``contrast``, and intents."""
-        config = self.config
-        parts, queries, worth = label_and_queries(student, batch, self.label_loss, config.weight, self.intents)
+        config, n_rows = self.config, len(batch.rows)
+        prefixes = self._prefixes(student, batch)
+        parts, states, worth = label_and_queries(
+            student,
+            batch,
+            self.label_loss,
+            config.weight,
+            self.intents,
+            prefixes.places if prefixes is not None and student.causal else None,
+        )
+        queries = states[:n_rows]
         items, logits = self._target(batch.rows, self.n_scales - 1)
         gate, temperature = self._of(batch.rows, self.gate), self._of(batch.rows, self.temperature)
         share = (items[:, 0] > 0) * worth
@@ -207,22 +218,27 @@ class BAHSD(WithIntents, name="bahsd"):
             parts["answer"] = self._kl(student, queries, items, logits, share * gate, temperature)
             if config.ranking_weight:
                 parts["consensus"] = self._consensus(student, queries, batch, config.ranking_weight * unsure)
-        taught = config.view_weight * (self.n_scales > 1 or config.prefixes > 0)
-        if not config.contrast_weight and not taught:
-            return parts
-        shown, lesson, real = self._views(batch)
-        views = student.encode(shown)
-        if taught:
-            items, logits = self._target(batch.rows, lesson)
-            parts["view"] = self._kl(student, views, items, logits, (items[:, 0] > 0) * real * taught * worth)
-        if config.contrast_weight:
-            parts["contrast"] = info_nce(
-                queries,
-                views,
-                self._of(batch.rows, self.same),
-                weights=config.contrast_weight * unsure,
-                temperature=config.contrast_temperature,
-            )
+        if prefixes is not None:
+            views = states[n_rows:] if student.causal else student.encode(prefixes.alone(batch.batch))
+            lessons = (self.n_scales + prefixes.turns) * self.n_rows + batch.rows[prefixes.histories]
+            items, logits = self.told.of(lessons)
+            weights = (items[:, 0] > 0) * prefixes.counts * (config.view_weight * worth)
+            parts["view"] = self._kl(student, views, items, logits, weights)
+        elif config.contrast_weight or (config.view_weight and self.n_scales > 1):
+            shown, lesson = self._shortened(batch)
+            views = student.encode(shown)
+            if config.view_weight and self.n_scales > 1:
+                items, logits = self._target(batch.rows, lesson)
+                weights = (items[:, 0] > 0) * (config.view_weight * worth)
+                parts["view"] = self._kl(student, views, items, logits, weights)
+            if config.contrast_weight:
+                parts["contrast"] = info_nce(
+                    queries,
+                    views,
+                    self._of(batch.rows, self.same),
+                    weights=config.contrast_weight * unsure,
+                    temperature=config.contrast_temperature,
+                )
         return parts
 
     @property
@@ -235,33 +251,32 @@ class BAHSD(WithIntents, name="bahsd"):
     def _of(self, rows: Tensor, values: Tensor) -> Tensor:
         return values[rows.to(values.device)].to(rows.device)
 
-    def _target(self, rows: Tensor, lesson: Tensor | int) -> tuple[Tensor, Tensor]:
-        """Return what is taught of each row after a scale, by its number, or after a prefix, numbered on."""
-        items, logits = self.told.of(lesson * self.n_rows + rows)
-        if self.config.target == "answer":
-            return items, logits
-        agreed = self.agreed.of(rows)
-        own = torch.as_tensor(lesson >= self.n_scales, device=rows.device).expand(len(rows))[:, None]
-        return torch.where(own, items, agreed[0]), torch.where(own, logits, agreed[1])
+    def _target(self, rows: Tensor, scale: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Return what is taught of each row after a scale, by its number."""
+        return self.agreed.of(rows) if self.config.target == "consensus" else self.told.of(scale * self.n_rows + rows)
 
-    def _views(self, batch: TrainingBatch) -> tuple[Batch, Tensor, Tensor]:
-        """Return the view that is drawn of each history, the number of what is taught after it, and whether it is one.
+    def _prefixes(self, student: Model, batch: TrainingBatch) -> ShownPrefixes | None:
+        """Return the prefixes that are learned in this step; ``None`` where none were asked about.
 
-        A history that is read from a late item on may lack the prefix that was drawn; it is then shown as it is.
+        They are all that there are where the pass over whole histories has their states, or else one of each history.
         """
-        device = batch.rows.device
-        draws = torch.rand(len(batch.rows), generator=batch.generator, dtype=torch.float64)
         if not len(self.dropped):
-            drawn = (draws * max(self.n_scales - 1, 1)).long()
-            shares = torch.tensor(self.config.scales, dtype=torch.float64)[drawn].to(device)
-            drawn = drawn.to(device)
-            return view(batch.batch, shares, torch.zeros_like(drawn)), drawn, torch.ones_like(drawn)
-        possible = self.dropped[:, batch.rows.to("cpu")]
-        drawn = (draws * (possible > 0).sum(0)).long()
-        dropped = possible.gather(0, drawn[None])[0].to(device)
-        real = dropped < batch.batch.lengths
-        whole = torch.ones(len(drawn), dtype=torch.float64, device=device)
-        return view(batch.batch, whole, dropped * real), self.n_scales + drawn.to(device), real
+            return None
+        device = batch.rows.device
+        prefixes = ShownPrefixes.of(batch.batch, self.dropped[:, batch.rows.to("cpu")].to(device))
+        if student.causal:
+            return prefixes
+        draws = torch.rand(len(batch.rows), generator=batch.generator, dtype=torch.float64)
+        return prefixes.one_each(draws.to(device))
+
+    def _shortened(self, batch: TrainingBatch) -> tuple[Batch, Tensor]:
+        """Return each history shortened to a scale that is drawn, and the number of that scale."""
+        draws = torch.rand(len(batch.rows), generator=batch.generator, dtype=torch.float64)
+        scales = (draws * max(self.n_scales - 1, 1)).long()
+        shares = torch.tensor(self.config.scales, dtype=torch.float64)[scales].to(batch.rows.device)
+        ends = batch.batch.offsets[1:]
+        kept = (shares * batch.batch.lengths - 1e-9).ceil().long()
+        return cut(batch.batch, ends - kept, ends), scales.to(ends.device)
 
     def _kl(
         self,
@@ -326,26 +341,6 @@ def gate_weights(reliability: Floats, *, kind: Literal["soft", "hard", "none"], 
     distance = (reliability - measured.mean()) / (width * max(measured.std(), 1e-9))
     weights: Floats = 0.5 * (1 + np.tanh(distance / 2))
     return weights
-
-
-def view(batch: Batch, shares: Tensor, dropped: Tensor) -> Batch:
-    """Show other parts of histories.
-
-    Args:
-        batch: B histories.
-        shares: ``(B,)`` of each that is kept, its newest part, in (0, 1], rounded up.
-        dropped: ``(B,)`` int64 how many of the newest items are left out before that, fewer than there are.
-
-    Returns:
-        The B histories as shown.
-    """
-    ends = batch.offsets[1:] - dropped
-    kept = (shares * (batch.lengths - dropped) - 1e-9).ceil().long()
-    offsets = torch.zeros_like(batch.offsets)
-    torch.cumsum(kept, 0, out=offsets[1:])
-    at = torch.arange(len(batch.items), device=kept.device)
-    first, end = (torch.repeat_interleave(places, batch.lengths) for places in (ends - kept, ends))
-    return Batch(batch.items[(at >= first) & (at < end)], offsets, batch.users)
 
 
 def same_histories(sequences: Sequences) -> Ints:

@@ -73,7 +73,11 @@ class WithIntents(Method):
 
 
 def learn_logs(
-    student: Model, batch: TrainingBatch, label_loss: LabelLoss | None, intents: IntentParts | None
+    student: Model,
+    batch: TrainingBatch,
+    label_loss: LabelLoss | None,
+    intents: IntentParts | None,
+    earlier: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], Tensor, int]:
     """Learn from the users' own histories, labels and intents, and return the states that a teacher's loss reads.
 
@@ -82,26 +86,29 @@ def learn_logs(
         batch: B histories.
         label_loss: where labels are learned.
         intents: where they are learned.
+        earlier: ``(E,)`` places of the batch's items whose states are read as well, of a causal student.
 
     Returns:
-        The part ``label`` and those of the intents; ``(B, D)`` the student's states after whole histories, or its
-        vectors of users; over how many labels the loss is a mean, 0 without labels.
+        The part ``label`` and those of the intents; ``(B + E, D)`` the student's states after whole histories, or its
+        vectors of users, and below them those at the places; over how many labels the loss is a mean, 0 without labels.
     """
     parts: dict[str, Tensor] = {}
     n_labels = 0
-    if intents is None or not intents.config.pools_states:
+    pooled = intents is not None and intents.config.pools_states
+    if not pooled and earlier is None:
         if label_loss is None:
             queries = student.encode(batch.batch)
         else:
             parts["label"], queries, n_labels = label_loss.with_queries(student, batch)
-        vectors = queries
+        read = vectors = queries
     else:
         if label_loss is None:
             states = student.encode_positions(batch.batch)
         else:
             parts["label"], states, n_labels = label_loss.with_states(student, batch)
         queries = states[batch.batch.last] if student.causal else student.encode(batch.batch)
-        vectors = pool(states, batch.batch, intents.config.pooling)
+        read = queries if earlier is None else torch.cat([queries, states[earlier]])
+        vectors = pool(states, batch.batch, intents.config.pooling) if intents is not None else queries
     if intents is not None and intents.config.needs_vectors:
         parts |= intents.of_batch(student, batch, vectors)
-    return parts, queries, n_labels
+    return parts, read, n_labels

@@ -124,6 +124,7 @@ def label_and_queries(
     label_loss: LabelLoss | None,
     weight: float,
     intents: IntentParts | None = None,
+    earlier: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], Tensor, float]:
     """Learn labels and intents, if there are any, and say where and how much answers are learned.
 
@@ -133,13 +134,15 @@ def label_and_queries(
         label_loss: of assisted distillation; ``None`` in the pure one.
         weight: how many labels one answer counts as.
         intents: where they are learned as well.
+        earlier: ``(E,)`` places of the batch's items whose states are read as well, of a causal student.
 
     Returns:
-        The part ``label``, if labels are learned, and those of the intents; ``(B, D)`` the student's state after each
-        history; and what one answer adds to the loss: as much as ``weight`` labels do, or 1/B without labels.
+        The part ``label``, if labels are learned, and those of the intents; ``(B + E, D)`` the student's state after
+        each history and at each place; and what one answer adds to the loss: as much as ``weight`` labels do, or 1/B
+        without labels.
     """
-    parts, queries, n_labels = learn_logs(student, batch, label_loss, intents)
-    return parts, queries, 1 / len(batch.rows) if label_loss is None else weight / max(n_labels, 1)
+    parts, states, n_labels = learn_logs(student, batch, label_loss, intents, earlier)
+    return parts, states, 1 / len(batch.rows) if label_loss is None else weight / max(n_labels, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
