@@ -2,9 +2,10 @@
 
 MF students of 20 dimensions at the authors' settings, on data of theirs; every measurement is a process of its own, and
 methods take turns, so that a slow minute of the machine hits them alike. An epoch is what `recdistill.trainer.fit`
-does in one, looking at the student's lists included, validation not. Where a method looks only every few epochs
-(``/refresh-10``), whole such rounds are averaged. What a teacher says costs the same whether it is trained or not, so
-it is not. The setting ``refresh`` is one look at the student's lists, and nothing else after the teacher was asked.
+does in one, looking at the student's lists included, validation not. Where a method looks at a part of the users each
+epoch (``/refresh-10``), whole rounds of them are averaged. What a teacher says costs the same whether it is trained or
+not, so it is not. The setting ``refresh`` is one look at the lists of all users, and nothing else after the teacher was
+asked.
 
 ``ratio``: seconds over those of the bare student (``labels``) in the same repeat; RCE-KD's must not pass 1.3, and the
 refresh on Gowalla 3 GiB. Run ``python -m benchmarks.distillation_speed``.
@@ -33,7 +34,7 @@ from recdistill.teachers.local import LocalTeacher
 
 BARE, REFRESH = "labels", "refresh"
 RARELY = 10
-"""Epochs between two looks at the student's lists, where they are to be few."""
+"""Epochs between two looks at the list of the same user, where they are to be few."""
 RARE = f"refresh-{RARELY}"
 CELLS = {
     "citeulike-t": Cell("citeulike-t", SHUFFLED, "mf-400", "mf-20"),

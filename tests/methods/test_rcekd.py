@@ -150,13 +150,22 @@ def test_the_teacher_scores_what_is_compared() -> None:
         torch.testing.assert_close(method.scores[user][real], expected[user][method.items[user][real].long()])
 
 
-def test_the_student_is_looked_at_every_few_epochs_only() -> None:
-    method, generator = prepared(mf(1), mf(2), refresh_every=2), torch.Generator().manual_seed(0)
-    first = method.items.clone()
-    method.start_epoch(mf(3), 1, generator)
-    assert torch.equal(method.items, first)
-    method.start_epoch(mf(3), 2, generator)
-    assert not torch.equal(method.items, first)
+def test_the_teacher_is_asked_about_an_item_once_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws that stand in the student's list are scored with it, and scores of the teacher's own list are kept."""
+    student = mf(2)
+    method = prepared(mf(1), student, n_sampled=7)
+    asked, scores = [], method.view.scores
+
+    def watched(rows: Tensor, items: Tensor) -> Tensor:
+        asked.append(items)
+        return scores(rows, items)
+
+    monkeypatch.setattr(method.view, "scores", watched)
+    method.start_epoch(student, 1, torch.Generator().manual_seed(0))
+    (items,) = asked
+    for user, row in zip(WITH_HISTORY, items.tolist(), strict=True):
+        assert row[:4] == top(student, user, 4, seen_items=True)
+        assert sorted(item for item in row if item) == sorted({*row[:4], *method.items[user, 4:11].tolist()})
 
 
 @pytest.mark.parametrize(("fusion", "expected"), [("paper", math.exp(-1)), ("code", math.exp(-1)), ("constant", 0.25)])

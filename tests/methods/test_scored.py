@@ -1,17 +1,19 @@
 """What methods see of a scored teacher, and of the student's own lists."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from recdistill.data.dataset import Sequences
 from recdistill.errors import TeacherError
-from recdistill.methods.base import Setting
-from recdistill.methods.scored import TeacherView, student_lists, teacher_lists
-from recdistill.models.base import build_model
+from recdistill.methods.base import Setting, build_method
+from recdistill.methods.scored import GuidedDistillation, TeacherView, student_lists, teacher_lists
+from recdistill.models.base import Model, build_model
 from recdistill.teachers.local import LocalTeacher
 
-from .users import WITH_HISTORY, N, mf, scores_of, setting, top
+from .users import WITH_HISTORY, N, mf, ready, scores_of, setting, top
 
 
 def test_scores_are_the_teachers_and_padding_has_none() -> None:
@@ -60,15 +62,44 @@ def test_lists_are_no_longer_than_the_catalogue() -> None:
 @pytest.mark.parametrize("seen_items", [True, False])
 def test_a_students_lists_are_its_best_items(seen_items: bool) -> None:
     student = mf(2)
-    ((rows, lists),) = student_lists(student, setting(mf(1)), 5, seen_items=seen_items)
-    assert rows.tolist() == WITH_HISTORY
-    for user, listed in zip(WITH_HISTORY, lists, strict=True):
+    ((rows, lists),) = student_lists(student, setting(mf(1)), np.array([0, 3]), 5, seen_items=seen_items)
+    assert rows.tolist() == [0, 3]
+    for user, listed in zip([0, 3], lists, strict=True):
         assert listed.tolist() == top(student, user, 5, seen_items=seen_items)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("ce", {"on": "student"}), ("cd", {}), ("dcd", {"n_corrected": 3}), ("rcekd", {})]
+)
+def test_all_users_are_looked_at_first_and_then_a_part_of_them_each_epoch(name: str, settings: dict[str, Any]) -> None:
+    """The users' lists are on average as fresh as if all were looked at at once, and epochs cost the same."""
+    method = build_method(name, {"refresh_every": 2, **settings})
+    assert isinstance(method, GuidedDistillation)
+    method.prepare(setting(mf(1)))
+
+    def looked_at(student: Model, epoch: int) -> list[int]:
+        before = {key: value.clone() for key, value in method.state_dict().items()}
+        method.start_epoch(student, epoch, torch.Generator().manual_seed(epoch))
+        after = method.state_dict().items()
+        return [
+            user for user in range(4) if any(not torch.equal(value[user], before[key][user]) for key, value in after)
+        ]
+
+    assert looked_at(mf(2), 0) == WITH_HISTORY
+    assert [looked_at(mf(2 + epoch), epoch) for epoch in (1, 2, 3)] == [[1], [0, 3], [1]]
+
+
+def test_no_user_is_looked_at_where_there_are_fewer_than_epochs_between_looks() -> None:
+    method = ready("rcekd", mf(1), mf(2), refresh_every=9)
+    before = method.state_dict()["items"].clone()
+    method.start_epoch(mf(3), 5, torch.Generator())
+    assert torch.equal(method.state_dict()["items"], before)
 
 
 def test_users_beyond_a_block_come_in_the_next() -> None:
     train = Sequences.from_lists([[1 + user % N] for user in range(3000)])
     student = build_model("mf", N, {"dim": 2}, train=train)
-    blocks = list(student_lists(student, Setting(train, np.arange(3000), N), 3, seen_items=False))
+    everyone = np.arange(3000)
+    blocks = list(student_lists(student, Setting(train, everyone, N), everyone, 3, seen_items=False))
     assert len(blocks) == 2
     assert torch.cat([rows for rows, _ in blocks]).tolist() == list(range(3000))

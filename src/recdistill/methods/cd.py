@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from recdistill.data.dataset import Ints
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.lists import draw_places, list_logits
 from recdistill.methods.scored import GuidedConfig, GuidedDistillation, TeacherView, student_lists
@@ -56,16 +57,16 @@ class CD(GuidedDistillation, name="cd"):
         self.keep("items", n, dtype=torch.int32)
         self.keep("scores", n, dtype=torch.float32)
 
-    def refresh(self, student: Model, epoch: int, generator: torch.Generator) -> None:
+    def refresh(self, student: Model, rows: Ints, generator: torch.Generator) -> None:
         """Draw from the head of the student's ranking."""
         config = self.config
-        for rows, head in student_lists(student, self.setting, config.depth, seen_items=False):
+        for block, head in student_lists(student, self.setting, rows, config.depth, seen_items=False):
             chances = better_of_two(head.shape[1], temperature=config.depth * config.rank_temperature)
             chances = torch.where(head > 0, chances, -torch.inf)
             items = head.gather(1, draw_places(chances, config.n_sampled, generator))
-            at = rows.to(self.items.device)
+            at = block.to(self.items.device)
             self.items[at] = items.to(self.items)
-            self.scores[at] = self.view.scores(rows, items).to(self.scores)
+            self.scores[at] = self.view.scores(block, items).to(self.scores)
 
     def distil(self, student: Model, queries: Tensor, batch: TrainingBatch) -> Tensor:
         """Return the binary cross-entropy, a sum over a user's items."""

@@ -8,6 +8,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from recdistill.data.dataset import Ints
 from recdistill.losses import Precision, list_cross_entropy, subset_cross_entropy
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.lists import contains, list_logits
@@ -69,16 +70,16 @@ class CE(GuidedDistillation, name="ce"):
             for rows in map(torch.from_numpy, blocks(filled(setting.train))):
                 self._compare_on(rows, self.listed[rows])
 
-    def refresh(self, student: Model, epoch: int, generator: torch.Generator) -> None:
+    def refresh(self, student: Model, rows: Ints, generator: torch.Generator) -> None:
         """Take the student's lists, where they are needed."""
         config = self.config
         if config.on not in ("student", "union"):
             return
-        for rows, own in student_lists(student, self.setting, config.top_k, seen_items=config.seen_items):
+        for block, own in student_lists(student, self.setting, rows, config.top_k, seen_items=config.seen_items):
             if config.on == "union":
-                listed = self.listed[rows]
+                listed = self.listed[block]
                 own = torch.cat([listed, own.masked_fill(contains(listed, own), 0)], dim=1)
-            self._compare_on(rows, own)
+            self._compare_on(block, own)
 
     def _compare_on(self, rows: Tensor, items: Tensor) -> None:
         at = rows.to(self.items.device)

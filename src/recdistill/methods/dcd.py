@@ -6,6 +6,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from recdistill.data.dataset import Ints
 from recdistill.losses import relaxed_ranking_loss
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.lists import draw_places, list_logits, places
@@ -61,14 +62,14 @@ class DCD(GuidedDistillation, name="dcd"):
         self.keep("under", n, dtype=torch.int32)
         self.keep("over", n, dtype=torch.int32)
 
-    def refresh(self, student: Model, epoch: int, generator: torch.Generator) -> None:
+    def refresh(self, student: Model, rows: Ints, generator: torch.Generator) -> None:
         """Compare the student's ranks with the teacher's, and draw."""
         config = self.config
         depth = config.top_k + round(_SATURATED * config.rank_temperature)
-        for rows, own in student_lists(student, self.setting, depth, seen_items=False):
-            listed = self.listed[rows]
+        for block, own in student_lists(student, self.setting, rows, depth, seen_items=False):
+            listed = self.listed[block]
             too_low = rank_difference(listed, own) / config.rank_temperature
-            at = rows.to(self.under.device)
+            at = block.to(self.under.device)
             for kept, difference in ((self.under, too_low), (self.over, -too_low)):
                 chances = torch.where(listed > 0, difference.tanh().clamp_min(_LEAST).log(), -torch.inf)
                 drawn = draw_places(chances, config.n_corrected, generator).sort(dim=1).values

@@ -11,7 +11,7 @@ from torch import Tensor
 from recdistill.losses import relaxed_ranking_loss
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.lists import contains
-from recdistill.methods.scored import Distillation, DistillationConfig, student_lists, teacher_lists
+from recdistill.methods.scored import Distillation, DistillationConfig, filled, student_lists, teacher_lists
 from recdistill.models.base import Batch, Model
 
 _DECAY = 0.995
@@ -71,8 +71,8 @@ class HetComp(Distillation, name="hetcomp"):
         look = epoch // self.config.look_every
         if epoch % self.config.look_every or look == 0 or self._finished():
             return
-        threshold = self.config.threshold * _DECAY**look
-        for rows, own in student_lists(student, self.setting, self.config.top_k, seen_items=False):
+        threshold, everyone = self.config.threshold * _DECAY**look, filled(self.setting.train)
+        for rows, own in student_lists(student, self.setting, everyone, self.config.top_k, seen_items=False):
             stage, before = self.stage.cpu()[rows], self.distance.cpu()[rows]
             if look > 1:
                 goes = goes_on(before, self._distance(own, rows, stage + 1), threshold) & (stage < self.last)

@@ -8,11 +8,12 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from recdistill.data.dataset import Ints
 from recdistill.losses import subset_cross_entropy
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.intents import WithIntents, WithIntentsConfig, learn_logs
 from recdistill.methods.lists import contains, draw_places, list_logits
-from recdistill.methods.scored import GuidedConfig, GuidedDistillation, TeacherView, student_lists
+from recdistill.methods.scored import GuidedConfig, GuidedDistillation, TeacherView, filled, student_lists
 from recdistill.models.base import Model
 
 Form: TypeAlias = Literal["paper", "code"]
@@ -73,11 +74,14 @@ class RCEKD(WithIntents, GuidedDistillation, name="rcekd"):
     """``(R,)`` γ."""
 
     def prepare(self, setting: Setting) -> None:
-        """Ask the teacher for its lists."""
+        """Ask the teacher for its lists and what it thinks of them, which never changes."""
         super().prepare(setting)
         config = self.config
         self.view = TeacherView(setting)
         self.listed = self.view.lists(config.top_k, seen_items=config.seen_items)
+        rows = torch.from_numpy(filled(setting.train))
+        self.listed_scores = torch.full(self.listed.shape, -torch.inf)
+        self.listed_scores[rows] = self.view.scores(rows, self.listed[rows])
         k, depth = self.listed.shape[1], min(config.depth, setting.n_items)
         width = min(k, depth) + min(config.n_sampled, depth) + k
         self.keep("items", width, dtype=torch.int32)
@@ -89,20 +93,28 @@ class RCEKD(WithIntents, GuidedDistillation, name="rcekd"):
         parts, queries, _ = learn_logs(student, batch, self.label_loss, self.intents)
         return {**parts, "teacher": self.config.weight * self.distil(student, queries, batch)}
 
-    def refresh(self, student: Model, epoch: int, generator: torch.Generator) -> None:
+    def refresh(self, student: Model, rows: Ints, generator: torch.Generator) -> None:
         """Take the student's lists, draw from them, and ask the teacher what it thinks of both."""
         config = self.config
-        for rows, head in student_lists(student, self.setting, config.depth, seen_items=config.seen_items):
-            listed = self.listed[rows]
+        for block, head in student_lists(student, self.setting, rows, config.depth, seen_items=config.seen_items):
+            listed = self.listed[block]
             own = head[:, : listed.shape[1]]
             counts = closure_counts(head, listed, form=config.closure)
             chances = torch.where(head > 0, counts / config.sampling_temperature, -torch.inf)
-            drawn = head.gather(1, draw_places(chances, config.n_sampled, generator))
+            drawn_places = draw_places(chances, config.n_sampled, generator)
+            drawn = head.gather(1, drawn_places)
             items = torch.cat([own, nearly_closed(own, drawn, listed)], dim=1)
-            at = rows.to(self.items.device)
+            at = block.to(self.items.device)
             self.items[at] = items.to(self.items)
-            self.scores[at] = self.view.scores(rows, items).to(self.scores)
+            self.scores[at] = self._teacher_scores(block, own, drawn, drawn_places).to(self.scores)
             self.fused[at] = self._fusion(listed, own, drawn).to(self.fused)
+
+    def _teacher_scores(self, rows: Tensor, own: Tensor, drawn: Tensor, drawn_places: Tensor) -> Tensor:
+        """Return the teacher's scores ``(B, 2K+L)`` of lists, draws and its own lists, each item asked about once."""
+        deep = drawn.masked_fill(drawn_places < own.shape[1], 0)
+        of_own, of_deep = self.view.scores(rows, torch.cat([own, deep], dim=1)).tensor_split([own.shape[1]], dim=1)
+        of_drawn = torch.where(deep > 0, of_deep, of_own.gather(1, drawn_places.clamp_max(own.shape[1] - 1)))
+        return torch.cat([of_own, of_drawn, self.listed_scores[rows]], dim=1)
 
     def _fusion(self, listed: Tensor, own: Tensor, drawn: Tensor) -> Tensor:
         config = self.config

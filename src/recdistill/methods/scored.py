@@ -41,7 +41,9 @@ class GuidedConfig(DistillationConfig):
     """What methods share that look at the student's own lists."""
 
     refresh_every: PositiveInt = 1
-    """Epochs between two looks; the papers look before each epoch."""
+    """Epochs between two looks at the same user's list. All users are looked at before the first epoch, then each epoch
+    at another n-th part of them, so that epochs cost the same. The papers look at all before each epoch.
+    """
 
 
 class Distillation(Method):
@@ -76,24 +78,24 @@ class Distillation(Method):
 
 
 class GuidedDistillation(Distillation):
-    """A distillation that looks at the student's own lists every few epochs."""
+    """A distillation that looks at the student's own lists, each user's every few epochs."""
 
     Config = GuidedConfig
     config: GuidedConfig
 
     def start_epoch(self, student: Model, epoch: int, generator: torch.Generator) -> None:
-        """Look at the student's lists, where it is time."""
-        if epoch % self.config.refresh_every == 0:
-            self.refresh(student, epoch, generator)
+        """Look at the student's lists of the users whose turn it is; at first, of all."""
+        rows, every = filled(self.setting.train), self.config.refresh_every
+        self.refresh(student, rows if epoch == 0 else rows[epoch % every :: every], generator)
 
     @abstractmethod
-    def refresh(self, student: Model, epoch: int, generator: torch.Generator) -> None:
-        """Take from the student as it is now whatever the loss needs, into what `keep` made."""
+    def refresh(self, student: Model, rows: Ints, generator: torch.Generator) -> None:
+        """Take from the student as it is now whatever the loss needs of some rows, into what `keep` made."""
 
     def keep(self, name: str, *shape: int, dtype: torch.dtype) -> None:
         """Make room for what a refresh finds, as the attribute ``name``: a zero tensor with a row for each user.
 
-        Where it outlives an epoch it is part of the checkpoint, so that a resumed run goes on with it.
+        Where a part of it outlives an epoch it is in the checkpoint, so that a resumed run goes on with it.
         """
         room = torch.zeros(len(self.setting.train), *shape, dtype=dtype)
         self.register_buffer(name, room, persistent=self.config.refresh_every > 1)
@@ -167,25 +169,27 @@ def teacher_lists(setting: Setting, k: int) -> Tensor:
     return torch.from_numpy(without(longer, setting.train, setting.n_items).items[:, :k]).long()
 
 
-def student_lists(student: Model, setting: Setting, k: int, *, seen_items: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def student_lists(
+    student: Model, setting: Setting, rows: Ints, k: int, *, seen_items: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Rank all items by the student, some users at a time.
 
     Args:
         student: as it is now.
         setting: whose training histories are read.
+        rows: of the training data that have a history; what it is ranked for.
         k: length of the lists, at most N.
         seen_items: whether items of the user's history are listed, too.
 
     Yields:
-        ``rows (B,)`` of the training data that have a history, and their lists ``(B, k)`` int64, best first; 0 is
-        padding. Both are on the CPU.
+        Some ``(B,)`` of these rows, and their lists ``(B, k)`` int64, best first; 0 is padding. Both are on the CPU.
     """
-    for rows in blocks(filled(setting.train)):
-        histories = setting.train.take(rows)
+    for block in blocks(rows):
+        histories = setting.train.take(block)
         masked = None if seen_items else histories
-        users = setting.users[rows] if student.reads == "user" else None
+        users = setting.users[block] if student.reads == "user" else None
         ranking = top_k(student, histories, min(k, setting.n_items), masked, users=users)
-        yield torch.from_numpy(rows), torch.from_numpy(ranking.items.astype(np.int64))
+        yield torch.from_numpy(block), torch.from_numpy(ranking.items.astype(np.int64))
 
 
 def filled(train: Sequences) -> Ints:
