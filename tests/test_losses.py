@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recdistill import losses
-from recdistill.losses import list_cross_entropy, sampled_softmax_loss, softmax_cross_entropy
+from recdistill.losses import list_cross_entropy, order_loss, sampled_softmax_loss, softmax_cross_entropy
 
 
 @pytest.fixture(autouse=True)
@@ -122,3 +122,12 @@ def test_sampled_softmax_matches_its_formula() -> None:
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(_gradients(ours, states, embeddings), _gradients(theirs, states, embeddings), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_order_is_learned_between_neighbours_of_different_worth() -> None:
+    logits = torch.tensor([[2.0, 1.9, 3.0, 9.0], [1.0, 1.0, 1.0, 1.0], [5.0, 1.0, 0.0, 0.0]])
+    worth = torch.tensor([[4.0, 3.0, 2.0, 2.0], [1.0, 1.0, 1.0, 1.0], [-1.0, -2.0, -torch.inf, -torch.inf]])
+    expected = [(0.4 + 1.6) / 2, 0.0, 0.0]  # leads of 0.1 and −1.1 where 0.5 is wanted
+    assert order_loss(logits, worth, margin=0.5).tolist() == pytest.approx(expected)
+    smooth = (math.log1p(math.exp(-0.1)) + math.log1p(math.exp(1.1))) / 2
+    assert order_loss(logits, worth, margin=None)[0].item() == pytest.approx(smooth)

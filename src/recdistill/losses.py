@@ -369,10 +369,27 @@ def ranking_consistency(
     Model Extraction", RecSys 2021, on the consensus instead of one list.
     """
     real = points > 0
-    pairs = real[:, 1:] & (points[:, :-1] > points[:, 1:])
-    return _mean_penalty(listed[:, :-1] - listed[:, 1:], pairs, margin) + _mean_penalty(
-        listed - others, real & unlisted, margin
-    )
+    order = order_loss(listed, torch.where(real, points, -torch.inf), margin=margin)
+    return order + _mean_penalty(listed - others, real & unlisted, margin)
+
+
+def order_loss(listed: Tensor, worth: Tensor, *, margin: float | None) -> Tensor:
+    r"""Order of a list, neighbour by neighbour.
+
+    .. math:: \frac{1}{|P|} \sum_{(i,j) \in P} \ell(f_i - f_j)
+
+    where P are the neighbours of different worth, and ℓ is that of `ranking_consistency`.
+
+    Args:
+        listed: ``(B, K)`` the student's logits f, best item first.
+        worth: ``(B, K)`` what each is worth, never rising along a row; −∞ under padding.
+        margin: delta; ``None`` for the smooth form.
+
+    Returns:
+        ``(B,)``; 0 for a list of padding, or of items that are all worth the same.
+    """
+    pairs = (worth[:, :-1] > worth[:, 1:]) & (worth[:, 1:] > -torch.inf)
+    return _mean_penalty(listed[:, :-1] - listed[:, 1:], pairs, margin)
 
 
 def _mean_penalty(lead: Tensor, counted: Tensor, margin: float | None) -> Tensor:

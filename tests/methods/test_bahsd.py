@@ -364,6 +364,15 @@ def test_a_student_that_sees_both_sides_is_shown_one_earlier_history_in_place_of
     assert {round(method.loss(model, batch([1], seed))["view"].item(), 3) for seed in range(30)} == expected
 
 
+def test_the_order_of_the_answers_to_earlier_histories_is_learned_as_well() -> None:
+    model = sasrec()
+    plain, ordered = (
+        ready(labels=False, scales=[1.0], prefixes=1, order_weight=weight).loss(model, batch([2], seed=1))
+        for weight in (0.0, 10.0)
+    )
+    assert all(ordered[part] > plain[part] for part in ("consensus", "view"))
+
+
 def test_labels_and_earlier_histories_are_learned_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     method, model, whole = ready(prefixes=2), sasrec(), batch([0, 1, 2])
     alone = ready().loss(model, whole)

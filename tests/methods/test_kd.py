@@ -172,6 +172,17 @@ def test_the_answer_to_the_whole_history_is_the_target_at_its_end() -> None:
     assert method.loss(model, batch([1]))["answer"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_the_order_of_each_list_is_learned_beside_its_soft_target() -> None:
+    model = sasrec()
+    alone, both = (
+        ready(labels=False, top_k=3, order_weight=weight, margin=0.3).loss(model, batch([1]))["answer"].item()
+        for weight in (0.0, 2.0)
+    )
+    scores = model.scores(batch([1]).batch)[0]
+    leads = scores[[6, 1]] - scores[[1, 2]]  # after 3, 4, 5 the circle goes on with 6, 1 and 2
+    assert both - alone == pytest.approx(2 * (0.3 - leads).clamp_min(0).mean().item(), rel=1e-3)
+
+
 def test_an_answer_counts_as_many_labels_as_its_weight_says() -> None:
     """Three labels, two users: 4/3 of the answers' sum when assisted, half of it when there are answers alone."""
     model = sasrec()

@@ -30,7 +30,7 @@ from recdistill.losses import ranking_consistency
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.contrast import info_nce
 from recdistill.methods.intents import WithIntents
-from recdistill.methods.kd import Answers, KDConfig, check_values, label_and_queries, list_kl, soft_targets
+from recdistill.methods.kd import Answers, KDConfig, check_values, label_and_queries, list_loss, soft_targets
 from recdistill.methods.labels import LabelLoss
 from recdistill.methods.lists import list_logits
 from recdistill.methods.parts import ShownPrefixes, cut
@@ -83,13 +83,12 @@ class BAHSDConfig(KDConfig):
     The paper's outline is to soften reliable answers, which a value above ``temperature`` does.
     """
     ranking: Literal["listwise", "smooth", "margin"] = "listwise"
-    """How the consensus is taught: as a soft target over the catalogue, or by pairs, with a smooth or a hinge loss."""
+    """How the consensus is taught: as a soft target over the catalogue, or by pairs, with a smooth loss or that of a
+    ``margin``."""
     quorum: float = Field(default=0.0, ge=0, lt=1)
     """The consensus holds what more than this share of the answers list; 0 is all that any of them lists."""
     ranking_weight: NonNegativeFloat = 1.0
     """Of the consensus, against 1 for the answer; below 1, unreliable users are distilled less than reliable ones."""
-    margin: NonNegativeFloat = 0.5
-    """By which one logit is to exceed the other where ``ranking`` is ``margin``."""
     prefixes: NonNegativeInt = 0
     """How many earlier states of each history the teacher is asked about as well, one query each: its oldest part, cut
     at random. The student is then taught more states than the one that each user is in now."""
@@ -211,11 +210,11 @@ class BAHSD(WithIntents, name="bahsd"):
         unsure = share * (1 - gate)
 
         if self._one_target:
-            parts["consensus"] = self._kl(
+            parts["consensus"] = self._lists(
                 student, queries, items, logits, share * gate + config.ranking_weight * unsure
             )
         else:
-            parts["answer"] = self._kl(student, queries, items, logits, share * gate, temperature)
+            parts["answer"] = self._lists(student, queries, items, logits, share * gate, temperature)
             if config.ranking_weight:
                 parts["consensus"] = self._consensus(student, queries, batch, config.ranking_weight * unsure)
         if prefixes is not None:
@@ -223,14 +222,14 @@ class BAHSD(WithIntents, name="bahsd"):
             lessons = (self.n_scales + prefixes.turns) * self.n_rows + batch.rows[prefixes.histories]
             items, logits = self.told.of(lessons)
             weights = (items[:, 0] > 0) * prefixes.counts * (config.view_weight * worth)
-            parts["view"] = self._kl(student, views, items, logits, weights)
+            parts["view"] = self._lists(student, views, items, logits, weights)
         elif config.contrast_weight or (config.view_weight and self.n_scales > 1):
             shown, lesson = self._shortened(batch)
             views = student.encode(shown)
             if config.view_weight and self.n_scales > 1:
                 items, logits = self._target(batch.rows, lesson)
                 weights = (items[:, 0] > 0) * (config.view_weight * worth)
-                parts["view"] = self._kl(student, views, items, logits, weights)
+                parts["view"] = self._lists(student, views, items, logits, weights)
             if config.contrast_weight:
                 parts["contrast"] = info_nce(
                     queries,
@@ -278,7 +277,7 @@ class BAHSD(WithIntents, name="bahsd"):
         kept = (shares * batch.batch.lengths - 1e-9).ceil().long()
         return cut(batch.batch, ends - kept, ends), scales.to(ends.device)
 
-    def _kl(
+    def _lists(
         self,
         student: Model,
         states: Tensor,
@@ -287,19 +286,11 @@ class BAHSD(WithIntents, name="bahsd"):
         weights: Tensor,
         temperature: Tensor | None = None,
     ) -> Tensor:
-        return list_kl(
-            states,
-            student.item_embeddings(),
-            items,
-            logits,
-            weights=weights,
-            temperature=self.config.temperature if temperature is None else temperature,
-            precision=self.config.label_loss.precision,
-        )
+        return list_loss(student, states, items, logits, self.config, weights=weights, temperature=temperature)
 
     def _consensus(self, student: Model, queries: Tensor, batch: TrainingBatch, weights: Tensor) -> Tensor:
         if self.config.ranking == "listwise":
-            return self._kl(student, queries, *self.agreed.of(batch.rows), weights)
+            return self._lists(student, queries, *self.agreed.of(batch.rows), weights)
         return self._pairwise(student, queries, batch, weights)
 
     def _pairwise(self, student: Model, queries: Tensor, batch: TrainingBatch, weights: Tensor) -> Tensor:

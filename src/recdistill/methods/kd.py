@@ -10,10 +10,11 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from recdistill.errors import SettingsError
-from recdistill.losses import Precision, list_cross_entropy
+from recdistill.losses import Precision, list_cross_entropy, order_loss
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.intents import WithIntents, WithIntentsConfig, learn_logs
 from recdistill.methods.labels import LabelLoss, LabelLossConfig
+from recdistill.methods.lists import list_logits
 from recdistill.methods.s4rec import IntentParts
 from recdistill.models.base import Model
 from recdistill.probing import probe
@@ -49,18 +50,24 @@ class KDConfig(ListConfig, WithIntentsConfig):
     """a in the target ``p_r ∝ (1 + r)^-a`` that ranks stand for; 0 takes a list for a set, higher trusts its head."""
     temperature: PositiveFloat = 1.0
     """At which target and student are compared; higher is softer."""
+    order_weight: NonNegativeFloat = 0.0
+    """Of the order inside each list, beside its soft target. The target puts the weight on the head of the list and
+    pushes down what is not in it; the order says which of any two neighbours goes first. With 10, a student copies its
+    teacher much more closely; it recommends no better (``benchmarks/README.md``)."""
+    margin: NonNegativeFloat = 0.5
+    """By which a logit is to exceed that of the next item."""
 
 
 class KD(WithIntents, name="kd"):
     r"""Learn the teacher's list for each user as a soft target over the whole catalogue.
 
     .. math:: L = L_{label} + \frac{\lambda}{T} \sum_u \tau^2
-              \mathrm{KL}(\mathrm{softmax}(g_u / \tau) \,\|\, \mathrm{softmax}(f_u / \tau))
+              \mathrm{KL}(\mathrm{softmax}(g_u / \tau) \,\|\, \mathrm{softmax}(f_u / \tau)) + \lambda_o L_o(u)
 
     One answer a user: g to the whole training history, whose own next item is held out. The student's f is taken after
-    the last training item, where there is no label. T is the number of labels in the batch, over which the label loss
-    is a mean too: one answer counts as much as λ labels, however long histories are. In pure distillation λ/T is 1/B,
-    and users without an answer are not read.
+    the last training item, where there is no label. L_o, which is off by default, is `order_loss` of the list. T is the
+    number of labels in the batch, over which the label loss is a mean too: one answer counts as much as λ labels,
+    however long histories are. In pure distillation λ/T is 1/B, and users without an answer are not read.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, Section 2, for the tau^2.
     Differs: the target is a list, with probability 0 for what it leaves out.
@@ -89,19 +96,11 @@ class KD(WithIntents, name="kd"):
         self.label_loss = LabelLoss(config.label_loss, setting) if config.labels else None
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Return the parts ``label`` (assisted only), ``answer``, a KL divergence in nats, and any of `WithIntents`."""
+        """Return the parts ``label`` (assisted only), ``answer``, and any of `WithIntents`."""
         config = self.config
         parts, queries, worth = label_and_queries(student, batch, self.label_loss, config.weight, self.intents)
-        items, logits = self.answers.of(batch.rows)
-        parts["answer"] = list_kl(
-            queries,
-            student.item_embeddings(),
-            items,
-            logits,
-            weights=torch.full_like(queries[:, 0], worth),
-            temperature=config.temperature,
-            precision=config.label_loss.precision,
-        )
+        weights = torch.full_like(queries[:, 0], worth)
+        parts["answer"] = list_loss(student, queries, *self.answers.of(batch.rows), config, weights=weights)
         return parts
 
 
@@ -179,6 +178,46 @@ def soft_targets(logits: Tensor, temperature: Tensor | float) -> Tensor:
     if isinstance(temperature, Tensor):
         temperature = temperature[:, None]
     return torch.softmax(logits / temperature, dim=1).nan_to_num(0.0)
+
+
+def list_loss(
+    student: Model,
+    states: Tensor,
+    items: Tensor,
+    logits: Tensor,
+    config: KDConfig,
+    *,
+    weights: Tensor,
+    temperature: Tensor | float | None = None,
+) -> Tensor:
+    """Return what lists teach: a soft target over the whole catalogue, and the order of each, where that is learned.
+
+    Args:
+        student: of the states.
+        states: ``(B, D)`` its vectors for the queries.
+        items: ``(B, K)`` int64 listed items; 0 is padding.
+        logits: ``(B, K)`` what each place is worth, −∞ under padding.
+        config: precision, margin and weight of the order, and the temperature where none is given.
+        weights: ``(B,)``, used as given.
+        temperature: one or ``(B,)``.
+
+    Returns:
+        Scalar.
+    """
+    embeddings = student.item_embeddings()
+    loss = list_kl(
+        states,
+        embeddings,
+        items,
+        logits,
+        weights=weights,
+        temperature=config.temperature if temperature is None else temperature,
+        precision=config.label_loss.precision,
+    )
+    if config.order_weight:
+        order = order_loss(list_logits(states, embeddings, items), logits, margin=config.margin)
+        loss = loss + config.order_weight * (weights @ order)
+    return loss
 
 
 def list_kl(
