@@ -111,6 +111,8 @@ EXTRACTIONS = {"equal budget": 1, "four times the budget": 4, "real histories": 
 FIRST = "first stage"
 """The variant of ``labels`` that all students begin with who see labels."""
 SMALL, ONE_NEGATIVE = "quarter width", "sasrec-bce"
+FAITHFUL = "faithful"
+"""The variant of pure BAHSD that copies its teacher as closely as it can: each answer for itself, order and all."""
 BUDGETS = {f"{budget:,} queries": budget for budget in (1_000, 5_000, 20_000)}
 """Of queries. Batches are smaller by as much as there are fewer answers, so that all budgets take as many steps."""
 SLOWLY = 4
@@ -153,6 +155,11 @@ class Row:
         return path_of(self.dataset, self.teacher, self.student, self.regime, self.access, self.method, self.variant)
 
     @property
+    def budget(self) -> int | None:
+        """Of queries; ``None`` where all that the method asks are paid for."""
+        return next((n for name, n in BUDGETS.items() if name in self.variant), None)
+
+    @property
     def first(self) -> Row | None:
         """The student that this one starts from, if it does."""
         if self.method == "teacher" or self.regime == "pure" or FIRST in self.variant:
@@ -169,17 +176,19 @@ class Row:
         if SMALL in self.variant:
             sections["student"] = {**values["student"], "dim": values["student"]["dim"] // 4}
         staged = SECOND_STAGE[self.dataset] if self.first else PURE[self.dataset] if self.regime == "pure" else {}
-        if self.variant in BUDGETS and self.regime == "pure":
-            staged = {**staged, **self._for_few_answers(values["training"]["batch_size"], staged)}
+        if self.budget is not None and self.regime == "pure":
+            staged = {**staged, **self._for_few_answers(self.budget, values["training"]["batch_size"], staged)}
         tuned = TUNED.get((self.dataset, self.student, self.regime, self.access, self.method), {})
+        if FAITHFUL in self.variant:
+            tuned = {**tuned, **COPYING}
         ablation = ABLATIONS.get(self.regime, {}).get(self.variant, {})
         ablated = {f"method.{name}": value for name, value in ablation.items()}
         return Run.parse(changed(sections, {**staged, **tuned, **ablated, **(changes or {})}))
 
-    def _for_few_answers(self, batch_size: int, staged: Values) -> Values:
+    def _for_few_answers(self, budget: int, batch_size: int, staged: Values) -> Values:
         """Return what lets a small budget's answers be learned for as long as it takes."""
         if self.method != "extraction":
-            share = min(1.0, BUDGETS[self.variant] / HISTORIES[self.dataset])
+            share = min(1.0, budget / HISTORIES[self.dataset])
             return {"training.batch_size": math.ceil(batch_size * share)}
         longer = {f"training.{name}": SLOWLY * staged[f"training.{name}"] for name in ("epochs", "patience")}
         return {**longer, "training.validate_every": SLOWLY}
@@ -192,7 +201,7 @@ class Row:
                 settings["queries"] = "histories"
             else:
                 times = EXTRACTIONS.get(self.variant, 1)
-                settings["n_queries"] = BUDGETS.get(self.variant, times * QUERIES[self.dataset])
+                settings["n_queries"] = self.budget or times * QUERIES[self.dataset]
         else:
             settings["labels"] = self.regime == "assisted"
             settings["label_loss"] = {key: value for key, value in labels.items() if key != "name"}
@@ -215,7 +224,12 @@ PURE: dict[str, Values] = {
         "training.epochs": 60,
         "training.patience": 60,
     },
-    "ml-1m": _SHORTENED,
+    "ml-1m": {
+        **_SHORTENED,
+        "training.epochs": 100,
+        "training.patience": 100,
+        "training.validate_every": 5,
+    },
 }
 """How the others are trained: at a falling rate to its end, not until they have learned the validation histories."""
 _BAHSD: dict[str, Values] = {
@@ -223,6 +237,11 @@ _BAHSD: dict[str, Values] = {
     "pure": {"method.prefixes": 4, "method.view_weight": 4},
 }
 """Histories are shortened for everybody, so that shortened views of its own would be a second way to the same."""
+COPYING: Values = {
+    **{"method.scales": [1.0], "method.view_weight": 1.0, "method.rank_decay": 1.0, "method.order_weight": 10.0},
+    **{"student.dropout": 0.1, "training.shorten": 0.0},
+}
+"""What makes a student of answers alone faithful: nothing that makes it recommend otherwise than its teacher."""
 _DROPOUT: Values = {"student.dropout": 0.2}
 TUNED: dict[tuple[str, str, str, str, str], Values] = {
     **{
@@ -284,6 +303,9 @@ def side() -> Iterator[Row]:
         for method in ("kd", "extraction", "bahsd"):
             yield Row("amazon-beauty", "sasrec", "sasrec", method, "pure", "lists", budget)
         yield Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "assisted", "lists", budget)
+        yield Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "pure", "lists", f"{FAITHFUL}, {budget}")
+    for dataset in DATASETS:
+        yield Row(dataset, "sasrec", "sasrec", "bahsd", "pure", "lists", FAITHFUL)
 
 
 TABLES = {"core": core, "ablation": ablation, "side": side}
@@ -369,9 +391,9 @@ def _asked(row: Row, split: Split, teacher: Student) -> Iterator[Teacher]:
         assert first is not None, "a student votes that has learned labels"
         student = _train(first, first.run(), split, teacher)[0]
         yield EnsembleTeacher([black_box, local_teacher(student, split, gives_scores=row.access == "scores")])
-    elif row.variant in BUDGETS and row.method != "extraction":  # which keeps to its budget by itself
+    elif row.budget is not None and row.method != "extraction":  # which keeps to its budget by itself
         with tempfile.TemporaryDirectory() as folder, Ledger(f"{folder}/ledger.sqlite") as ledger:
-            yield LedgerTeacher(black_box, ledger, budget=BUDGETS[row.variant])
+            yield LedgerTeacher(black_box, ledger, budget=row.budget)
     else:
         yield black_box
 
