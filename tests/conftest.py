@@ -1,4 +1,4 @@
-"""A little shop, for tests of whole runs."""
+"""Settings of all tests, and a little shop for tests of whole runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, and no time limit for one of them: the machine may be busy.
+settings.register_profile("recdistill", deadline=None, derandomize=True)
+settings.load_profile("recdistill")
 
 N_CUSTOMERS, N_PRODUCTS = 60, 12
 

@@ -108,7 +108,7 @@ def draw(seed: int, n_items: int, levels: int, n_cases: int = 5) -> tuple[Floats
 
 
 random_cases = given(seed=st.integers(0, 2**32), n_items=st.integers(1, 150), levels=st.sampled_from([1, 2, 10, 10**6]))
-few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @random_cases

@@ -52,7 +52,7 @@ def test_padding_is_never_listed_even_where_all_scores_are_negative(table_model:
 @given(
     seed=st.integers(0, 2**32), n_groups=st.integers(1, 4), k=st.integers(1, 80), levels=st.sampled_from([1, 3, 10**6])
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_best_agrees_with_a_full_sort(seed: int, n_groups: int, k: int, levels: int) -> None:
     """Few levels make many ties, also across the end of the list; some columns are −∞."""
     rng = np.random.default_rng(seed)

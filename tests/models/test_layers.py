@@ -15,7 +15,7 @@ from ..far import far_device
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.booleans(), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rows_hold_each_item_once_beside_its_own_history(lengths: list[int], causal: bool, newest_first: bool) -> None:
     histories = [[100 * h + i + 1 for i in range(n)] for h, n in enumerate(lengths)]
     batch = Batch.from_lists(histories)
@@ -130,7 +130,7 @@ def test_low_precision_is_for_training_alone_and_close_to_full(norm: Any) -> Non
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_newest_items_of_all_histories_are_found(lengths: list[int]) -> None:
     batch = Batch.from_lists([[100 * h + i + 1 for i in range(n)] for h, n in enumerate(lengths)])
     rows = pack_rows(batch, min_len=16, causal=True)

@@ -161,7 +161,7 @@ def test_many_requests_are_looked_up(ledger: Ledger) -> None:
     assert again.items.tolist() == first.items.tolist() == [[item + 1] for item in range(1, 3001)]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.lists(st.lists(st.integers(1, 5), max_size=12), min_size=1, max_size=4),
     st.integers(1, 4),

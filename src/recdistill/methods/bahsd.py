@@ -9,6 +9,7 @@ catalogue. With lists alone and without that, a student collapses; and uniform d
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -195,49 +196,66 @@ class BAHSD(WithIntents, name="bahsd"):
         """Return those parts that are on: ``label``, ``answer``, ``consensus``, ``view``, ``contrast``, and intents."""
         config, n_rows = self.config, len(batch.rows)
         prefixes = self._prefixes(student, batch)
-        parts, states, worth = label_and_queries(
-            student,
-            batch,
-            self.label_loss,
-            config.weight,
-            self.intents,
-            prefixes.places if prefixes is not None and student.causal else None,
-        )
+        earlier = prefixes.places if prefixes is not None and student.causal else None
+        parts, states, worth = label_and_queries(student, batch, self.label_loss, config.weight, self.intents, earlier)
         queries = states[:n_rows]
-        items, logits = self._target(batch.rows, self.n_scales - 1)
-        gate, temperature = self._of(batch.rows, self.gate), self._of(batch.rows, self.temperature)
-        share = (items[:, 0] > 0) * worth
-        unsure = share * (1 - gate)
-
-        if self._one_target:
-            parts["consensus"] = self._lists(
-                student, queries, items, logits, share * gate + config.ranking_weight * unsure
-            )
-        else:
-            parts["answer"] = self._lists(student, queries, items, logits, share * gate, temperature)
-            if config.ranking_weight:
-                parts["consensus"] = self._consensus(student, queries, batch, config.ranking_weight * unsure)
+        gate, answered = self._of(batch.rows, self.gate), self._target(batch.rows, self.n_scales - 1)[0][:, 0] > 0
+        sure, unsure = worth * answered * gate, worth * answered * (1 - gate)
+        parts |= self._whole(student, queries, batch, sure, unsure)
         if prefixes is not None:
             views = states[n_rows:] if student.causal else student.encode(prefixes.alone(batch.batch))
-            lessons = (self.n_scales + prefixes.turns) * self.n_rows + batch.rows[prefixes.histories]
-            items, logits = self.told.of(lessons)
-            weights = (items[:, 0] > 0) * prefixes.counts * (config.view_weight * worth)
-            parts["view"] = self._lists(student, views, items, logits, weights)
+            parts["view"] = self._earlier(student, views, prefixes, batch, config.view_weight * worth)
         elif config.contrast_weight or (config.view_weight and self.n_scales > 1):
-            shown, lesson = self._shortened(batch)
-            views = student.encode(shown)
-            if config.view_weight and self.n_scales > 1:
-                items, logits = self._target(batch.rows, lesson)
-                weights = (items[:, 0] > 0) * (config.view_weight * worth)
-                parts["view"] = self._lists(student, views, items, logits, weights)
-            if config.contrast_weight:
-                parts["contrast"] = info_nce(
-                    queries,
-                    views,
-                    self._of(batch.rows, self.same),
-                    weights=config.contrast_weight * unsure,
-                    temperature=config.contrast_temperature,
-                )
+            parts |= self._shorter(student, queries, batch, worth, unsure)
+        return parts
+
+    def _whole(
+        self, student: Model, queries: Tensor, batch: TrainingBatch, sure: Tensor, unsure: Tensor
+    ) -> dict[str, Tensor]:
+        """Teach the states after whole histories."""
+        config, parts = self.config, {}
+        target, agreed = self._target(batch.rows, self.n_scales - 1), self.agreed.of(batch.rows)
+        learn = partial(list_loss, student, config, queries)
+        if self._one_target:
+            return {"consensus": learn(*agreed, weights=sure + config.ranking_weight * unsure)}
+        parts["answer"] = learn(*target, weights=sure, temperature=self._of(batch.rows, self.temperature))
+        if config.ranking_weight:
+            weights = config.ranking_weight * unsure
+            parts["consensus"] = (
+                learn(*agreed, weights=weights)
+                if config.ranking == "listwise"
+                else self._pairwise(student, queries, batch, weights)
+            )
+        return parts
+
+    def _earlier(
+        self, student: Model, views: Tensor, prefixes: ShownPrefixes, batch: TrainingBatch, worth: float
+    ) -> Tensor:
+        """Teach the states at earlier items the answers to these prefixes."""
+        lessons = (self.n_scales + prefixes.turns) * self.n_rows + batch.rows[prefixes.histories]
+        items, logits = self.told.of(lessons)
+        weights = (items[:, 0] > 0) * prefixes.counts * worth
+        return list_loss(student, self.config, views, items, logits, weights=weights)
+
+    def _shorter(
+        self, student: Model, queries: Tensor, batch: TrainingBatch, worth: float, unsure: Tensor
+    ) -> dict[str, Tensor]:
+        """Teach the states after shortened histories, and which of them belongs to which whole one."""
+        config, parts = self.config, {}
+        shown, scale = self._shortened(batch)
+        views = student.encode(shown)
+        if config.view_weight and self.n_scales > 1:
+            items, logits = self._target(batch.rows, scale)
+            weights = (items[:, 0] > 0) * (config.view_weight * worth)
+            parts["view"] = list_loss(student, config, views, items, logits, weights=weights)
+        if config.contrast_weight:
+            parts["contrast"] = info_nce(
+                queries,
+                views,
+                self._of(batch.rows, self.same),
+                weights=config.contrast_weight * unsure,
+                temperature=config.contrast_temperature,
+            )
         return parts
 
     @property
@@ -276,22 +294,6 @@ class BAHSD(WithIntents, name="bahsd"):
         ends = batch.batch.offsets[1:]
         kept = (shares * batch.batch.lengths - 1e-9).ceil().long()
         return cut(batch.batch, ends - kept, ends), scales.to(ends.device)
-
-    def _lists(
-        self,
-        student: Model,
-        states: Tensor,
-        items: Tensor,
-        logits: Tensor,
-        weights: Tensor,
-        temperature: Tensor | None = None,
-    ) -> Tensor:
-        return list_loss(student, states, items, logits, self.config, weights=weights, temperature=temperature)
-
-    def _consensus(self, student: Model, queries: Tensor, batch: TrainingBatch, weights: Tensor) -> Tensor:
-        if self.config.ranking == "listwise":
-            return self._lists(student, queries, *self.agreed.of(batch.rows), weights)
-        return self._pairwise(student, queries, batch, weights)
 
     def _pairwise(self, student: Model, queries: Tensor, batch: TrainingBatch, weights: Tensor) -> Tensor:
         """Each agreed item above the next one, and above a random item that no answer lists."""

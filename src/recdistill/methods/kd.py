@@ -100,7 +100,7 @@ class KD(WithIntents, name="kd"):
         config = self.config
         parts, queries, worth = label_and_queries(student, batch, self.label_loss, config.weight, self.intents)
         weights = torch.full_like(queries[:, 0], worth)
-        parts["answer"] = list_loss(student, queries, *self.answers.of(batch.rows), config, weights=weights)
+        parts["answer"] = list_loss(student, config, queries, *self.answers.of(batch.rows), weights=weights)
         return parts
 
 
@@ -182,10 +182,10 @@ def soft_targets(logits: Tensor, temperature: Tensor | float) -> Tensor:
 
 def list_loss(
     student: Model,
+    config: KDConfig,
     states: Tensor,
     items: Tensor,
     logits: Tensor,
-    config: KDConfig,
     *,
     weights: Tensor,
     temperature: Tensor | float | None = None,
@@ -193,11 +193,11 @@ def list_loss(
     """Return what lists teach: a soft target over the whole catalogue, and the order of each, where that is learned.
 
     Args:
-        student: of the states.
+        student: whose item vectors are read.
+        config: weight and margin of the order, precision, and the temperature where none is given.
         states: ``(B, D)`` its vectors for the queries.
         items: ``(B, K)`` int64 listed items; 0 is padding.
         logits: ``(B, K)`` what each place is worth, −∞ under padding.
-        config: precision, margin and weight of the order, and the temperature where none is given.
         weights: ``(B,)``, used as given.
         temperature: one or ``(B,)``.
 
