@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -113,8 +114,10 @@ FIRST = "first stage"
 SMALL, ONE_NEGATIVE = "quarter width", "sasrec-bce"
 FAITHFUL = "faithful"
 """The variant of pure BAHSD that copies its teacher as closely as it can: each answer for itself, order and all."""
-BUDGETS = {f"{budget:,} queries": budget for budget in (1_000, 5_000, 20_000)}
-"""Of queries. Batches are smaller by as much as there are fewer answers, so that all budgets take as many steps."""
+BUDGETS = tuple(f"{budget:,} queries" for budget in (1_000, 5_000, 20_000))
+"""Batches are smaller by as much as there are fewer answers, so that all budgets take as many steps."""
+QUARTER = f"{QUERIES['amazon-beauty'] // 4:,} queries"
+"""A quarter of what extraction's best walk."""
 SLOWLY = 4
 """How many times as many epochs a few walks take: their margins are learned slowly."""
 
@@ -157,7 +160,8 @@ class Row:
     @property
     def budget(self) -> int | None:
         """Of queries; ``None`` where all that the method asks are paid for."""
-        return next((n for name, n in BUDGETS.items() if name in self.variant), None)
+        found = re.search(r"([\d,]+) queries", self.variant)
+        return None if found is None else int(found[1].replace(",", ""))
 
     @property
     def first(self) -> Row | None:
@@ -303,6 +307,7 @@ def side() -> Iterator[Row]:
         for method in ("kd", "extraction", "bahsd"):
             yield Row("amazon-beauty", "sasrec", "sasrec", method, "pure", "lists", budget)
         yield Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "assisted", "lists", budget)
+    for budget in (*BUDGETS, QUARTER):
         yield Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "pure", "lists", f"{FAITHFUL}, {budget}")
     for dataset in DATASETS:
         yield Row(dataset, "sasrec", "sasrec", "bahsd", "pure", "lists", FAITHFUL)
