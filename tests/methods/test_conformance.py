@@ -42,8 +42,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "de": {"n_experts": 3, "n_items": 8, "weight": 0.1},
     "htd": {"n_experts": 3, "n_items": 8},
     "hetcomp": {"look_every": 1},
+    "s4rec": {"head_share": 0.4},
 }
-"""Settings of what would ask the little teacher too much, take too long to begin, or outweigh the labels."""
+"""Settings of what would ask the little teacher too much, take too long to begin, or outweigh the labels. As a third
+of the users have the longest histories, at the default there would be no head.
+"""
 LOOKED_INTO = [name for name in NAMES if Method.registry[name].needs - {"rankings"}]
 """Methods whose teacher must give more than lists."""
 
@@ -203,7 +206,7 @@ ELSEWHERE: list[tuple[str, str, dict[str, Any]]] = [
     ("ce", "sasrec", {"on": "union"}),
     ("ce", "sasrec", {"on": "all"}),
     ("extraction", "sasrec", {"queries": "histories"}),
-    ("kd", "sasrec", {"intents": {"queue_size": 4, "adversary": "reversal"}}),
+    ("kd", "sasrec", {"intents": {"queue_size": 4, "adversary": "reversal", "head_share": 0.4}}),
     ("s4rec", "sasrec", {"clustering": "kmeans"}),
 ]
 """What moves other tensors than its neighbours."""

@@ -27,7 +27,8 @@ N = 12
 TRAIN = Sequences.from_lists([(start + step) % N + 1 for step in range(3 + start % 4)] for start in range(N))
 NAMES = ("kd", "bahsd", "rcekd")
 OF_INTENTS = {"cluster", "contrast", "distillation", "adversary"}
-INTENTS: dict[str, Any] = {"n_clusters": 4}
+INTENTS: dict[str, Any] = {"n_clusters": 4, "head_share": 0.3}
+"""Of the twelve users, the three longest are the head."""
 
 
 def generator() -> torch.Generator:

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recdistill.augmentations import two_views
 from recdistill.batches import Batches
 from recdistill.clustering import sinkhorn
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Setting, TrainingBatch, build_method
+from recdistill.methods.contrast import Pooling, encode_views, pool
 from recdistill.methods.s4rec import (
     IntentConfig,
     IntentParts,
@@ -34,6 +36,7 @@ OFF = {"cluster_weight": 0.0, "contrast_weight": 0.0, "distillation_weight": 0.0
 """Labels alone; a test switches on what it is about."""
 N = 12
 TRAIN = Sequences.from_lists([(start + step) % N + 1 for step in range(3 + start % 4)] for start in range(N))
+"""Three users of each length from 3 to 6; the longest are the head where it may be 0.3 of all."""
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -44,8 +47,8 @@ def vectors(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=generator(seed)).requires_grad_()
 
 
-def setting(train: Sequences = TRAIN) -> Setting:
-    return Setting(train, np.arange(len(train)), N)
+def setting(train: Sequences = TRAIN, seed: int = 0) -> Setting:
+    return Setting(train, np.arange(len(train)), N, seed=seed)
 
 
 def student(name: str = "sasrec", **settings: Any) -> Model:
@@ -53,7 +56,7 @@ def student(name: str = "sasrec", **settings: Any) -> Model:
 
 
 def ready(learner: Model, **settings: Any) -> S4Rec:
-    method = build_method("s4rec", {"n_clusters": 4} | settings)
+    method = build_method("s4rec", {"n_clusters": 4, "head_share": 0.3} | settings)
     assert isinstance(method, S4Rec)
     method.prepare(setting())
     method.fit_to(learner)
@@ -67,9 +70,13 @@ def batch(rows: list[int], *, whole: bool = False) -> TrainingBatch:
 
 
 def intent_parts(**settings: Any) -> IntentParts:
-    """Parts for vectors of width 3, where one user in five is of the head."""
+    """Parts for vectors of width 3, where one user in five is of the head; prototypes of many lengths, as learned."""
     torch.manual_seed(0)
-    return IntentParts(IntentConfig.model_validate({"n_clusters": 4} | OFF | settings), 3, torch.arange(5) == 0)
+    config = IntentConfig.model_validate({"n_clusters": 4} | OFF | settings)
+    parts = IntentParts(config, 3, torch.arange(5) == 0, share_of_head=0.2)
+    with torch.no_grad():
+        parts.prototypes.mul_(torch.tensor([[0.5], [1.0], [3.0], [2.0]]))
+    return parts
 
 
 # The equations
@@ -114,6 +121,22 @@ def test_the_customary_contrast_is_never_below_0_and_the_printed_one_can_be() ->
     assert printed < -100
 
 
+@pytest.mark.parametrize("positive_in_denominator", [False, True])
+def test_a_history_alone_with_its_own_intent_has_nothing_to_be_told_from(positive_in_denominator: bool) -> None:
+    """K-means finds but one intent where all histories are alike, and a batch may be left with one of them."""
+    view = vectors(1, 3)
+    loss = intent_contrast(
+        view,
+        2 * view,
+        torch.ones(1, 3),
+        torch.tensor([0]),
+        temperature=0.1,
+        positive_in_denominator=positive_in_denominator,
+    )
+    assert loss.item() == 0
+    assert torch.autograd.grad(loss, view)[0].tolist() == [[0.0, 0.0, 0.0]]
+
+
 def test_eqs_11_and_12_by_hand() -> None:
     z = torch.zeros(1, 2)  # softmax: 1/2, 1/2
     mu = torch.tensor([[0.0, 2 * math.log(3)]])  # at temperature 2: 1/4, 3/4
@@ -144,11 +167,12 @@ def test_eq_13_the_classifier_descends_and_the_student_ascends() -> None:
 
 
 def test_confusion_asks_of_the_student_that_everyone_looks_average() -> None:
-    parts, z, head = intent_parts(adversary_weight=1.0), vectors(3, 3), torch.tensor([True, False, False])
+    parts, head = intent_parts(adversary_weight=1.0, adversary_strength=0.5), torch.tensor([True, False, False])
+    z = vectors(3, 3)
     inputs = (z, parts.classifier.weight, parts.classifier.bias)
     guesses = F.linear(*inputs)
     told = F.cross_entropy(guesses, head.long())
-    average = -(guesses.log_softmax(1) * torch.tensor([0.8, 0.2])).sum(1).mean()
+    average = -0.5 * (guesses.log_softmax(1) * torch.tensor([0.8, 0.2])).sum(1).mean()
     loss = parts(z, None, head)["adversary"]
     torch.testing.assert_close(loss, told + average)
     got_z, *got_classifier = torch.autograd.grad(loss, inputs, retain_graph=True)
@@ -192,6 +216,52 @@ def test_views_meet_the_intent_that_the_whole_history_is_nearest_to(similarity: 
     distilled = sum(cluster_distillation_loss(view, prototypes[intents], temperature=0.1) for view in (first, second))
     torch.testing.assert_close(got["contrast"], contrast)
     torch.testing.assert_close(got["distillation"], distilled)
+
+
+def test_with_k_means_a_history_has_the_nearest_intent_however_long_another_is() -> None:
+    parts = intent_parts(clustering="kmeans", similarity="dot", distillation_weight=1.0, distillation_temperature=1.0)
+    parts.prototypes = torch.tensor([[1.0, 0.0, 0.0], [90.0, 90.0, 0.0]])
+    z, first, second = torch.tensor([[2.0, 1.0, 0.0]]), vectors(1, 3, seed=1), vectors(1, 3, seed=2)
+    nearest = parts.prototypes[:1]
+    expected = sum(cluster_distillation_loss(view, nearest, temperature=1.0) for view in (first, second))
+    torch.testing.assert_close(parts(z, (first, second), torch.tensor([False]))["distillation"], expected)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_every_part_reads_its_vectors_by_its_settings(pooling: Pooling) -> None:
+    """None of the settings has its default, so that one that is not passed on shows."""
+    learner, given = student(), batch([3, 5, 7, 10])
+    method = ready(
+        learner,
+        **dict.fromkeys(OFF, 1.0),
+        pooling=pooling,
+        epsilon=0.2,
+        sinkhorn_iterations=1,
+        assignment_temperature=0.3,
+        contrast_temperature=0.4,
+        distillation_temperature=0.5,
+        positive_in_denominator=False,
+        augmentation={"kinds": ["crop"], "crop_share": 0.6},
+    )
+    got = method.loss(learner, given)
+    again = batch([3, 5, 7, 10])
+    z = pool(learner.encode_positions(again.batch), again.batch, pooling)
+    views = two_views(again.batch, method.config.augmentation, again.generator, max_len=8)
+    first, second = (F.normalize(view, dim=1) for view in encode_views(learner, views, pooling))
+    prototypes, of_batch = method.intents.prototypes, torch.tensor([True, False, True, False])
+    scores = F.normalize(z, dim=1) @ prototypes.T
+    intents = scores.argmax(1)
+    targets = sinkhorn(scores, epsilon=0.2, n_iterations=1)
+    contrast = intent_contrast(first, second, prototypes, intents, temperature=0.4, positive_in_denominator=False)
+    distilled = sum(cluster_distillation_loss(view, prototypes[intents], temperature=0.5) for view in (first, second))
+    expected = {
+        "cluster": clustering_loss(scores, targets, temperature=0.3),
+        "contrast": contrast,
+        "distillation": distilled,
+        "adversary": method.intents(z, None, of_batch)["adversary"],
+    }
+    for part, value in expected.items():
+        torch.testing.assert_close(got[part], value, rtol=1e-4, atol=1e-5)
 
 
 # Who learns from what
@@ -331,6 +401,26 @@ def test_an_earlier_part_of_a_history_belongs_to_its_users_group() -> None:
     assert is_head.tolist() == (users == 0).tolist()
 
 
+@pytest.mark.parametrize(
+    ("name", "reads_last", "expected"), [("sasrec", False, 1 / 4), ("sasrec", True, 1 / 8), ("bert4rec", False, 1 / 8)]
+)
+def test_the_average_user_is_one_of_those_that_are_learned_from(name: str, reads_last: bool, expected: float) -> None:
+    """Most users of a shop came once. A student that never sees them is not to guess as often as if it did."""
+    train = Sequences.from_lists([[1] * length for length in (5, 3, 3, 2, 1, 1, 1, 1, 0, 0)])
+    parts = IntentParts.for_student(student(name), IntentConfig(), setting(train), reads_last=reads_last)
+    assert parts.head.nonzero().tolist() == [[0]]
+    assert parts.share_of_head == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("lengths", [(3, 3, 3, 3, 3), (4, 1, 1, 1, 1)])
+def test_without_head_or_tail_users_to_learn_from_there_is_nothing_to_hide(lengths: tuple[int, ...]) -> None:
+    learner, train = student(), Sequences.from_lists([[1] * length for length in lengths])
+    parts = IntentParts.for_student(
+        learner, IntentConfig.model_validate(OFF | {"adversary_weight": 1.0}), setting(train), reads_last=False
+    )
+    assert parts(vectors(2, 8), None, parts.head[:2]) == {}
+
+
 def probe(z: Tensor, head: Tensor) -> float:
     """How often a linear probe, fitted on the first half of the users, is right about the second."""
     half, inputs = len(z) // 2, torch.cat([z, torch.ones(len(z), 1)], 1)
@@ -354,7 +444,7 @@ def test_the_adversary_takes_length_out_of_vectors_that_had_it(adversary: str, a
         encoder, decoder = torch.nn.Linear(6, 6), torch.nn.Linear(6, 5)
         torch.nn.init.eye_(encoder.weight)
         config = IntentConfig.model_validate(OFF | {"adversary": adversary, "adversary_weight": weight})
-        parts = IntentParts(config, 6, head)
+        parts = IntentParts(config, 6, head, share_of_head=0.5)
         optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters(), *parts.parameters()], lr=0.01)
         for _ in range(300):
             z = 5 * (encoder(features) + 0.5 * torch.randn(1000, 6, generator=draws))
@@ -392,6 +482,13 @@ def test_prototypes_and_classifier_are_saved_and_begin_alike_for_the_same_seed()
         states.append(ready(student()).state_dict())
     assert {"intents.prototypes", "intents.classifier.weight", "intents.queue"} <= set(states[0])
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_another_seed_begins_with_other_prototypes() -> None:
+    first, other = (
+        IntentParts.for_student(student(), IntentConfig(), setting(seed=seed), reads_last=False) for seed in (0, 1)
+    )
+    assert not torch.equal(first.prototypes, other.prototypes)
 
 
 def test_one_cluster_is_refused() -> None:

@@ -49,6 +49,17 @@ def label_and_vectors(
     return label, pool(states, batch.batch, how)
 
 
+def as_learned(student: Model, train: Sequences, *, reads_last: bool) -> Sequences:
+    """Return what the student reads of each training history in an epoch; nothing of those that are too short.
+
+    Args:
+        student: models that see both sides read all of it.
+        train: the training histories.
+        reads_last: whether the method reads the state after the last training item.
+    """
+    return train if reads_last or not student.causal else train.without_newest(1)
+
+
 @torch.no_grad()
 def encode_all(student: Model, train: Sequences, how: Pooling, *, reads_last: bool = False) -> Tensor:
     """Encode all training histories as they are learned from, but without dropout.
@@ -62,7 +73,7 @@ def encode_all(student: Model, train: Sequences, how: Pooling, *, reads_last: bo
     Returns:
         ``(n, D)`` vectors, in the order of the histories.
     """
-    histories = train if reads_last or not student.causal else train.without_newest(1)
+    histories = as_learned(student, train, reads_last=reads_last)
     rows = np.flatnonzero(histories.lengths)
     device = student.item_embeddings().device
     was_training = student.training

@@ -63,7 +63,9 @@ class WithIntents(Method):
         """Tell head from tail users; make prototypes and classifier."""
         super().fit_to(student)
         if self.config.intents is not None:
-            self.intents = IntentParts.for_student(student, self.config.intents, self.setting)
+            self.intents = IntentParts.for_student(
+                student, self.config.intents, self.setting, reads_last=self.reads_last
+            )
 
     def start_epoch(self, student: Model, epoch: int, generator: torch.Generator) -> None:
         """Find the intents anew, where K-means does."""

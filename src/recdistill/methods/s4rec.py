@@ -23,7 +23,7 @@ from recdistill.clustering import k_means, sinkhorn
 from recdistill.data.dataset import Sequences
 from recdistill.data.groups import HEAD_SHARE, Mask, head_cut
 from recdistill.methods.base import Method, Setting, TrainingBatch
-from recdistill.methods.contrast import Pooling, Similarity, encode_all, encode_views, label_and_vectors
+from recdistill.methods.contrast import Pooling, Similarity, as_learned, encode_all, encode_views, label_and_vectors
 from recdistill.methods.labels import LabelLoss, LabelLossConfig
 from recdistill.models.base import Model
 from recdistill.settings import Settings
@@ -33,19 +33,25 @@ class IntentConfig(Settings):
     """Intents that all users share: what is learned of them, and how. A weight of 0 leaves its part out."""
 
     cluster_weight: NonNegativeFloat = 0.01
-    """Of the assignment to intents, which shapes them (α)."""
+    """Of the assignment to intents, which shapes them (α).
+
+    Where it is 0, intents stay as they were drawn, unless ``prototypes_learn_from`` is ``all``.
+    """
     contrast_weight: NonNegativeFloat = 0.1
     """Of the contrast between two views of a history, with other intents among the negatives (β1)."""
     distillation_weight: NonNegativeFloat = 0.1
     """Of the distillation from an intent to the views of its histories (β2)."""
     adversary_weight: NonNegativeFloat = 1.0
-    """Of the classifier that tells head from tail users, and of what the student does against it (λ)."""
+    """Of the classifier that tells head from tail users, and of what the student does against it (λ).
+
+    Where only one of both is learned from, there is nothing to hide, and the part is left out.
+    """
     n_clusters: int = Field(default=128, ge=2)
     """Intents (K)."""
     clustering: Literal["online", "kmeans"] = "online"
     """Whether intents are learned with the student, or are found anew before each epoch and stand still in it.
 
-    K-means has no assignment to learn: ``cluster_weight`` has no effect.
+    K-means has no assignment to learn: ``cluster_weight`` and all that says how intents are learned have no effect.
     """
     epsilon: PositiveFloat = 0.05
     """Entropy of the assignment to intents (ε); lower is harder."""
@@ -130,11 +136,11 @@ class S4Rec(Method, name="s4rec"):
 
     def fit_to(self, student: Model) -> None:
         """Tell head from tail users; make prototypes and classifier."""
-        self.intents = IntentParts.for_student(student, self.config, self.setting)
+        self.intents = IntentParts.for_student(student, self.config, self.setting, reads_last=self.reads_last)
 
     def start_epoch(self, student: Model, epoch: int, generator: torch.Generator) -> None:
         """Find the intents anew, where K-means does."""
-        self.intents.start_epoch(student, self.setting.train, generator)
+        self.intents.start_epoch(student, self.setting.train, generator, reads_last=self.reads_last)
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
         """Return the parts ``label``, ``cluster``, ``contrast``, ``distillation`` and ``adversary``."""
@@ -161,10 +167,10 @@ class IntentParts(nn.Module):
     head: Tensor
     """``(R,)`` which rows of the training data are of head users."""
 
-    def __init__(self, config: IntentConfig, dim: int, head: Tensor) -> None:
+    def __init__(self, config: IntentConfig, dim: int, head: Tensor, *, share_of_head: float) -> None:
         super().__init__()
         self.config = config
-        self.share_of_head = float(head.float().mean())
+        self.share_of_head = share_of_head
         self.register_buffer("head", head, persistent=False)
         start = F.normalize(torch.randn(config.n_clusters, dim), dim=1)
         if config.clustering == "online":
@@ -176,19 +182,23 @@ class IntentParts(nn.Module):
         self.register_buffer("queued", torch.zeros((), dtype=torch.int64))
 
     @classmethod
-    def for_student(cls, student: Model, config: IntentConfig, setting: Setting) -> IntentParts:
+    def for_student(cls, student: Model, config: IntentConfig, setting: Setting, *, reads_last: bool) -> IntentParts:
         """Make them as wide as the student's vectors, on its device, for the users of the training data.
 
-        The setting's seed fixes the initial weights.
+        Args:
+            student: whose vectors they read.
+            config: of the parts.
+            setting: the training data; its seed fixes the initial weights.
+            reads_last: whether the method reads the state after the last training item.
         """
         items, head = student.item_embeddings(), torch.from_numpy(head_rows(setting, config.head_share))
+        learned = torch.from_numpy(as_learned(student, setting.train, reads_last=reads_last).lengths > 0)
+        share_of_head = float(head[learned].float().mean())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setting.seed)
-            return cls(config, items.shape[1], head).to(items.device)
+            return cls(config, items.shape[1], head, share_of_head=share_of_head).to(items.device)
 
-    def start_epoch(
-        self, student: Model, train: Sequences, generator: torch.Generator, *, reads_last: bool = False
-    ) -> None:
+    def start_epoch(self, student: Model, train: Sequences, generator: torch.Generator, *, reads_last: bool) -> None:
         """Find the prototypes anew, where K-means does.
 
         Args:
@@ -237,8 +247,8 @@ class IntentParts(nn.Module):
         if views is not None:
             told = prototypes if config.prototypes_learn_from == "all" else prototypes.detach()
             first, second = map(self._scaled, views)
-            parts |= self._of_views(first, second, told, scores.argmax(1))
-        if config.adversary_weight:
+            parts |= self._of_views(first, second, told, self._intents(z, prototypes, scores))
+        if config.adversary_weight and 0 < self.share_of_head < 1:
             parts["adversary"] = config.adversary_weight * self._adversary(vectors, is_head.long())
         return parts
 
@@ -270,6 +280,11 @@ class IntentParts(nn.Module):
         guesses = F.linear(vectors, classifier.weight.detach(), classifier.bias.detach())
         average = guesses.new_tensor([1 - self.share_of_head, self.share_of_head]).expand_as(guesses)
         return told + strength * F.cross_entropy(guesses, average)
+
+    @torch.no_grad()
+    def _intents(self, z: Tensor, prototypes: Tensor, scores: Tensor) -> Tensor:
+        """Return ``(B,)`` h: the intent that is most likely by Eq. 3, or, as K-means has it, the nearest."""
+        return torch.cdist(z, prototypes).argmin(1) if self.config.clustering == "kmeans" else scores.argmax(1)
 
     @torch.no_grad()
     def _targets(self, z: Tensor, scores: Tensor) -> Tensor:
@@ -341,7 +356,7 @@ def intent_contrast(
             never below 0.
 
     Returns:
-        Scalar, in nats.
+        Scalar, in nats; 0 for one history alone where there is but its own intent.
 
     Source: Wei et al., "Leave No One Behind", WWW 2024, Eqs. 9-10.
     """
@@ -349,7 +364,8 @@ def intent_contrast(
     place = torch.arange(len(views), device=views.device)
     other = place.roll(len(first))
     left_out = place[:, None] == place
-    if not positive_in_denominator:
+    has_negatives = len(first) > 1 or len(prototypes) > 1
+    if has_negatives and not positive_in_denominator:
         left_out |= other[:, None] == place
     own = F.one_hot(intents, len(prototypes)).bool().repeat(2, 1)
     logits = views @ torch.cat([views, prototypes]).T / temperature
