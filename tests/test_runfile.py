@@ -1,4 +1,5 @@
 import json
+import math
 import traceback
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,11 @@ def test_several_teachers_are_settings_like_one() -> None:
             {"teacher": {"kind": "ensemble", "members": [RUN, {"kind": "run", "foldr": "a"}]}},
             r"\[teacher\] member 2: unknown setting 'foldr'; did you mean 'folder'",
         ),
+        (
+            {"method": {"name": "s4rec", "contrast_weight": math.inf}},
+            r"contrast_weight: Input should be a finite number",
+        ),
+        ({"method": {"name": "s4rec", "n_clusters": 0}}, r"n_clusters: Input should be greater than or equal to 2"),
         ({"split": {"protocol": "loo"}}, r"\[split\]: protocol: Input should be 'leave-one-out'"),
         ({"evaluation": {"ks": []}}, r"\[evaluation\]: ks: Tuple should have at least 1 item"),
     ],

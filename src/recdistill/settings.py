@@ -17,7 +17,9 @@ _MAY_BE_SECRET = frozenset({"headers", "signature"})
 class Settings(BaseModel):
     """Plain values that are saved with every result; unknown names are refused with the nearest right one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True, allow_inf_nan=False
+    )
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, where: str = "settings") -> Self:
