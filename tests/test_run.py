@@ -416,6 +416,10 @@ def test_method_student_and_teacher_must_fit() -> None:
         build_method(name).check(sasrec, lists_only)
         with pytest.raises(SettingsError, match="'mf' reads the user instead: use method 'kd'"):
             build_method(name).check(mf, lists_only)
+    for name in ("s4rec", "iclrec", "duorec", "cl4srec"):
+        build_method(name).check(sasrec, None)
+        with pytest.raises(SettingsError, match="'mf' reads the user instead: use method 'supervised'"):
+            build_method(name).check(mf, None)
 
 
 def test_a_method_that_needs_scores_refuses_a_teacher_without_them(finished: Result) -> None:

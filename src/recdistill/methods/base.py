@@ -130,9 +130,10 @@ class Method(ABC, nn.Module):
             SettingsError: saying why.
         """
         if self.parts_of_histories and student.reads == "user":
+            plain = "kd" if self.needs else "supervised"
             raise SettingsError(
                 f"method {self.name!r} shows the student histories other than the users' own, and model "
-                f"{student.name!r} reads the user instead: use method 'kd', or a student such as 'sasrec'"
+                f"{student.name!r} reads the user instead: use method {plain!r}, or a student such as 'sasrec'"
             )
 
     def prepare(self, setting: Setting) -> None:
