@@ -141,6 +141,22 @@ def test_compare_shows_runs_side_by_side_with_intervals_and_p(capsys: pytest.Cap
     assert re.search(r"two +tail +[+-]\d\.\d{4} +\[[+-]\d\.\d{4}, [+-]\d\.\d{4}\] +\d\.\d{4}", out)
 
 
+def test_users_with_short_histories_from_logs_to_what_they_gained(
+    capsys: pytest.CaptureFixture[str], runs: Path, run_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "s4rec"
+    settings = ["--set", "method.name=s4rec", "--set", "method.n_clusters=6", "--set", "training.epochs=1"]
+    assert call(capsys, "train", run_file, *settings, "--out", folder)[0] == 0
+    code, out, _ = call(capsys, "recommend", folder, "--history", "p1,p2", "-k", 3)
+    assert code == 0
+    assert len(set(re.findall(r"\bp\d+\b", out)) - {"p1", "p2"}) == 3
+    code, out, _ = call(capsys, "compare", runs / "one", folder, "--metric", "ndcg")
+    assert code == 0
+    gained = r"[+-]0\.\d{4} +\[[+-]0\.\d{4}, [+-]0\.\d{4}\] +[01]\.\d{4}"
+    for stratum in ("head", "tail"):
+        assert re.search(rf"^s4rec +{stratum} +{gained}$", out, re.MULTILINE)
+
+
 def test_compare_refuses_runs_on_other_cases(
     capsys: pytest.CaptureFixture[str], runs: Path, little_run: dict[str, Any], tmp_path: Path
 ) -> None:
