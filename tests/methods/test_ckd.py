@@ -31,13 +31,6 @@ def test_the_loss_of_a_user_is_that_of_the_formula(seen_items: bool, temperature
     assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(sum(expected) / 3, rel=1e-4)
 
 
-def test_weight_multiplies_the_mean_over_users() -> None:
-    teacher, student = mf(1), mf(2)
-    once, thrice = (ready("ckd", teacher, student, weight=weight) for weight in (1.0, 3.0))
-    one, three = (teacher_part(method, student, WITH_HISTORY).item() for method in (once, thrice))
-    assert three == pytest.approx(3 * one)
-
-
 def test_items_of_the_history_are_listed_unless_they_are_not_wanted() -> None:
     teacher, student = mf(1), mf(2)
     with_seen = prepared(teacher, student).answers.items

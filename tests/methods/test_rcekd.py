@@ -150,6 +150,25 @@ def test_the_teacher_scores_what_is_compared() -> None:
         torch.testing.assert_close(method.scores[user][real], expected[user][method.items[user][real].long()])
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_loss_of_a_user_is_that_of_the_formula(temperature: float) -> None:
+    teacher, student = mf(1), mf(2)
+    method = prepared(teacher, student, temperature=temperature, fusion_rate=2.0, weight=3.0)
+
+    def cross_entropy(user: int, items: list[int]) -> float:
+        target = (scores_of(teacher)[user][items] / temperature).softmax(0)
+        return -(target * (scores_of(student)[user][items] / temperature).log_softmax(0)).sum().item()
+
+    total = 0.0
+    for user in WITH_HISTORY:
+        own, listed = (top(model, user, 4, seen_items=True) for model in (student, teacher))
+        drawn = method.items[user, 4:7].tolist()
+        closed = drawn + [item for item in listed if item not in {*own, *drawn}]
+        share = math.exp(-2 * len({*listed} & {*drawn}) / 4)
+        total += (1 - share) * cross_entropy(user, own) + share * cross_entropy(user, closed)
+    assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(3 * total / 3, rel=1e-4)
+
+
 def test_the_teacher_is_asked_about_an_item_once_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draws that stand in the student's list are scored with it, and scores of the teacher's own list are kept."""
     student = mf(2)

@@ -8,12 +8,13 @@ import torch
 
 from recdistill.data.dataset import Sequences
 from recdistill.errors import TeacherError
-from recdistill.methods.base import Setting, build_method
-from recdistill.methods.scored import GuidedDistillation, TeacherView, student_lists, teacher_lists
+from recdistill.methods.base import Method, Setting, build_method
+from recdistill.methods.scored import DistillationConfig, GuidedDistillation, TeacherView, student_lists, teacher_lists
 from recdistill.models.base import Model, build_model
+from recdistill.registry import import_all
 from recdistill.teachers.local import LocalTeacher
 
-from .users import WITH_HISTORY, N, mf, ready, scores_of, setting, top
+from .users import TRAIN, WITH_HISTORY, N, mf, ready, scores_of, setting, stored, teacher_part, top
 
 
 def test_scores_are_the_teachers_and_padding_has_none() -> None:
@@ -57,6 +58,55 @@ def test_a_history_with_repeats_competes_once() -> None:
 
 def test_lists_are_no_longer_than_the_catalogue() -> None:
     assert teacher_lists(setting(mf(1)), 99).shape == (4, N)
+
+
+SCORED: list[tuple[str, dict[str, Any]]] = [
+    *(("ce", {"on": on}) for on in ("teacher", "student", "union", "all")),
+    ("rcekd", {}),
+    ("rcekd", {"seen_items": False}),
+    ("ckd", {}),
+    ("cd", {}),
+    ("dcd", {}),
+    ("unkd", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), SCORED)
+def test_users_whom_the_teacher_does_not_know_learn_from_labels_alone(name: str, settings: dict[str, Any]) -> None:
+    """Other libraries score the users that they were trained on, which need not be all."""
+    student = mf(2)
+    method = build_method(name, settings)
+    method.prepare(Setting(TRAIN, np.arange(4), N, stored(mf(1), users=[0, 3])))
+    method.start_epoch(student, 0, torch.Generator().manual_seed(0))
+    alone = teacher_part(method, student, [1])
+    assert alone.item() == 0
+    together = teacher_part(method, student, WITH_HISTORY)
+    assert together.item() > 0
+    for part in (alone, together):
+        gradients = torch.autograd.grad(part, list(student.parameters()))
+        assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("on", ["teacher", "student", "union", "all"])
+def test_they_count_in_the_mean_over_users(on: str) -> None:
+    student = mf(2)
+    method = build_method("ce", {"on": on, "label_loss": {"precision": "fp32"}})
+    method.prepare(Setting(TRAIN, np.arange(4), N, stored(mf(1), users=[0, 3])))
+    method.start_epoch(student, 0, torch.Generator().manual_seed(0))
+    known, all_three = (teacher_part(method, student, users).item() for users in ([0, 3], WITH_HISTORY))
+    assert all_three == pytest.approx(known * 2 / 3, rel=1e-5)
+
+
+import_all("recdistill.methods")
+WEIGHTED = sorted(name for name, method in Method.registry.items() if issubclass(method.Config, DistillationConfig))
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weight_multiplies_what_the_teacher_says(name: str) -> None:
+    teacher, student = mf(1), mf(2)
+    once, thrice = (ready(name, teacher, student, earlier=(mf(5),), weight=weight) for weight in (1.0, 3.0))
+    one, three = (teacher_part(method, student, WITH_HISTORY).item() for method in (once, thrice))
+    assert three == pytest.approx(3 * one, rel=1e-5)
 
 
 @pytest.mark.parametrize("seen_items", [True, False])

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 
 from recdistill.batches import Batches
-from recdistill.data.dataset import Sequences
+from recdistill.data.dataset import IdMap, Sequences
 from recdistill.methods.base import Method, Setting, TrainingBatch, build_method
 from recdistill.models.base import Model, build_model
 from recdistill.teachers.local import LocalTeacher
+from recdistill.teachers.stored import StoredTeacher
 
 ROWS = [[1, 2], [3], [], [4, 5, 6]]
 """Histories of four users; one has none."""
@@ -38,6 +40,14 @@ def ready(name: str, teacher: Model, student: Model, *, earlier: tuple[Model, ..
     method.fit_to(student)
     method.start_epoch(student, 0, torch.Generator().manual_seed(0))
     return method
+
+
+def stored(teacher: Model, *, users: list[int]) -> StoredTeacher:
+    """Make a table of a teacher's scores of all items for some users."""
+    scores = scores_of(teacher)
+    rows = [(user, item, scores[user, item].item()) for user in users for item in range(1, N + 1)]
+    frame = pl.DataFrame(rows, schema=["user", "item", "score"], orient="row")
+    return StoredTeacher(frame, ids=IdMap(range(1, N + 1), first=1), users=IdMap(range(len(ROWS)), first=0))
 
 
 def scores_of(model: Model) -> Tensor:

@@ -99,6 +99,18 @@ def test_lists_of_all_items_and_scores_of_chosen_ones_say_the_same() -> None:
     assert ensemble.scores(HISTORIES, listed, users=users) == pytest.approx(ranking.scores, abs=1e-5)
 
 
+def test_a_user_whom_one_of_them_does_not_know_has_the_others_scores() -> None:
+    one, other = scored([1.0, 2.0], [3.0, 5.0], []), scored([7.0, 4.0], [], [])
+    ensemble = EnsembleTeacher([one, other], weights=[1, 3])
+    assert ensemble.knows(np.array([2, 1, 0])).tolist() == [False, True, True]
+    asked = HISTORIES.take(np.array([1, 0]))
+    scores = ensemble.scores(asked, np.array([[1, 2], [1, 2]]), users=np.array([1, 0]))
+    assert scores[0, 1] - scores[0, 0] == pytest.approx(2.0, abs=1e-6)
+    first, second = (np.exp([[1.0, 2.0], [7.0, 4.0]]) / np.exp([[1.0, 2.0], [7.0, 4.0]]).sum(1, keepdims=True)).T
+    expected = [first[0] / 4 + 3 * first[1] / 4, second[0] / 4 + 3 * second[1] / 4]
+    assert np.exp(scores[1]) == pytest.approx(np.array(expected))
+
+
 def test_extreme_scores_stay_finite() -> None:
     ensemble = EnsembleTeacher([scored([1e4, -1e4, 0.0]), scored([1e4, 0.0, -1e4])])
     scores = ensemble.scores(HISTORIES.take(slice(0, 1)), np.array([[1, 2, 3]]), users=np.zeros(1, np.int64))
@@ -117,7 +129,7 @@ def test_many_users_are_scored_in_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_one_teacher_of_lists_makes_it_one_of_lists() -> None:
     lists = FakeTeacher(3, gives_scores=True)
     lists.takes = "user"
-    ensemble = EnsembleTeacher([scored([1.0, 2.0, 3.0]), lists])
+    ensemble = EnsembleTeacher([scored([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]), lists])
     assert not ensemble.scores_items
     assert not ensemble.free
     with pytest.raises(TeacherError, match="'fake' gives lists, not the scores of chosen items"):

@@ -94,6 +94,7 @@ def test_a_matrix_of_some_users_refuses_the_others_scores() -> None:
     """It is a whole one for those that it holds; they alone can be asked about."""
     teacher = stored(table(whole()[:8]))
     assert teacher.scores_items
+    assert teacher.knows(np.array([2, 0, 1])).tolist() == [False, True, True]
     with pytest.raises(TeacherError, match="no score of item 'a' for user 30"):
         teacher.scores(HISTORIES, np.array([[1], [1], [1]]), users=EVERYBODY)
 
@@ -211,5 +212,5 @@ def test_ids_stored_as_decimals_are_refused() -> None:
 
 
 def test_an_empty_table_is_refused() -> None:
-    with pytest.raises(TeacherError, match="none of the 0 rows in the frame"):
+    with pytest.raises(TeacherError, match="the frame names its columns and holds no row; write one for each user"):
         stored(table(TOP)[:0])

@@ -129,7 +129,8 @@ def _read_csv(path: Path, columns: dict[str, str], separator: str) -> Table:
             frame = scan.select(*columns.values(), filled).collect()
             too_long = [row for row, (_, fields) in enumerate(_records(path, separator)) if any(fields[len(known) :])]
     except pl.exceptions.NoDataError as error:
-        raise DataError(f"{path} is empty; it needs a header line and then a line for each interaction") from error
+        header = separator.join(columns.values())
+        raise DataError(f"{path} is empty; it needs the header {header} and then a line for each row") from error
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(
             f"{path} cannot be read: {str(error).splitlines()[0]}. Look for a quote that is never closed, and whether "

@@ -17,7 +17,6 @@ from recdistill.methods.scored import (
     GuidedDistillation,
     TeacherView,
     blocks,
-    filled,
     student_lists,
 )
 from recdistill.models.base import Model
@@ -67,7 +66,7 @@ class CE(GuidedDistillation, name="ce"):
         if config.on != "student":
             self.listed = self.view.lists(k, seen_items=config.seen_items)
         if config.on == "teacher":
-            for rows in map(torch.from_numpy, blocks(filled(setting.train))):
+            for rows in map(torch.from_numpy, blocks(self.view.rows)):
                 self._compare_on(rows, self.listed[rows])
 
     def refresh(self, student: Model, rows: Ints, generator: torch.Generator) -> None:
@@ -113,7 +112,8 @@ def full_cross_entropy(
     Args:
         queries: ``(B, D)`` the student's vectors h.
         embeddings: ``(N+1, D)`` its item vectors v; row 0 is padding and takes no part.
-        scores: ``(B, N)`` the teacher's scores r^T of items 1…N. No gradient flows into them.
+        scores: ``(B, N)`` the teacher's scores r^T of items 1…N. No gradient flows into them. A row of −∞, of a user
+            whom the teacher does not know, adds nothing.
         temperature: τ, positive.
         precision: of the products with the item vectors.
 
@@ -122,9 +122,10 @@ def full_cross_entropy(
 
     Source: "full-CE" in the ablation of the paper of `CE`.
     """
-    best = scores.argmax(1, keepdim=True) + 1
-    one = torch.ones_like(best, dtype=queries.dtype)
+    score, item = scores.max(1, keepdim=True)
+    has_scores, best = score > -torch.inf, item + 1
+    one = has_scores.to(queries.dtype)
     against_best = list_cross_entropy(queries, embeddings, best, one, temperature=temperature, precision=precision)
-    expected = torch.softmax(scores.detach() / temperature, dim=1) @ embeddings[1:]
-    instead = (queries * (embeddings[best[:, 0]] - expected)).sum(1).mean() / temperature
-    return against_best + instead
+    expected = torch.softmax((scores.detach() / temperature).masked_fill(~has_scores, 0.0), dim=1) @ embeddings[1:]
+    lead = (queries * (embeddings[best[:, 0]] - expected)).sum(1, keepdim=True)
+    return against_best + (one * lead).mean() / temperature

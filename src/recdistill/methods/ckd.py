@@ -8,7 +8,7 @@ from torch import Tensor
 
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.kd import Answers, list_kl
-from recdistill.methods.scored import Distillation, DistillationConfig, TeacherView, blocks, filled
+from recdistill.methods.scored import Distillation, DistillationConfig, TeacherView, blocks
 from recdistill.models.base import Model
 
 
@@ -60,7 +60,7 @@ class CKD(Distillation, name="ckd"):
         config, view = self.config, TeacherView(setting)
         items = view.lists(min(config.top_k, setting.n_items), seen_items=config.seen_items)
         logits = torch.full(items.shape, -torch.inf)
-        for rows in map(torch.from_numpy, blocks(filled(setting.train))):
+        for rows in map(torch.from_numpy, blocks(view.rows)):
             logits[rows] = view.scores(rows, items[rows]).float()
         self.answers = Answers(items.int(), logits)
 

@@ -13,7 +13,7 @@ from recdistill.losses import subset_cross_entropy
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.intents import WithIntents, WithIntentsConfig, learn_logs
 from recdistill.methods.lists import contains, draw_places, list_logits
-from recdistill.methods.scored import GuidedConfig, GuidedDistillation, TeacherView, filled, student_lists
+from recdistill.methods.scored import GuidedConfig, GuidedDistillation, TeacherView, student_lists
 from recdistill.models.base import Model
 
 Form: TypeAlias = Literal["paper", "code"]
@@ -79,7 +79,7 @@ class RCEKD(WithIntents, GuidedDistillation, name="rcekd"):
         config = self.config
         self.view = TeacherView(setting)
         self.listed = self.view.lists(config.top_k, seen_items=config.seen_items)
-        rows = torch.from_numpy(filled(setting.train))
+        rows = torch.from_numpy(self.view.rows)
         self.listed_scores = torch.full(self.listed.shape, -torch.inf)
         self.listed_scores[rows] = self.view.scores(rows, self.listed[rows])
         k, depth = self.listed.shape[1], min(config.depth, setting.n_items)

@@ -21,6 +21,7 @@ from recdistill.methods.labels import LabelLoss, LabelLossConfig, as_lists, dist
 from recdistill.models.base import Batch, Model
 from recdistill.probing import probe, without
 from recdistill.settings import Settings
+from recdistill.teachers.base import scorer_of_some
 
 
 class DistillationConfig(Settings):
@@ -85,7 +86,7 @@ class GuidedDistillation(Distillation):
 
     def start_epoch(self, student: Model, epoch: int, generator: torch.Generator) -> None:
         """Look at the student's lists of the users whose turn it is; at first, of all."""
-        rows, every = filled(self.setting.train), self.config.refresh_every
+        rows, every = known(self.setting), self.config.refresh_every
         self.refresh(student, rows if epoch == 0 else rows[epoch % every :: every], generator)
 
     @abstractmethod
@@ -105,25 +106,28 @@ class TeacherView:
     """What a teacher says about the users of the training data: lists, and scores of any item."""
 
     def __init__(self, setting: Setting) -> None:
-        """Let the teacher read the training histories; empty ones are left out."""
+        """Let the teacher read the training histories that it can say something about."""
         assert setting.teacher is not None
         self.setting, self.teacher = setting, setting.teacher
-        rows = filled(setting.train)
-        self.place = np.full(len(setting.train), -1)
-        self.place[rows] = np.arange(len(rows))
-        self.scorer = self.teacher.scorer(setting.train.take(rows), users=asked_users(setting, rows))
+        self.rows = known(setting)
+        self.knows = np.isin(np.arange(len(setting.train)), self.rows)
+        users = setting.users if self.teacher.takes == "user" else None
+        self.scorer = scorer_of_some(self.teacher, setting.train, self.rows, users=users)
 
     def scores(self, rows: Tensor, items: Tensor) -> Tensor:
-        """Return the scores ``(B, C)`` of ``items (B, C)`` for the users of ``rows (B,)``; −∞ under padding (0).
+        """Return the scores ``(B, C)`` of ``items (B, C)`` for the users of ``rows (B,)``.
+
+        They are −∞ under padding (0), and where the teacher does not know the user.
 
         Raises:
             TeacherError: for a score that is not a finite number.
         """
         wanted = items.cpu().numpy().astype(np.int64, copy=False)
         at = rows.cpu().numpy()
-        scores = self.scorer(self.place[at], np.maximum(wanted, 1))
-        if not np.isfinite(scores).all():
-            row, column = np.argwhere(~np.isfinite(scores))[0]
+        scores = self.scorer(at, np.maximum(wanted, 1))
+        wrong = self.knows[at][:, None] & ~np.isfinite(scores)
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
             raise TeacherError(
                 f"teacher {self.teacher.identity!r} scores item {wanted[row, column]} as {scores[row, column]} for "
                 f"user {self.setting.users[at[row]]}; scores must be finite numbers. Look at the teacher's weights."
@@ -141,7 +145,7 @@ class TeacherView:
             return teacher_lists(self.setting, k)
         lists = torch.from_numpy(probe(self.setting, k=k).full.items).long()
         if self.teacher.exclude_history:  # then let the items of each history compete with the list
-            for rows in blocks(filled(self.setting.train)):
+            for rows in blocks(self.rows):
                 batch = Batch.from_sequences(self.setting.train.take(rows))
                 history = as_lists(*distinct_pairs(batch, self.setting.n_items), len(rows))
                 at = torch.from_numpy(rows)
@@ -195,6 +199,16 @@ def student_lists(
 def filled(train: Sequences) -> Ints:
     """Return the rows that have a history."""
     return np.flatnonzero(train.lengths)
+
+
+def known(setting: Setting) -> Ints:
+    """Return the rows that have a history, and a user whom the teacher knows where it answers for users."""
+    rows = filled(setting.train)
+    users = asked_users(setting, rows)
+    if users is None:
+        return rows
+    assert setting.teacher is not None
+    return rows[setting.teacher.knows(users)]
 
 
 def asked_users(setting: Setting, rows: Ints) -> Ints | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.lists import list_logits
-from recdistill.methods.scored import Distillation, DistillationConfig, TeacherView, blocks, filled
+from recdistill.methods.scored import Distillation, DistillationConfig, TeacherView, blocks
 from recdistill.models.base import Batch, Model
 
 _LEAST_SHARE = 0.1
@@ -119,7 +119,7 @@ def group_lists(setting: Setting, groups: npt.NDArray[np.int64], depth: int) -> 
     listed = torch.zeros(len(setting.train), n_groups, min(depth, setting.n_items), dtype=torch.int32)
     every = torch.arange(1, setting.n_items + 1)
     members = [torch.from_numpy(np.flatnonzero(groups == group)) for group in range(n_groups)]
-    for rows in blocks(filled(setting.train), size=256):  # each with a score of every item
+    for rows in blocks(view.rows, size=256):  # each with a score of every item
         scores = view.scores(torch.from_numpy(rows), every.expand(len(rows), -1))
         history = Batch.from_sequences(setting.train.take(rows))
         owner = torch.repeat_interleave(torch.arange(len(rows)), history.lengths)

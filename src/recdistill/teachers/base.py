@@ -203,6 +203,10 @@ class Teacher(ABC):
             "or a method that learns from lists alone, such as 'kd' or 'rrd'."
         )
 
+    def knows(self, users: npt.NDArray[np.integer]) -> Bools:
+        """Return ``(B,)`` of which users it has something to say; all, unless it can tell."""
+        return np.ones(len(users), np.bool_)
+
     def vectors(self, histories: Sequences, *, users: npt.NDArray[np.integer] | None = None) -> Vectors:
         """Return the vectors of B histories (or users) and of all items.
 
@@ -332,6 +336,34 @@ class Teacher(ABC):
                 *dropped.values(),
             )
         self.dropped.update(dropped)
+
+
+def scorer_of_some(
+    teacher: Teacher, histories: Sequences, rows: Ints, *, users: npt.NDArray[np.integer] | None
+) -> Scorer:
+    """Return what scores chosen items for B histories, of which the teacher is asked about some.
+
+    Args:
+        teacher: one that scores any item.
+        histories: B rows of dense item ids, oldest first.
+        rows: ``(r,)`` which of them it is asked about; scores of the others are −∞.
+        users: ``(B,)`` dense users, for a teacher that takes the user.
+
+    Raises:
+        TeacherError: for a teacher that gives no such scores.
+    """
+    place = np.full(len(histories), -1)
+    place[rows] = np.arange(len(rows))
+    ask = teacher.scorer(histories.take(rows), users=None if users is None else users[rows])
+
+    def scores(wanted: Ints, candidates: Ints) -> Scores:
+        at = place[wanted]
+        asked = at >= 0
+        found = np.full(candidates.shape, -np.inf, np.float32)
+        found[asked] = ask(at[asked], candidates[asked])
+        return found
+
+    return scores
 
 
 class Deputy(Teacher):

@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import SettingsError
-from recdistill.teachers.base import Bools, Ranking, Scorer, Scores, Teacher
+from recdistill.teachers.base import Bools, Ranking, Scorer, Scores, Teacher, scorer_of_some
 
 _NUMBERS = 4 << 20
 """Scores held at once while all items are scored."""
@@ -25,8 +25,8 @@ class EnsembleTeacher(Teacher):
 
     An item that a teacher does not list gets nothing from it. Scores, where all teachers give them, are log s. Where
     all score any item, so does the ensemble: the softmax is then taken over all items instead of the list. Every
-    teacher is asked about every history: an answer of the ensemble costs one of each. A teacher whose budget is spent
-    is left out, as long as another answers.
+    teacher is asked about every history: an answer of the ensemble costs one of each. A teacher whose budget is spent,
+    or that does not know the user, is left out, as long as another answers.
 
     Args:
         teachers: two or more, on the same items.
@@ -77,13 +77,23 @@ class EnsembleTeacher(Teacher):
         answered: Bools = np.any([answered for _, answered in pairs], axis=0)
         return self._fuse([ranking for ranking, _ in pairs], k), answered
 
+    def knows(self, users: npt.NDArray[np.integer]) -> Bools:
+        """Return ``(B,)`` which users one of the teachers knows."""
+        known: Bools = np.any([teacher.knows(users) for teacher in self.teachers], axis=0)
+        return known
+
     def scorer(self, histories: Sequences, *, users: npt.NDArray[np.integer] | None = None) -> Scorer:
         """Let every teacher score all items once, and return what gives log s of chosen items.
 
         Raises:
             TeacherError: when one of the teachers does not score any item.
         """
-        scorers = [teacher.scorer(histories, users=users) for teacher in self.teachers]
+        everyone = np.ones(len(histories), np.bool_)
+        known = [everyone if users is None else teacher.knows(users) for teacher in self.teachers]
+        scorers = [
+            scorer_of_some(teacher, histories, np.flatnonzero(some), users=users)
+            for teacher, some in zip(self.teachers, known, strict=True)
+        ]
         assert self.n_items is not None, "a teacher that scores any item knows how many there are"
         shifts = [
             np.log(weight) - _log_totals(scorer, len(histories), self.n_items)
@@ -122,14 +132,14 @@ class EnsembleTeacher(Teacher):
 
 
 def _log_totals(scorer: Scorer, n_rows: int, n_items: int) -> npt.NDArray[np.float64]:
-    """Return ``(B,)`` the log of the sum of exp(score) over all items, some rows at a time."""
+    """Return ``(B,)`` the log of the sum of exp(score) over all items, some rows at a time; 0 without a score."""
     height = max(1, _NUMBERS // n_items)
     totals = np.empty(n_rows)
     for start in range(0, n_rows, height):
         rows = np.arange(start, min(start + height, n_rows))
         every = np.broadcast_to(np.arange(1, n_items + 1), (len(rows), n_items))
         totals[rows] = logsumexp(scorer(rows, every).astype(np.float64), axis=1)
-    return totals
+    return np.where(totals > -np.inf, totals, 0.0)
 
 
 def _shares(ranking: Ranking, by_score: bool) -> npt.NDArray[np.float64]:

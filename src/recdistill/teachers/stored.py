@@ -17,7 +17,7 @@ from recdistill.data.dataset import IdMap, Ints, RawId, Sequences
 from recdistill.data.files import Source, open_tables
 from recdistill.data.interactions import describe_bad_rows, first_problems, label
 from recdistill.errors import TeacherError
-from recdistill.teachers.base import Ranking, Scorer, Scores, Teacher
+from recdistill.teachers.base import Bools, Ranking, Scorer, Scores, Teacher
 
 _log = logging.getLogger("recdistill.teachers")
 
@@ -31,7 +31,7 @@ class StoredTeacher(Teacher):
     Where each of its users has a score for every item, the table is a whole matrix. Any item can be asked about then,
     so that methods such as ``rcekd`` can learn from it. Where items are left out it is a list with scores for each
     user, for methods such as ``kd`` and ``rrd``, or ``bahsd`` with ``scales = [1.0]``. Asked about an item that it
-    leaves out, it raises.
+    leaves out, or a user without a row, it raises.
 
     Rows of users and items that are not in the data are left out, and counted in a warning. So are users of the data
     without a row: they learn from labels alone.
@@ -91,6 +91,11 @@ class StoredTeacher(Teacher):
     def identity(self) -> str:
         """A hash of the scores, and of the ids of users and items."""
         return self._identity
+
+    def knows(self, users: npt.NDArray[np.integer]) -> Bools:
+        """Return ``(B,)`` which users have a row."""
+        rows: Bools = self.lists.lengths[users] > 0
+        return rows
 
     def rank(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Ranking:
         """Return the ``k`` best items of each user, without those of the history; nothing for users without a row.
@@ -213,6 +218,8 @@ def _known(rows: _Rows, name: str, ids: IdMap, users: IdMap) -> pl.DataFrame:
     frame = rows.frame
     strange_users, strange_items = int((frame["user"] < 0).sum()), int((frame["item"] < 0).sum())
     known = frame.filter(pl.col("user") >= 0, pl.col("item") > 0)
+    if frame.is_empty():
+        raise TeacherError(f"{name} names its columns and holds no row; write one for each user, item and score.")
     if 2 * strange_items > frame.height:
         raise TeacherError(
             f"{strange_items:,} of {frame.height:,} rows in {name} name items that are not in the data, for example "
