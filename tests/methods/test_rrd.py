@@ -2,11 +2,18 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from recdistill.batches import Batches
 from recdistill.losses import relaxed_ranking_loss
+from recdistill.methods.base import Method, TrainingBatch, build_method
 from recdistill.methods.rrd import draw_interesting
+from recdistill.models.base import Model
+
+from .users import ROWS, TRAIN, WITH_HISTORY, mf, ready, scores_of, setting, top
 
 
 def test_the_likelihood_of_an_order_by_hand() -> None:
@@ -36,6 +43,51 @@ def test_a_shift_of_all_logits_changes_nothing() -> None:
     loss = relaxed_ranking_loss(listed, everything[0], others, everything[1])
     shifted = relaxed_ranking_loss(listed + 1e3, everything[0], others + 1e3, everything[1])
     torch.testing.assert_close(shifted, loss, rtol=1e-3, atol=1e-3)
+
+
+def test_it_vanishes_when_the_student_agrees_by_far() -> None:
+    listed, others, both = torch.tensor([[90.0, 60.0]]), torch.tensor([[-40.0, 20.0]]), torch.tensor([[True, True]])
+    assert relaxed_ranking_loss(listed, both, others, both).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("extreme", [1e4, -1e4])
+def test_loss_and_gradient_are_finite_at_extreme_scores(extreme: float) -> None:
+    listed = torch.tensor([[extreme, -extreme, extreme]], requires_grad=True)
+    others = torch.tensor([[-extreme, extreme]], requires_grad=True)
+    loss = relaxed_ranking_loss(listed, torch.tensor([[True, True, False]]), others, torch.tensor([[True, True]]))
+    assert loss.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss.sum(), [listed, others]))
+
+
+def order_part(method: Method, student: Model, users: list[int]) -> Tensor:
+    batches = Batches(TRAIN, batch_size=len(users), max_len=None, reads_last=True)
+    return method.loss(student, TrainingBatch(*batches.of(np.array(users)), torch.Generator().manual_seed(0)))["order"]
+
+
+def test_an_answer_counts_as_many_labels_as_its_weight_says() -> None:
+    """Lists of all items but the history leave none to stand below."""
+    teacher, student = mf(1), mf(2)
+    method = ready("rrd", teacher, student, top_k=30, n_interesting=30, weight=2.0)
+    total, n_labels = 0.0, 6
+    for user in WITH_HISTORY:
+        scores = scores_of(student)[user][top(teacher, user, 30 - len(ROWS[user]), seen_items=False)]
+        total += (scores.flip(0).logcumsumexp(0).flip(0) - scores).mean().item()
+    assert order_part(method, student, WITH_HISTORY).item() == pytest.approx(2 / n_labels * total, rel=1e-4)
+
+
+@pytest.mark.parametrize("exclude_history", [True, False])
+def test_all_that_is_not_listed_stands_below_but_for_the_history_where_the_teacher_leaves_it_out(
+    exclude_history: bool,
+) -> None:
+    """A label is not told to stand below what the teacher likes just because it was not asked about it."""
+    teacher, student = mf(1), mf(2)
+    method = build_method("rrd", {"top_k": 3, "n_interesting": 1, "rank_temperature": 0.01, "n_uninteresting": 2000})
+    method.prepare(setting(teacher, exclude_history=exclude_history))
+    table = student.get_parameter("embedding.weight")
+    (gradient,) = torch.autograd.grad(order_part(method, student, [0]), table)
+    listed = top(teacher, 0, 3, seen_items=not exclude_history)
+    left_out = {0, *listed[1:], *(ROWS[0] if exclude_history else [])}
+    assert {*gradient.any(1).nonzero().flatten().tolist()} == {*range(31)} - left_out
 
 
 def test_what_is_drawn_keeps_the_order_and_prefers_the_head() -> None:

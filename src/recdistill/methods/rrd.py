@@ -9,8 +9,8 @@ from torch import Tensor
 from recdistill.losses import relaxed_ranking_loss
 from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.methods.kd import ListConfig, label_and_queries
-from recdistill.methods.labels import LabelLoss
-from recdistill.methods.lists import draw_places, list_logits
+from recdistill.methods.labels import LabelLoss, as_lists, distinct_pairs
+from recdistill.methods.lists import contains, draw_places, list_logits
 from recdistill.models.base import Model
 from recdistill.probing import probe
 
@@ -21,7 +21,10 @@ class RRDConfig(ListConfig):
     n_interesting: PositiveInt = 40
     """Listed items whose order is learned at a time (K); they are drawn from the list anew for each batch."""
     n_uninteresting: PositiveInt = 200
-    """Unlisted items that are to stay below them (L), drawn evenly from the catalogue."""
+    """Items that are to stay below them (L), drawn evenly from the catalogue.
+
+    Drawn ones that are listed do not count, nor do those of the history where the teacher leaves it out of its lists.
+    """
     rank_temperature: PositiveFloat = 10.0
     """T in the chance ``exp(−rank / T)`` to be drawn; low values draw the head of the list."""
 
@@ -48,6 +51,7 @@ class RRD(Method, name="rrd"):
         """Ask the teacher about every training history once."""
         answers = probe(setting, k=self.config.top_k).full
         self.listed = torch.from_numpy(answers.items)
+        self.lists_history = setting.teacher is not None and not setting.teacher.exclude_history
         self.label_loss = LabelLoss(self.config.label_loss, setting) if self.config.labels else None
         self.taught = None if self.config.labels else answers.rows_answered
 
@@ -58,8 +62,10 @@ class RRD(Method, name="rrd"):
         listed = self.listed[batch.rows.to(self.listed.device)].long()
         chosen = draw_interesting(listed, config.n_interesting, config.rank_temperature, batch.generator)
         others = torch.randint(1, len(embeddings), (len(listed), config.n_uninteresting), generator=batch.generator)
-        owner = torch.arange(len(listed))[:, None] * len(embeddings)
-        unlisted = ~torch.isin(owner + others, owner + listed)
+        unlisted = ~contains(listed, others)
+        if not self.lists_history:
+            taken = as_lists(*distinct_pairs(batch.batch, student.n_items), len(listed))
+            unlisted &= ~contains(taken.cpu(), others)
         chosen, others, unlisted = (x.to(queries.device) for x in (chosen, others, unlisted))
         loss = relaxed_ranking_loss(
             list_logits(queries, embeddings, chosen),
