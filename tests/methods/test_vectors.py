@@ -123,6 +123,32 @@ def test_a_teacher_that_cannot_be_looked_into_is_refused(name: str) -> None:
         hidden.vectors(TRAIN)
 
 
+def test_the_loss_of_one_expert_is_what_it_misses_of_users_and_of_items() -> None:
+    """A choice of one is no choice, so that nothing but the items is drawn."""
+    student = mf(2)
+    method = ready("de", mf(1, dim=8), student, n_experts=1, n_items=8, weight=2.0)
+    assert isinstance(method, DE)
+    batches = Batches(TRAIN, batch_size=3, max_len=None, reads_last=True)
+    batch = TrainingBatch(*batches.of(np.array(WITH_HISTORY)), generator())
+    users, items = method.pairs(student, student.encode(batch.batch), method.draw_items(student, batch), batch)
+    expected = 0.0
+    for experts, (own, theirs) in ((method.user_experts, users), (method.item_experts, items)):
+        mapped = experts.outer(torch.relu(experts.inner(own))) + experts.bias.weight[:, 0]
+        expected += (theirs - mapped).square().sum(1).mean().item()
+    assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(2 * expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("extreme", [1e4, -1e4])
+def test_experts_and_their_gradients_are_finite_at_extreme_vectors(extreme: float) -> None:
+    experts = Experts(3, 5, 4)
+    student = torch.full((2, 3), extreme, requires_grad=True)
+    teacher = torch.full((2, 5), -extreme)
+    missed = squared_distance(experts(student, teacher, temperature=1e-3, generator=generator()), teacher)
+    assert missed.isfinite().all()
+    gradients = torch.autograd.grad(missed.sum(), [student, *experts.parameters()])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
 def loss(student: Tensor, teacher: Tensor, groups: list[int], between: Between) -> Tensor:
     return topology_loss(student, teacher, torch.tensor(groups), between=between)
 
@@ -158,6 +184,13 @@ def test_topologies_are_alike_when_vectors_are_turned_and_scaled(between: Betwee
     teacher = torch.randn(6, 4, generator=generator())
     turn, _ = torch.linalg.qr(torch.randn(4, 4, generator=generator()))
     assert loss(3 * teacher @ turn, teacher, [0, 1, 0, 2, 1, 0], between).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("between", BOTH)
+def test_no_gradient_flows_into_the_teacher(between: Between) -> None:
+    student, teacher = STUDENT.clone().requires_grad_(), TEACHER.clone().requires_grad_()
+    value = loss(student, teacher, [0, 0, 1], between)
+    assert torch.autograd.grad(value, [student, teacher], allow_unused=True)[1] is None
 
 
 @pytest.mark.parametrize("between", BOTH)

@@ -41,8 +41,8 @@ class DCD(GuidedDistillation, name="dcd"):
 
     Source: Lee and Kim, "Dual Correction Strategy for Ranking Distillation in Top-N Recommender System", CIKM 2021, as
     the authors of RCE-KD run it. Differs: means over users and places, not sums, so that λ is K times theirs; π is in
-    the teacher's order, not in that of the draw; and the student's ranks are read off its list, 5 T longer than the
-    teacher's, beyond which all ranks are alike.
+    the teacher's order, not in that of the draw; and the student's ranks are read off its list without the history, as
+    the teacher's are, 5 T longer than that, beyond which all ranks are alike.
     """
 
     Config = DCDConfig

@@ -70,6 +70,7 @@ def topology_loss(
     Source: the authors' code of `HTD`, where no gradient flows into the prototypes, and pairs within a group that the
     teacher holds to be opposed are left out.
     """
+    teacher = teacher.detach()
     same = groups[:, None] == groups
     of_student, of_teacher = _cosines(student, student), _cosines(teacher, teacher)
     counted = same & (of_teacher > 0)
