@@ -224,6 +224,15 @@ def test_methods_are_listed_with_their_settings(capsys: pytest.CaptureFixture[st
     assert re.search(r"^ +top_k +100 +Length of the lists asked for\.", out, re.MULTILINE)
 
 
+def test_a_long_default_leaves_room_for_what_settings_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = call(capsys, "methods", "s4rec")
+    assert re.search(r'^  augmentation.kinds +\["crop", "mask", +Operators, of which one is', out, re.MULTILINE)
+    assert re.search(r"^  n_clusters +128 +Intents \(K\)\.", out, re.MULTILINE)
+
+
 def test_models_are_listed_with_where_a_student_may_start(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = call(capsys, "models")
     starts = re.findall(r"^  start +null +Folder of the run, or of a saved student", out, re.MULTILINE)

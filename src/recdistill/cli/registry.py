@@ -11,6 +11,8 @@ import typer
 if TYPE_CHECKING:
     from recdistill.settings import Settings
 
+_WIDEST_DEFAULT = 20
+"""Characters; longer lists take several lines, so that there is room for what settings are."""
 Name = Annotated[str | None, typer.Argument(help="Show only this one.", show_default=False)]
 
 
@@ -76,7 +78,7 @@ def show(kind: str, registry: Mapping[str, Any], name: str | None, *, besides: t
         console.print(Text.assemble((each, "bold"), "  ", _first_line(cls.__doc__)))
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True)
+        table.add_column(max_width=_WIDEST_DEFAULT)
         table.add_column()
         for setting, default, what in (*_settings(cls.Config), *(_settings(besides) if besides else ())):
             table.add_row(f"  {setting}", Text(default), Text(what))

@@ -118,7 +118,9 @@ class S4RecConfig(IntentConfig):
 
 
 class S4Rec(Method, name="s4rec"):
-    r"""Learn labels, and what `IntentParts` says of the histories' vectors.
+    r"""Learn labels, pull every history towards the intent of its cluster, and hide how long it is.
+
+    All parts but that of labels are those of `IntentParts`.
 
     .. math:: L = L_{SR} + \alpha L_{Clust} + \beta_1 L_{SCL} + \beta_2 L_{CKD} + \lambda L_{Adv}
               \quad \text{(Eq. 14)}
