@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from recdistill.augmentations import two_views
 from recdistill.batches import Batches
+from recdistill.clustering import k_means
 from recdistill.data.dataset import Sequences
 from recdistill.methods.base import Setting, TrainingBatch, build_method
-from recdistill.methods.contrast import encode_all, pool
+from recdistill.methods.contrast import Pooling, Similarity, encode_all, encode_views, nt_xent, pool
 from recdistill.methods.iclrec import ICLRec, intent_loss
 from recdistill.models.base import Batch, Model, build_model
 
@@ -123,6 +125,30 @@ def test_a_history_has_the_intent_that_is_nearest_to_its_vector(monkeypatch: pyt
     expected = (vectors[:, None] - method.intents).square().sum(2).argmin(1)
     assert asked[0].tolist() == expected.tolist()
     assert len(set(asked[0].tolist())) == 3
+
+
+@pytest.mark.parametrize(("pooling", "similarity"), [("mean", "cosine"), ("last", "dot")])
+def test_every_part_reads_its_vectors_by_its_settings(pooling: Pooling, similarity: Similarity) -> None:
+    learner = student()
+    method = ready(
+        learner,
+        pooling=pooling,
+        intent_weight=1.0,
+        contrast_weight=1.0,
+        exclude_same_intent=False,
+        augmentation={"kinds": ["crop"], "crop_share": 0.6},
+        temperature=0.5,
+        similarity=similarity,
+    )
+    got, again = method.loss(learner, batch(LEARNED_FROM)), batch(LEARNED_FROM)
+    centres = k_means(encode_all(learner, TRAIN, pooling), 2, generator=generator())
+    z = pool(learner.encode_positions(again.batch), again.batch, pooling)
+    views = two_views(again.batch, method.config.augmentation, again.generator, max_len=3)
+    first, second = encode_views(learner, views, pooling)
+    nearest = torch.cdist(z, centres).argmin(1)
+    intent = intent_loss(first, second, centres, nearest, temperature=0.5, similarity=similarity, exclude_same=False)
+    torch.testing.assert_close(got["intent"], intent)
+    torch.testing.assert_close(got["contrast"], nt_xent(first, second, temperature=0.5, similarity=similarity))
 
 
 def test_the_parts_are_weighted_and_share_their_views() -> None:
