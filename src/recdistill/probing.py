@@ -139,7 +139,13 @@ class _Lists:
             block = rows[start : start + _BLOCK]
             users = setting.users[block] if teacher.takes == "user" else None
             ranking, answered = teacher.rank_within_budget(shown(block), self.items.shape[2], users=users)
-            ranking.check(setting.n_items)
+            try:
+                ranking.check(setting.n_items)
+            except TeacherError as error:
+                raise TeacherError(
+                    f"teacher {teacher.identity!r} was asked for {self.items.shape[2]} items for each of "
+                    f"{len(block):,} histories, and {error}. Look at how it makes its lists."
+                ) from error
             if teacher.exclude_history and not whole:
                 ranking = without(ranking, setting.train.take(block), setting.n_items)
             listed = np.where(answered[:, None], ranking.items, 0)

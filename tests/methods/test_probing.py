@@ -204,6 +204,13 @@ def test_without_closes_the_gaps_and_looks_at_each_row_alone() -> None:
     assert left.items.tolist() == [[1, 3, 0], [2, 3, 0]]
 
 
+def test_an_answer_that_makes_no_sense_is_told_with_the_teacher_and_the_question() -> None:
+    setting = Setting(Sequences.from_lists([[1], [3]]), np.arange(2), 3, FakeTeacher(9))
+    said = r"'fake' was asked for 3 items for each of 2 histories, and a ranking names an item outside 1…3\. Look"
+    with pytest.raises(TeacherError, match=said):
+        probe(setting, k=3)
+
+
 def test_a_method_without_a_teacher_is_refused() -> None:
     with pytest.raises(SettingsError, match="no teacher is given"):
         probe(setting([[1]], None), k=2)

@@ -29,9 +29,10 @@ def test_scores_are_the_teachers_and_padding_has_none() -> None:
 def test_a_score_that_is_no_number_is_refused_with_the_item_and_the_user() -> None:
     teacher = mf(1)
     with torch.no_grad():
-        teacher.get_parameter("embedding.weight")[7] = torch.nan
+        teacher.get_parameter("embedding.weight")[7] = 1e38
+        teacher.get_parameter("user_embedding.weight")[3] = 1e5
     view = TeacherView(setting(teacher))
-    with pytest.raises(TeacherError, match="scores item 7 as nan for user 3; scores must be finite"):
+    with pytest.raises(TeacherError, match="scores item 7 as inf for user 3; scores must be finite"):
         view.scores(torch.tensor([0, 3]), torch.tensor([[1, 2], [5, 7]]))
 
 

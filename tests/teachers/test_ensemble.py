@@ -131,6 +131,7 @@ def test_one_teacher_of_lists_makes_it_one_of_lists() -> None:
     lists.takes = "user"
     ensemble = EnsembleTeacher([scored([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]), lists])
     assert not ensemble.scores_items
+    assert ensemble.gap == "its teacher 'fake': gives lists"
     assert not ensemble.free
     with pytest.raises(TeacherError, match="'fake' gives lists, not the scores of chosen items"):
         ensemble.scorer(HISTORIES, users=np.arange(2))
@@ -170,7 +171,10 @@ def test_teachers_that_cannot_answer_together_are_refused() -> None:
     other.takes = "user"
     with pytest.raises(SettingsError, match=r"differ in what a query consists of \('fake': history, 'fake': user"):
         EnsembleTeacher([one, other])
-    other.takes, other.exclude_history = "history", False
+    other.takes, other.n_items = "history", 4
+    with pytest.raises(SettingsError, match=r"differ in how many items they know \('fake': 3, 'fake': 4\)"):
+        EnsembleTeacher([one, other])
+    other.n_items, other.exclude_history = 3, False
     with pytest.raises(SettingsError, match="whether items of the history are listed"):
         EnsembleTeacher([one, other])
 

@@ -131,6 +131,17 @@ def test_a_teacher_of_lists_says_what_it_cannot_give() -> None:
         teacher.vectors(HISTORIES)
 
 
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_model_that_has_diverged_is_no_teacher(model: Newest, broken: float) -> None:
+    """Its student would be said to have diverged, and a rate that is not at fault be lowered."""
+    with torch.no_grad():
+        model.weight[3, 1] = broken
+    with pytest.raises(
+        TeacherError, match=r"'newest-\w+' cannot teach: 1 of 12 numbers in its weights 'weight' are NaN"
+    ):
+        LocalTeacher(model)
+
+
 def test_its_checkpoints_are_its_earlier_stages_and_itself(model: Newest) -> None:
     earlier = Newest()
     teacher = LocalTeacher(model, earlier=[earlier], exclude_history=False)

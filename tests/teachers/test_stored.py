@@ -84,9 +84,11 @@ def test_lists_score_what_they_hold_and_refuse_the_rest() -> None:
 def test_a_method_that_asks_for_any_score_wants_a_whole_matrix() -> None:
     method = build_method("rcekd")
     method.check_teacher(stored(table(whole())))
-    with pytest.raises(
-        SettingsError, match=r"scores of any item .* a file with all scores as teacher, or 'bahsd', 'kd'"
-    ):
+    said = (
+        r"scores of any item .* does not give \(of 4 items it scores 3 for user 10, say, but not item 'b'\): "
+        r"take .* a file with all scores as teacher, or 'bahsd', 'kd'"
+    )
+    with pytest.raises(SettingsError, match=said):
         method.check_teacher(stored())
 
 

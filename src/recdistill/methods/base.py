@@ -118,8 +118,10 @@ class Method(ABC, nn.Module):
         }
         for need, (what, remedy) in _REMEDIES.items():
             if need in self.needs and lacking[need]:
+                gap = f" ({teacher.gap})" if need == "scores" and teacher.gap else ""
                 raise SettingsError(
-                    f"method {self.name!r} needs {what}, which teacher {teacher.identity!r} does not give: {remedy}"
+                    f"method {self.name!r} needs {what}, which teacher {teacher.identity!r} does not give{gap}: "
+                    f"{remedy}"
                 )
         return teacher
 

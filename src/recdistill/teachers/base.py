@@ -145,6 +145,8 @@ class Teacher(ABC):
     """Whether items of the history are left out of its ranking."""
     batch_size: int = 1024
     """How many requests are asked at once."""
+    gap: str = ""
+    """Which scores are missing where it has those of some items and not of any; empty where that is not known."""
     n_items: int | None = None
     """N, where it is known; it is to teachers that score any item."""
     free: bool = False

@@ -46,8 +46,13 @@ class EnsembleTeacher(Teacher):
         self.weights = [weight / sum(weights) for weight in weights]
         self.gives_scores = all(teacher.gives_scores for teacher in teachers)
         self.scores_items = all(teacher.scores_items for teacher in teachers)
+        self.gap = "; ".join(
+            f"its teacher {teacher.identity!r}: {teacher.gap or 'gives lists'}"
+            for teacher in teachers
+            if not teacher.scores_items
+        )
         self.free = all(teacher.free for teacher in teachers)
-        self.n_items = teachers[0].n_items
+        self.n_items = next((teacher.n_items for teacher in teachers if teacher.n_items is not None), None)
         self.takes = teachers[0].takes
         self.exclude_history = teachers[0].exclude_history
         told = [teacher.max_history for teacher in teachers if teacher.max_history is not None]
@@ -162,9 +167,10 @@ def _check(teachers: Sequence[Teacher], weights: Sequence[float]) -> None:
     if len(weights) != len(teachers) or min(weights) <= 0:
         raise SettingsError(f"{len(teachers)} teachers need as many weights above 0, but they are {list(weights)}.")
     for what, values in (
+        ("how many items they know", [teacher.n_items for teacher in teachers]),
         ("what a query consists of", [teacher.takes for teacher in teachers]),
         ("whether items of the history are listed", [not teacher.exclude_history for teacher in teachers]),
     ):
-        if len(set(values)) > 1:
+        if len({value for value in values if value is not None}) > 1:
             told = ", ".join(f"{t.identity!r}: {value}" for t, value in zip(teachers, values, strict=True))
             raise SettingsError(f"the teachers of an ensemble differ in {what} ({told}), so they cannot answer as one.")

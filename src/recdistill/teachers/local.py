@@ -35,6 +35,9 @@ class LocalTeacher(Teacher):
         exclude_history: whether items of the history are left out; false for data with repeats.
         name: what it is called, before a hash of its weights; the model's own name by default.
         earlier: the model at earlier stages of its training, the earliest first, for methods that follow its course.
+
+    Raises:
+        TeacherError: for weights that are not finite numbers.
     """
 
     free = True
@@ -55,6 +58,7 @@ class LocalTeacher(Teacher):
         self.n_items = model.n_items
         told = [gives_scores, exclude_history]
         self._identity = f"{name or model.name}-{_fingerprint(model, told)}"
+        _refuse_diverged(model, self._identity)
         before = [
             LocalTeacher(stage, gives_scores=gives_scores, exclude_history=exclude_history, name=name)
             for stage in earlier
@@ -140,6 +144,17 @@ def _products(queries: Tensor, table: Tensor, rows: Ints, candidates: Ints) -> S
             products = (some @ table.T).gather(1, wanted)
         scores[block] = products.cpu().numpy()
     return scores
+
+
+def _refuse_diverged(model: Model, identity: str) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            wrong = int((~tensor.isfinite()).sum())
+            raise TeacherError(
+                f"teacher {identity!r} cannot teach: {wrong:,} of {tensor.numel():,} numbers in its weights {name!r} "
+                "are NaN or infinite. Its training has diverged: train it anew at a lower learning rate, or take an "
+                "earlier state of it."
+            )
 
 
 def _fingerprint(model: Model, told: list[bool]) -> str:

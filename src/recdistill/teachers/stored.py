@@ -82,6 +82,7 @@ class StoredTeacher(Teacher):
         self.exclude_history = exclude_history
         self.n_items: int = len(ids)
         self._raw_items, self._raw_users = ids, users
+        self.gap = "" if self.scores_items else self._first_gap()
         digest = hashlib.sha256(json.dumps([ids.raw.to_list(), users.raw.to_list(), exclude_history]).encode())
         for array in (offsets, self.lists.items, self.values):
             digest.update(array.data)
@@ -133,6 +134,16 @@ class StoredTeacher(Teacher):
             return self._look_up(who[rows], candidates)
 
         return scores
+
+    def _first_gap(self) -> str:
+        lengths = self.lists.lengths
+        user = int(np.flatnonzero((lengths > 0) & (lengths < self.n_items))[0])
+        item = np.setdiff1d(np.arange(1, self.n_items + 1), self.lists[user])[0]
+        (raw_user,), (raw_item,) = self._raw_users.decode([user]), self._raw_items.decode([item])
+        return (
+            f"of {self.n_items:,} items it scores {lengths[user]:,} for user {raw_user!r}, say, but not item "
+            f"{raw_item!r}"
+        )
 
     def _look_up(self, users: Ints, candidates: Ints) -> Scores:
         """Return the scores of ``candidates (b, C)``, for each of ``users (b,)`` its own."""
