@@ -136,7 +136,7 @@ def test_every_part_reads_its_vectors_by_its_settings(pooling: Pooling, similari
         intent_weight=1.0,
         contrast_weight=1.0,
         exclude_same_intent=False,
-        augmentation={"kinds": ["crop"], "crop_share": 0.6},
+        augmentation={"kinds": ["insert"], "insert_share": 0.6},
         temperature=0.5,
         similarity=similarity,
     )

@@ -158,6 +158,17 @@ def test_k_means_looks_at_the_histories_that_are_learned_from() -> None:
     assert torch.cdist(whole, method.intents.prototypes).amin(1).max() < 1e-3
 
 
+def test_users_with_one_interaction_are_learned_from_as_well() -> None:
+    """Their teacher's answer is, where S4Rec has no label for them; one of the four users is of the head."""
+    train, learner = Sequences.from_lists([[1, 2, 3], [4], [5], [6]]), student()
+    method = build_method("kd", {"top_k": 4, "intents": INTENTS})
+    method.prepare(Setting(train, np.arange(4), N, FakeTeacher(N)))
+    method.fit_to(learner)
+    assert isinstance(method, WithIntents)
+    assert method.intents is not None
+    assert method.intents.share_of_head == 1 / 4
+
+
 @pytest.mark.parametrize("model", ["mf", "lightgcn"])
 @pytest.mark.parametrize("name", ["kd", "rcekd"])
 def test_a_student_that_reads_the_user_has_no_history_to_learn_them_from(name: str, model: str) -> None:
