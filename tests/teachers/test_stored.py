@@ -190,7 +190,7 @@ def test_users_without_a_row_are_counted(caplog: pytest.LogCaptureFixture) -> No
     with caplog.at_level(logging.WARNING):
         stored(table(whole()))
         stored()
-    assert caplog.messages == ["the frame: 1 of 3 users of the data have no row, and learn from labels alone"]
+    assert caplog.messages == ["the frame: 1 of 3 users of the data have no row, and learn nothing from it"]
 
 
 def test_ids_of_something_else_are_refused() -> None:

@@ -253,7 +253,7 @@ def _known(rows: _Rows, name: str, ids: IdMap, users: IdMap) -> pl.DataFrame:
         if left_out
     ]
     if unanswered := len(users) - known["user"].n_unique():
-        notes.append(f"{unanswered:,} of {len(users):,} users of the data have no row, and learn from labels alone")
+        notes.append(f"{unanswered:,} of {len(users):,} users of the data have no row, and learn nothing from it")
     if notes:
         _log.warning("%s: %s", name, "; ".join(notes))
     return known
