@@ -427,9 +427,15 @@ def rivals() -> Iterator[tuple[Row, Row]]:
         for method in METHODS[regime]:
             if method != "bahsd":
                 yield ours, replace(ours, method=method, variant="equal budget" if method == "extraction" else "")
-    for budget, method in itertools.product(BUDGETS, ("kd", "extraction")):
+    for budget in BUDGETS:
         ours = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "pure", "lists", budget)
-        yield ours, replace(ours, method=method)
+        for method in ("kd", "extraction"):
+            yield ours, replace(ours, method=method)
+        yield replace(ours, variant=f"{FAITHFUL}, {budget}"), replace(ours, method="extraction")
+    for dataset in DATASETS:
+        ours = Row(dataset, "sasrec", "sasrec", "bahsd", "pure", "lists", FAITHFUL)
+        yield ours, replace(ours, method="extraction", variant="equal budget")
+        yield replace(ours, variant=""), replace(ours, variant="without probing")
 
 
 def compare() -> None:
