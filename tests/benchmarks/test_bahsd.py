@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.bahsd import ABLATIONS, FIRST, SECOND, TABLES, Row, core
+from benchmarks.bahsd import ABLATIONS, FIRST, QUARTER, SECOND, TABLES, Row, core
 from benchmarks.comparisons import COLUMNS
 from benchmarks.experiments import find_recipe
 from benchmarks.results import ResultTable
@@ -127,6 +127,13 @@ def test_a_small_student_and_a_small_budget_are_what_they_say() -> None:
     assert small.student.config.dim == 16  # type: ignore[attr-defined]
     walks = Row("amazon-beauty", "sasrec", "sasrec", "extraction", "pure", "lists", "1,000 queries").run()
     assert walks.dump()["method"]["n_queries"] == 1_000
+
+
+def test_a_faithful_student_is_one_at_every_budget() -> None:
+    for variant, budget in {"faithful": None, "faithful, 5,000 queries": 5_000, QUARTER: 28_908}.items():
+        row = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "pure", "lists", variant)
+        assert row.budget == budget
+        assert row.run().dump()["method"]["order_weight"] == (10.0 if "faithful" in variant else 0.0)
 
 
 def test_few_answers_are_learned_for_long() -> None:
