@@ -61,13 +61,18 @@ def paired(
             means = [_mean([parts[stratum] for parts in side], metric, k) for side in sides]
             yield {
                 **{name: value for name, value in row.key.items() if name in COLUMNS},
-                "other": " ".join(filter(None, (other.key["method"], other.key["variant"]))),
+                "method": _name(row),
+                "other": _name(other),
                 "stratum": stratum,
                 "metric": metric,
                 "k": k,
                 **_test(*means),
                 "seeds": len(both),
             }
+
+
+def _name(row: Row) -> str:
+    return " ".join(filter(None, (row.key["method"], row.key["variant"])))
 
 
 def _mean(found: Sequence[Evaluation], metric: str, k: int) -> Floats:
