@@ -182,7 +182,7 @@ def test_a_row_is_measured_once_and_compared(little: Path) -> None:
     s4rec.compare()
     tests = ResultTable(s4rec.PAIRED, COLUMNS).rows()
     assert [(row["method"], row["other"], row["stratum"]) for row in tests] == [
-        ("s4rec", "labels softmax", stratum) for stratum in ("all", "head", "tail")
+        ("s4rec softmax", "labels softmax", stratum) for stratum in ("all", "head", "tail")
     ]
     ours = ResultTable(s4rec.RESULTS, QUALITY).find(**WHOLE.key, stratum="tail", metric="ndcg", k=10)
     assert float(tests[2]["value"]) == pytest.approx(float(ours[0]["value"]), rel=1e-4)
