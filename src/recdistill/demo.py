@@ -45,15 +45,15 @@ class Plan:
     teacher: Values = field(default_factory=lambda: {"name": "sasrec", "dim": 64, "n_blocks": 2, "max_len": 50})
     student: Values = field(default_factory=lambda: {"name": "sasrec", "dim": 16, "n_blocks": 1, "max_len": 50})
     teacher_training: Values = field(
-        default_factory=lambda: {"epochs": 16, "patience": 3, "batch_size": 64, "learning_rate": 3e-3}
+        default_factory=lambda: {"epochs": 14, "patience": 3, "batch_size": 64, "learning_rate": 3e-3}
     )
     first_stage: Values = field(
-        default_factory=lambda: {"epochs": 10, "patience": 3, "batch_size": 64, "learning_rate": 1e-2}
+        default_factory=lambda: {"epochs": 8, "patience": 3, "batch_size": 64, "learning_rate": 1e-2}
     )
     second_stage: Values = field(
         default_factory=lambda: {
-            "epochs": 5,
-            "patience": 5,
+            "epochs": 4,
+            "patience": 4,
             "batch_size": 64,
             "learning_rate": 3e-3,
             "schedule": "cosine",
