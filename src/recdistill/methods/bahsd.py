@@ -129,8 +129,8 @@ class BAHSD(WithIntents, name="bahsd"):
 
     w is the gate, by reliability. The consensus is the mixture of the answers at all scales. L_R teaches it; L_KL
     teaches it as well, at a temperature that may follow reliability, or the answer to the whole history alone
-    (``target``). A view is a shortened or an earlier history, another one each epoch. Users without an answer learn
-    from labels alone. λ and T are those of `KD`: an answer counts as much as λ labels.
+    (``target``). Views are earlier histories, or one shortened one a step. Users without an answer learn from labels
+    alone. λ and T are those of `KD`: an answer counts as much as λ labels.
 
     The defaults are what validation data favoured: probing, consensus and views. There, reliability speaks through the
     consensus, which is as flat as the answers disagree; w has no effect until something that it chooses between is
