@@ -199,9 +199,10 @@ class BAHSD(WithIntents, name="bahsd"):
         earlier = prefixes.places if prefixes is not None and student.causal else None
         parts, states, worth = label_and_queries(student, batch, self.label_loss, config.weight, self.intents, earlier)
         queries = states[:n_rows]
-        gate, answered = self._of(batch.rows, self.gate), self._target(batch.rows, self.n_scales - 1)[0][:, 0] > 0
+        target = self._target(batch.rows, self.n_scales - 1)
+        gate, answered = self._of(batch.rows, self.gate), target[0][:, 0] > 0
         sure, unsure = worth * answered * gate, worth * answered * (1 - gate)
-        parts |= self._whole(student, queries, batch, sure, unsure)
+        parts |= self._whole(student, queries, target, batch, sure, unsure)
         if prefixes is not None:
             views = states[n_rows:] if student.causal else student.encode(prefixes.alone(batch.batch))
             parts["view"] = self._earlier(student, views, prefixes, batch, config.view_weight * worth)
@@ -210,19 +211,24 @@ class BAHSD(WithIntents, name="bahsd"):
         return parts
 
     def _whole(
-        self, student: Model, queries: Tensor, batch: TrainingBatch, sure: Tensor, unsure: Tensor
+        self,
+        student: Model,
+        queries: Tensor,
+        target: tuple[Tensor, Tensor],
+        batch: TrainingBatch,
+        sure: Tensor,
+        unsure: Tensor,
     ) -> dict[str, Tensor]:
         """Teach the states after whole histories."""
         config, parts = self.config, {}
-        target, agreed = self._target(batch.rows, self.n_scales - 1), self.agreed.of(batch.rows)
         learn = partial(list_loss, student, config, queries)
         if self._one_target:
-            return {"consensus": learn(*agreed, weights=sure + config.ranking_weight * unsure)}
+            return {"consensus": learn(*target, weights=sure + config.ranking_weight * unsure)}
         parts["answer"] = learn(*target, weights=sure, temperature=self._of(batch.rows, self.temperature))
         if config.ranking_weight:
             weights = config.ranking_weight * unsure
             parts["consensus"] = (
-                learn(*agreed, weights=weights)
+                learn(*self.agreed.of(batch.rows), weights=weights)
                 if config.ranking == "listwise"
                 else self._pairwise(student, queries, batch, weights)
             )
