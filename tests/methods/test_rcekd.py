@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recdistill.losses import subset_cross_entropy
-from recdistill.methods.rcekd import RCEKD, closure_counts, fusion_share, nearly_closed, rce_loss
+from recdistill.methods.rcekd import RCEKD, beyond, closure_counts, fusion_share, padding_last, rce_loss
 from recdistill.models.base import Model
 
 from .users import WITH_HISTORY, learn, mf, ready, scores_of, teacher_part, top
@@ -42,9 +42,15 @@ def test_padding_in_the_teachers_list_is_not_counted() -> None:
     assert closure_counts(HEAD, short, form="paper").tolist() == [[1, 1, 1, 1, 0]]
 
 
-def test_the_approximate_part_leaves_out_what_the_exact_part_holds_and_names_no_item_twice() -> None:
-    closed = nearly_closed(own=HEAD[:, :3], drawn=torch.tensor([[40, 10]]), listed=LISTED)
-    assert closed.tolist() == [[40, 10, 0, 0, 60]]
+def test_what_is_beyond_the_students_list_names_no_item_twice() -> None:
+    deep, missed = beyond(own=HEAD[:, :3], drawn=torch.tensor([[40, 10]]), listed=LISTED)
+    assert (deep.tolist(), missed.tolist()) == ([[40, 0]], [[0, 0, 60]])
+
+
+def test_padding_moves_behind_all_items_but_for_the_columns_that_are_kept() -> None:
+    items, order = padding_last(torch.tensor([[5, 0, 0, 7, 0, 8], [5, 6, 1, 2, 3, 4]]), n_kept=2)
+    assert items.tolist() == [[5, 0, 7, 8, 0, 0], [5, 6, 1, 2, 3, 4]]
+    assert order.tolist() == [[0, 1, 3, 5, 2, 4], [0, 1, 2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize(("others", "shared"), [([1, 2, 3], 2), ([7, 8, 9], 0), ([2, 3, 4], 3)])
@@ -59,14 +65,14 @@ def test_fusion_is_a_share_of_the_listed_items_padding_left_out() -> None:
 
 
 def test_the_loss_by_hand() -> None:
-    # On the student's two items the teacher says 3/4, 1/4 and the student 1/2, 1/2; on the others, of which one is
-    # padding, the teacher says 1/2, 1/2 and the student 2/3, 1/3.
-    teacher = torch.tensor([[math.log(3), 0.0, 5.0, 99.0, 5.0]])
-    student = torch.tensor([[1.0, 1.0, math.log(2), 99.0, 0.0]])
-    real = torch.tensor([[True, True, True, False, True]])
+    # On the student's two items the teacher says 3/4, 1/4 and the student 1/2, 1/2. J holds the second of them and the
+    # last: there the teacher says 1/6, 5/6 and the student 1/3, 2/3. The third is in neither.
+    teacher = torch.tensor([[math.log(3), 0.0, 99.0, math.log(5)]])
+    student = torch.tensor([[1.0, 1.0, 99.0, 1.0 + math.log(2)]])
+    own, near = torch.tensor([[True, True]]), torch.tensor([[False, True, False, True]])
     exact = math.log(2)
-    approximate = -(math.log(2 / 3) + math.log(1 / 3)) / 2
-    loss = rce_loss(student, teacher, real, torch.tensor([0.3]), n_student=2)
+    approximate = -(math.log(1 / 3) + 5 * math.log(2 / 3)) / 6
+    loss = rce_loss(student, teacher, own, near, torch.tensor([0.3]))
     assert loss.item() == pytest.approx(0.7 * exact + 0.3 * approximate)
 
 
@@ -78,11 +84,12 @@ def test_temperature_softens_both_sides() -> None:
 
 
 logits = st.lists(st.floats(-20, 20), min_size=6, max_size=6)
-REAL = torch.tensor([[True, True, True, False, True, True]])
+OWN = torch.tensor([[True, True, True]])
+NEAR = torch.tensor([[True, False, True, True, True, True]])
 
 
 def loss_of(student: Tensor, teacher: Tensor) -> Tensor:
-    return rce_loss(student, teacher, REAL, torch.tensor([0.4]), n_student=3)
+    return rce_loss(student, teacher, OWN, NEAR, torch.tensor([0.4]))
 
 
 @given(logits, logits)
@@ -118,7 +125,7 @@ def test_loss_and_gradient_are_finite_at_extreme_scores(extreme: float) -> None:
 def test_empty_sets_cost_nothing_and_keep_gradients_finite() -> None:
     student = torch.ones(2, 3, requires_grad=True)
     nothing = torch.zeros(2, 3, dtype=torch.bool)
-    loss = rce_loss(student, torch.full((2, 3), -torch.inf), nothing, torch.tensor([0.5, 0.5]), n_student=1)
+    loss = rce_loss(student, torch.full((2, 3), -torch.inf), nothing[:, :1], nothing, torch.tensor([0.5, 0.5]))
     assert loss.tolist() == [0, 0]
     assert torch.autograd.grad(loss.sum(), student)[0].isfinite().all()
 
@@ -132,6 +139,13 @@ def prepared(teacher: Model, student: Model, **settings: Any) -> RCEKD:
     return method
 
 
+def drawn_of(method: RCEKD, user: int, n: int = 3) -> list[int]:
+    """Return what was drawn for a user: what J shares with the student's list, and the first items behind that."""
+    items, near = method.items[user].tolist(), method.near[user].tolist()
+    of_own = [item for item, inside in zip(items[:4], near[:4], strict=True) if inside]
+    return of_own + items[4 : 4 + n - len(of_own)]
+
+
 @pytest.mark.parametrize("seen_items", [True, False])
 def test_lists_of_both_sides_hold_the_history_or_leave_it_out(seen_items: bool) -> None:
     teacher, student = mf(1), mf(2)
@@ -139,7 +153,18 @@ def test_lists_of_both_sides_hold_the_history_or_leave_it_out(seen_items: bool) 
     for user in WITH_HISTORY:
         assert method.listed[user].tolist() == top(teacher, user, 4, seen_items=seen_items)
         assert method.items[user, :4].tolist() == top(student, user, 4, seen_items=seen_items)
-        assert set(method.items[user, 4:7].tolist()) <= set(top(student, user, 9, seen_items=seen_items))
+        assert set(drawn_of(method, user)) <= set(top(student, user, 9, seen_items=seen_items))
+
+
+def test_each_item_stands_once_and_j_is_the_draws_and_what_the_teacher_lists_besides() -> None:
+    method = prepared(mf(1), mf(2))
+    for user in WITH_HISTORY:
+        items, near = method.items[user], method.near[user]
+        real = items[items > 0].tolist()
+        drawn, own = drawn_of(method, user), items[:4].tolist()
+        assert len(set(real)) == len(real) < len(items)
+        assert len(set(drawn)) == 3
+        assert set(items[near].tolist()) == {*drawn, *({*method.listed[user].tolist()} - {*own})}
 
 
 def test_the_teacher_scores_what_is_compared() -> None:
@@ -162,7 +187,7 @@ def test_the_loss_of_a_user_is_that_of_the_formula(temperature: float) -> None:
     total = 0.0
     for user in WITH_HISTORY:
         own, listed = (top(model, user, 4, seen_items=True) for model in (student, teacher))
-        drawn = method.items[user, 4:7].tolist()
+        drawn = drawn_of(method, user)
         closed = drawn + [item for item in listed if item not in {*own, *drawn}]
         share = math.exp(-2 * len({*listed} & {*drawn}) / 4)
         total += (1 - share) * cross_entropy(user, own) + share * cross_entropy(user, closed)
@@ -184,7 +209,7 @@ def test_the_teacher_is_asked_about_an_item_once_a_look(monkeypatch: pytest.Monk
     (items,) = asked
     for user, row in zip(WITH_HISTORY, items.tolist(), strict=True):
         assert row[:4] == top(student, user, 4, seen_items=True)
-        assert sorted(item for item in row if item) == sorted({*row[:4], *method.items[user, 4:11].tolist()})
+        assert sorted(item for item in row if item) == sorted({*row[:4], *drawn_of(method, user, 7)})
 
 
 @pytest.mark.parametrize(("fusion", "expected"), [("paper", math.exp(-1)), ("code", math.exp(-1)), ("constant", 0.25)])

@@ -67,9 +67,11 @@ class RCEKD(WithIntents, GuidedDistillation, name="rcekd"):
     config: RCEKDConfig
     needs = frozenset({"rankings", "scores"})
     items: Tensor
-    """``(R, 2K+L)`` the student's list Q^S and the set J, side by side; 0 is padding."""
+    """``(R, 2K+L)`` the student's list Q^S, then what else is in J, each item once; 0 is padding."""
     scores: Tensor
     """``(R, 2K+L)`` the teacher's scores of them."""
+    near: Tensor
+    """``(R, 2K+L)`` which of them are in J."""
     fused: Tensor
     """``(R,)`` γ."""
 
@@ -86,6 +88,7 @@ class RCEKD(WithIntents, GuidedDistillation, name="rcekd"):
         width = min(k, depth) + min(config.n_sampled, depth) + k
         self.keep("items", width, dtype=torch.int32)
         self.keep("scores", width, dtype=torch.float32)
+        self.keep("near", width, dtype=torch.bool)
         self.keep("fused", dtype=torch.float32)
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
@@ -101,20 +104,16 @@ class RCEKD(WithIntents, GuidedDistillation, name="rcekd"):
             own = head[:, : listed.shape[1]]
             counts = closure_counts(head, listed, form=config.closure)
             chances = torch.where(head > 0, counts / config.sampling_temperature, -torch.inf)
-            drawn_places = draw_places(chances, config.n_sampled, generator)
-            drawn = head.gather(1, drawn_places)
-            items = torch.cat([own, nearly_closed(own, drawn, listed)], dim=1)
+            drawn = head.gather(1, draw_places(chances, config.n_sampled, generator))
+            deep, missed = beyond(own, drawn, listed)
+            asked = self.view.scores(block, torch.cat([own, deep], dim=1))
+            scores = torch.cat([asked, self.listed_scores[block]], dim=1)
+            items, order = padding_last(torch.cat([own, deep, missed], dim=1), n_kept=own.shape[1])
             at = block.to(self.items.device)
             self.items[at] = items.to(self.items)
-            self.scores[at] = self._teacher_scores(block, own, drawn, drawn_places).to(self.scores)
+            self.scores[at] = scores.gather(1, order).to(self.scores)
+            self.near[at] = torch.cat([contains(drawn, own), items[:, own.shape[1] :] > 0], dim=1).to(self.near)
             self.fused[at] = self._fusion(listed, own, drawn).to(self.fused)
-
-    def _teacher_scores(self, rows: Tensor, own: Tensor, drawn: Tensor, drawn_places: Tensor) -> Tensor:
-        """Return the teacher's scores ``(B, 2K+L)`` of lists, draws and its own lists, each item asked about once."""
-        deep = drawn.masked_fill(drawn_places < own.shape[1], 0)
-        of_own, of_deep = self.view.scores(rows, torch.cat([own, deep], dim=1)).tensor_split([own.shape[1]], dim=1)
-        of_drawn = torch.where(deep > 0, of_deep, of_own.gather(1, drawn_places.clamp_max(own.shape[1] - 1)))
-        return torch.cat([of_own, of_drawn, self.listed_scores[rows]], dim=1)
 
     def _fusion(self, listed: Tensor, own: Tensor, drawn: Tensor) -> Tensor:
         config = self.config
@@ -124,20 +123,23 @@ class RCEKD(WithIntents, GuidedDistillation, name="rcekd"):
 
     def distil(self, student: Model, queries: Tensor, batch: TrainingBatch) -> Tensor:
         """Return the fused cross-entropies."""
-        items = self.items[batch.rows]
+        config, items = self.config, self.items[batch.rows]
+        n_own = min(self.listed.shape[1], config.depth)
+        shown = slice(0, n_own + int((items[:, n_own:] > 0).sum(1).max()))
+        items = items[:, shown]
         loss = rce_loss(
             list_logits(queries, student.item_embeddings(), items),
-            self.scores[batch.rows],
-            items > 0,
+            self.scores[batch.rows, shown],
+            items[:, :n_own] > 0,
+            self.near[batch.rows, shown],
             self.fused[batch.rows],
-            n_student=min(self.listed.shape[1], self.config.depth),
-            temperature=self.config.temperature,
+            temperature=config.temperature,
         )
         return loss.mean()
 
 
 def rce_loss(
-    student: Tensor, teacher: Tensor, real: Tensor, fusion: Tensor, *, n_student: int, temperature: float = 1.0
+    student: Tensor, teacher: Tensor, own: Tensor, near: Tensor, fusion: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
     r"""Cross-entropy on the student's list, fused with that on a set that is nearly closed.
 
@@ -145,11 +147,11 @@ def rce_loss(
               \mathrm{CE}_J = -\sum_{i \in J} \sigma_J(r^T / \tau)_i \log \sigma_J(r^S / \tau)_i
 
     Args:
-        student: ``(B, C)`` its logits r^S of the items of Q^S and of J, side by side.
+        student: ``(B, C)`` its logits r^S of the items of Q^S, then of others.
         teacher: ``(B, C)`` the teacher's scores r^T of them.
-        real: ``(B, C)`` which of them are no padding.
+        own: ``(B, K)`` which of the first K are in Q^S, and no padding.
+        near: ``(B, C)`` which of all are in J.
         fusion: ``(B,)`` γ.
-        n_student: how many of the C belong to Q^S.
         temperature: τ, positive.
 
     Returns:
@@ -157,15 +159,14 @@ def rce_loss(
 
     Source: the paper of `RCEKD`.
     """
-    exact, approximate = (
-        subset_cross_entropy(student[:, part], teacher[:, part], real[:, part], temperature=temperature)
-        for part in (slice(0, n_student), slice(n_student, None))
-    )
+    n_own = own.shape[1]
+    exact = subset_cross_entropy(student[:, :n_own], teacher[:, :n_own], own, temperature=temperature)
+    approximate = subset_cross_entropy(student, teacher, near, temperature=temperature)
     return (1 - fusion) * exact + fusion * approximate
 
 
-def nearly_closed(own: Tensor, drawn: Tensor, listed: Tensor) -> Tensor:
-    """Return J, what was drawn and what the teacher lists and the student does not, each item once.
+def beyond(own: Tensor, drawn: Tensor, listed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what J holds outside the student's list, each item once.
 
     Args:
         own: ``(B, K)`` the student's list.
@@ -173,9 +174,26 @@ def nearly_closed(own: Tensor, drawn: Tensor, listed: Tensor) -> Tensor:
         listed: ``(B, K)`` the teacher's list.
 
     Returns:
-        ``(B, L+K)``; 0 is padding.
+        ``(B, L)`` what was drawn, and ``(B, K)`` what the teacher lists and was not drawn; 0 is padding.
     """
-    return torch.cat([drawn, listed.masked_fill(contains(torch.cat([own, drawn], dim=1), listed), 0)], dim=1)
+    missed = listed.masked_fill(contains(torch.cat([own, drawn], dim=1), listed), 0)
+    return drawn.masked_fill(contains(own, drawn), 0), missed
+
+
+def padding_last(items: Tensor, *, n_kept: int) -> tuple[Tensor, Tensor]:
+    """Move the padding of each row to its end, but for the first columns, which stay.
+
+    Args:
+        items: ``(B, C)``; 0 is padding.
+        n_kept: how many columns stay where they are.
+
+    Returns:
+        The items ``(B, C)``, and ``(B, C)`` the column that each was in.
+    """
+    empty = items == 0
+    empty[:, :n_kept] = False
+    order = empty.sort(dim=1, stable=True).indices
+    return items.gather(1, order), order
 
 
 def closure_counts(head: Tensor, listed: Tensor, *, form: Form) -> Tensor:
