@@ -34,6 +34,7 @@ from recdistill.methods.intents import WithIntents
 from recdistill.methods.kd import Answers, KDConfig, check_values, label_and_queries, list_loss, soft_targets
 from recdistill.methods.labels import LabelLoss
 from recdistill.methods.lists import list_logits
+from recdistill.methods.opinion import advised
 from recdistill.methods.parts import ShownPrefixes, cut
 from recdistill.models.base import Batch, Model
 from recdistill.probing import (
@@ -168,8 +169,9 @@ class BAHSD(WithIntents, name="bahsd"):
             SettingsError: when the teacher does not give what is needed.
         """
         self.check_teacher(setting.teacher)
-        super().prepare(setting)
         config = self.config
+        setting = advised(setting, config.second_opinion)
+        super().prepare(setting)
         self.probe = asked = probe(setting, scales=config.scales, k=config.top_k)
         self.n_scales, self.n_rows, _ = asked.items.shape
         self.taught = None if config.labels or config.intents is not None else asked.full.rows_answered

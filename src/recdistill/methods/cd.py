@@ -52,7 +52,7 @@ class CD(GuidedDistillation, name="cd"):
     def prepare(self, setting: Setting) -> None:
         """Make the teacher ready to be asked."""
         super().prepare(setting)
-        self.view = TeacherView(setting)
+        self.view = TeacherView(self.setting)
         n = min(self.config.n_sampled, self.config.depth, setting.n_items)
         self.keep("items", n, dtype=torch.int32)
         self.keep("scores", n, dtype=torch.float32)

@@ -57,7 +57,7 @@ class CE(GuidedDistillation, name="ce"):
         """Ask the teacher for its lists, where they are needed."""
         super().prepare(setting)
         config = self.config
-        self.view = TeacherView(setting)
+        self.view = TeacherView(self.setting)
         if config.on == "all":
             return
         k = min(config.top_k, setting.n_items)

@@ -57,7 +57,7 @@ class CKD(Distillation, name="ckd"):
             TeacherError: for a score that is not a finite number.
         """
         super().prepare(setting)
-        config, view = self.config, TeacherView(setting)
+        config, view = self.config, TeacherView(self.setting)
         items = view.lists(min(config.top_k, setting.n_items), seen_items=config.seen_items)
         logits = torch.full(items.shape, -torch.inf)
         for rows in map(torch.from_numpy, blocks(view.rows)):

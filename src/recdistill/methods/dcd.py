@@ -57,7 +57,7 @@ class DCD(GuidedDistillation, name="dcd"):
         """Ask the teacher for its lists."""
         super().prepare(setting)
         config = self.config
-        self.listed = teacher_lists(setting, config.top_k)
+        self.listed = teacher_lists(self.setting, config.top_k)
         n = min(config.n_corrected, self.listed.shape[1])
         self.keep("under", n, dtype=torch.int32)
         self.keep("over", n, dtype=torch.int32)

@@ -15,16 +15,16 @@ from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.intents import WithIntents, WithIntentsConfig, learn_logs
 from recdistill.methods.labels import LabelLoss, LabelLossConfig
 from recdistill.methods.lists import list_logits
+from recdistill.methods.opinion import SecondOpinionConfig, advised
 from recdistill.methods.s4rec import IntentParts
 from recdistill.models.base import Model
 from recdistill.probing import probe
-from recdistill.settings import Settings
 from recdistill.teachers.base import Ranking, Teacher
 
 Values: TypeAlias = Literal["auto", "scores", "ranks"]
 
 
-class ListConfig(Settings):
+class ListConfig(SecondOpinionConfig):
     """What all methods that learn from a teacher's lists share."""
 
     labels: bool = True
@@ -90,7 +90,7 @@ class KD(WithIntents, name="kd"):
         self.check_teacher(setting.teacher)
         super().prepare(setting)
         config = self.config
-        answers = probe(setting, k=config.top_k).full
+        answers = probe(advised(setting, config.second_opinion), k=config.top_k).full
         self.answers = Answers.read(answers, config.values, config.rank_decay)
         self.taught = None if config.labels or config.intents is not None else answers.rows_answered
         self.label_loss = LabelLoss(config.label_loss, setting) if config.labels else None

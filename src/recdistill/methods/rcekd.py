@@ -79,7 +79,7 @@ class RCEKD(WithIntents, GuidedDistillation, name="rcekd"):
         """Ask the teacher for its lists and what it thinks of them, which never changes."""
         super().prepare(setting)
         config = self.config
-        self.view = TeacherView(setting)
+        self.view = TeacherView(self.setting)
         self.listed = self.view.lists(config.top_k, seen_items=config.seen_items)
         rows = torch.from_numpy(self.view.rows)
         self.listed_scores = torch.full(self.listed.shape, -torch.inf)

@@ -14,17 +14,17 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from recdistill.data.dataset import Ints, Sequences
-from recdistill.errors import TeacherError
+from recdistill.errors import SettingsError, TeacherError
 from recdistill.evaluation.scoring import top_k
 from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.methods.labels import LabelLoss, LabelLossConfig, as_lists, distinct_pairs
+from recdistill.methods.opinion import SecondOpinionConfig, advised
 from recdistill.models.base import Batch, Model
 from recdistill.probing import probe, without
-from recdistill.settings import Settings
-from recdistill.teachers.base import scorer_of_some
+from recdistill.teachers.base import Teacher, scorer_of_some
 
 
-class DistillationConfig(Settings):
+class DistillationConfig(SecondOpinionConfig):
     """What all methods share that add a teacher's loss to that on true items."""
 
     label_loss: LabelLossConfig = LabelLossConfig()
@@ -58,6 +58,15 @@ class Distillation(Method):
     Config = DistillationConfig
     config: DistillationConfig
 
+    def check_teacher(self, teacher: Teacher | None) -> Teacher:
+        """Refuse a second opinion, too, where vectors or earlier stages are learned from, which rules do not have."""
+        if self.config.second_opinion and self.needs & {"vectors", "checkpoints"}:
+            raise SettingsError(
+                f"method {self.name!r} looks into its teacher, and a second opinion cannot be looked into: set "
+                "second_opinion to 0, or take a method that learns from scores, such as 'rcekd'"
+            )
+        return super().check_teacher(teacher)
+
     def prepare(self, setting: Setting) -> None:
         """Take note of the training data and the teacher.
 
@@ -65,7 +74,7 @@ class Distillation(Method):
             SettingsError: when the teacher does not give what is needed.
         """
         self.teacher = self.check_teacher(setting.teacher)
-        self.setting = setting
+        self.setting = advised(setting, self.config.second_opinion)
         self.label_loss = LabelLoss(self.config.label_loss, setting)
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:

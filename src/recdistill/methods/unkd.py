@@ -59,7 +59,7 @@ class UnKD(Distillation, name="unkd"):
         counts = np.bincount(setting.train.flat()[0], minlength=setting.n_items + 1)
         groups = popularity_groups(counts[1:], config.n_groups)
         self.pairs = pairs_by_group(counts[1:], groups, config.n_pairs, emphasis=config.rare_emphasis)
-        self.listed = group_lists(setting, groups, config.depth)
+        self.listed = group_lists(self.setting, groups, config.depth)
 
     def distil(self, student: Model, queries: Tensor, batch: TrainingBatch) -> Tensor:
         """Return the pairwise loss, a mean over pairs."""

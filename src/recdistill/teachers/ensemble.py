@@ -24,7 +24,8 @@ class EnsembleTeacher(Teacher):
               p_m = \mathrm{softmax}(\text{scores of } m) \text{, or } \propto 1/\mathrm{rank}_m \text{ without scores}
 
     An item that a teacher does not list gets nothing from it. Scores, where all teachers give them, are log s. Where
-    all score any item, so does the ensemble: the softmax is then taken over all items instead of the list. Every
+    all score any item, so does the ensemble: the softmax is then taken over all items instead of the list, and what
+    any of them lists is ranked by that. Every
     teacher is asked about every history: an answer of the ensemble costs one of each. A teacher whose budget is spent,
     or that does not know the user, is left out, as long as another answers.
 
@@ -72,7 +73,8 @@ class EnsembleTeacher(Teacher):
         Raises:
             TeacherError: when one of the teachers gives no sensible answer.
         """
-        return self._fuse([teacher.rank(histories, k, users=users) for teacher in self.teachers], k)
+        rankings = [teacher.rank(histories, k, users=users) for teacher in self.teachers]
+        return self._best(rankings, histories, k, users=users)
 
     def rank_within_budget(
         self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None
@@ -80,7 +82,20 @@ class EnsembleTeacher(Teacher):
         """Return what can be had, and ``(B,)`` which rows that is: those that one teacher or more answered."""
         pairs = [teacher.rank_within_budget(histories, k, users=users) for teacher in self.teachers]
         answered: Bools = np.any([answered for _, answered in pairs], axis=0)
-        return self._fuse([ranking for ranking, _ in pairs], k), answered
+        return self._best([ranking for ranking, _ in pairs], histories, k, users=users), answered
+
+    def _best(
+        self, rankings: list[Ranking], histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None
+    ) -> Ranking:
+        """Return the best of what one of the teachers or more list, by the ensemble's own scores if it has them."""
+        if not self.scores_items:
+            return self._fuse(rankings, k)
+        scorer = self.scorer(histories, users=users)
+        listed = np.sort(np.concatenate([ranking.items for ranking in rankings], axis=1), axis=1)
+        listed[:, 1:][listed[:, 1:] == listed[:, :-1]] = 0
+        scores = np.where(listed > 0, scorer(np.arange(len(listed)), np.maximum(listed, 1)), -np.inf)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return Ranking(np.take_along_axis(listed, order, axis=1), np.take_along_axis(scores, order, axis=1))
 
     def knows(self, users: npt.NDArray[np.integer]) -> Bools:
         """Return ``(B,)`` which users one of the teachers knows."""

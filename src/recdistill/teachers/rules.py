@@ -1,0 +1,199 @@
+"""What the training histories say by themselves: which items went with which, counted, without any training."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import sparse
+
+from recdistill.data.dataset import Ints, Sequences
+from recdistill.errors import SettingsError
+from recdistill.evaluation.scoring import GROUP, best
+from recdistill.teachers.base import Ranking, Scorer, Scores, Teacher
+
+_NUMBERS = 4 << 20
+"""Numbers held at once while histories are followed."""
+_PER_ITEM = 500
+"""Rules kept of each item; of pairs without an order there are many more than interactions."""
+_NEVER = -30.0
+"""The score of an item that no rule names: next to nothing, and finite."""
+
+
+class RulesTeacher(Teacher):
+    r"""Recommends what went with the items of a history in other histories.
+
+    .. math:: s_j = \log \frac{1}{Z} \sum_{i \in h} \delta^{\mathrm{age}(i)} \frac{A_{ij}}{\sum_l A_{il}} n_j^{-\beta},
+              \quad A_{ij} = \sum_u \sum_{d = 1}^{w} \frac{[u_t = i, u_{t+d} = j]}{d}
+              \;\text{ or }\; \sum_{u \ni i, j} \frac{1}{|u|}
+
+    Ordered, A counts how often j came at most w items after i, near ones more, and the newest items of a history say
+    most. Without an order, all items of a history go with each other, and all say the same: a walk from item to user to
+    item, as users of a model that reads no order take it. n is how many histories hold an item.
+
+    An item of the history gets nothing where lists leave it out; nor without an order, where most of what leads to it
+    is the history itself. Scores are logarithms of shares; what is not among the ``depth`` best has −30.
+
+    Args:
+        train: the training histories, one a user.
+        n_items: N.
+        ordered: which of the two A is.
+        window: w, in items.
+        decay: δ in (0, 1]: how much less the next older item of the history says; 1 without an order.
+        popularity: β, at least 0: how far popular items are held down; 0 by default, 0.4 without an order.
+        depth: items that are scored for each history.
+        exclude_history: whether items of the history are left out.
+        takes: what the teachers beside it are asked by; it always reads the history.
+
+    Raises:
+        SettingsError: for settings that make no sense, or histories without two items in any of them.
+
+    Source: with an order the sequential rules of Ludewig and Jannach, "Evaluation of Session-based Recommendation
+    Algorithms", UMUAI 2018, to which decay is added; without, RP3β of Paudel et al., "Updatable, Accurate, Diverse, and
+    Scalable Recommendations for Interactive Applications", TiiS 2017, with α = 1.
+    """
+
+    gives_scores = scores_items = free = True
+
+    def __init__(
+        self,
+        train: Sequences,
+        n_items: int,
+        *,
+        ordered: bool = True,
+        window: int = 5,
+        decay: float = 0.5,
+        popularity: float | None = None,
+        depth: int = 500,
+        exclude_history: bool = True,
+        takes: Literal["history", "user"] = "history",
+    ) -> None:
+        if window < 1 or depth < 1 or not 0 < decay <= 1 or (popularity is not None and popularity < 0):
+            raise SettingsError(
+                f"rules need window and depth of 1 or more, decay in (0, 1] and popularity of 0 or more, but these are "
+                f"{window}, {depth}, {decay} and {popularity}."
+            )
+        self.n_items, self.exclude_history, self.takes = n_items, exclude_history, takes
+        self.ordered, self.depth = ordered, min(depth, n_items)
+        self.decay = decay if ordered else 1.0
+        beta = (0.0 if ordered else 0.4) if popularity is None else popularity
+        width = -(-(n_items + 1) // GROUP) * GROUP
+        held = _held(train, width)
+        counts = _following(train, width, window) if ordered else _together(held)
+        if counts.nnz == 0:
+            raise SettingsError("no history has two different items, so there is nothing to make rules of.")
+        followed = _inverse(counts.sum(axis=1))
+        dampened = np.power(np.maximum(np.asarray(held.sum(axis=0)).ravel(), 1), -beta)
+        self.rules = (sparse.diags(followed) @ counts @ sparse.diags(dampened)).tocsr().astype(np.float32)
+        digest = hashlib.sha256(f"{exclude_history} {self.depth} {self.decay} {ordered} {n_items}".encode())
+        for part in (self.rules.indptr, self.rules.indices, self.rules.data):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        self._identity = f"rules-{digest.hexdigest()[:12]}"
+
+    @property
+    def identity(self) -> str:
+        """A hash of the rules, and of all else that changes the answers."""
+        return self._identity
+
+    def rank(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Ranking:
+        """Return the top ``k`` for each history, equal ones in the order of the items; fewer where rules name fewer."""
+        items = np.zeros((len(histories), k), np.int32)
+        scores = np.full((len(histories), k), -np.inf, np.float32)
+        for rows, listed, logs in self._follow(histories, k):
+            items[rows], scores[rows] = listed, logs
+        return Ranking(items, scores)
+
+    def scorer(self, histories: Sequences, *, users: npt.NDArray[np.integer] | None = None) -> Scorer:
+        """Follow the rules once, and return what looks up chosen items.
+
+        Raises:
+            TeacherError: for an item outside 1…N.
+        """
+        items = np.zeros((len(histories), self.depth), np.int64)
+        logs = np.full((len(histories), self.depth), _NEVER, np.float32)
+        for rows, listed, known in self._follow(histories, self.depth):
+            order = listed.argsort(axis=1)
+            items[rows] = np.take_along_axis(listed, order, axis=1)
+            logs[rows] = np.take_along_axis(known, order, axis=1)
+
+        def scores(rows: Ints, candidates: Ints) -> Scores:
+            self._check_candidates(candidates)
+            listed, wanted = torch.from_numpy(items[rows]), torch.from_numpy(np.ascontiguousarray(candidates, np.int64))
+            at = torch.searchsorted(listed, wanted).clamp_max(self.depth - 1)
+            found = torch.from_numpy(logs[rows]).gather(1, at)
+            known: Scores = found.masked_fill(listed.gather(1, at) != wanted, _NEVER).numpy()
+            return known
+
+        return scores
+
+    def _follow(self, histories: Sequences, k: int) -> Iterator[tuple[slice, Ints, Scores]]:
+        """Yield some rows, their ``(b, k)`` best items, and the logarithm of each one's share in all that rules say."""
+        width = self.rules.shape[1]
+        height = max(1, _NUMBERS // width)
+        for start in range(0, len(histories), height):
+            rows = slice(start, min(start + height, len(histories)))
+            some = histories.take(rows)
+            (owner, age), items = _positions(some), some.flat()[0]
+            weights = np.power(self.decay, age, dtype=np.float32)
+            worth = (sparse.csr_matrix((weights, (owner, items)), (len(some), width)) @ self.rules).toarray()
+            if self.exclude_history or not self.ordered:
+                worth[owner, items] = 0
+            shares = torch.from_numpy(worth)
+            yield rows, *best(shares.div_(shares.sum(1, keepdim=True)).log_().nan_to_num_(-torch.inf), k)
+
+
+def _positions(histories: Sequences) -> tuple[Ints, Ints]:
+    """Return the row of each item of flat histories, and how many newer ones its row has."""
+    lengths = histories.lengths
+    owner = np.repeat(np.arange(len(histories)), lengths)
+    return owner, np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(owner))
+
+
+def _held(train: Sequences, width: int) -> sparse.csr_matrix:
+    """Return ``(R, W)`` which items each history holds, as 0 and 1."""
+    owner, _ = _positions(train)
+    held = sparse.csr_matrix((np.ones(len(owner), np.float32), (owner, train.flat()[0])), (len(train), width))
+    held.data[:] = 1
+    return held
+
+
+def _following(train: Sequences, width: int, window: int) -> sparse.csr_matrix:
+    """Return ``(W, W)`` how often an item came after another one, 1/d each time for d steps."""
+    owner, _ = _positions(train)
+    items = train.flat()[0]
+    weights, starts, ends = [], [], []
+    for step in range(1, window + 1):
+        here, there = items[:-step], items[step:]
+        pair = (owner[:-step] == owner[step:]) & (here != there)
+        weights.append(np.full(int(pair.sum()), 1 / step, np.float32))
+        starts.append(here[pair])
+        ends.append(there[pair])
+    at = np.concatenate(starts), np.concatenate(ends)
+    return sparse.csr_matrix((np.concatenate(weights), at), (width, width))
+
+
+def _together(held: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Return ``(W, W)`` the sum of 1/|u| over the histories that hold both of two items, the largest of each row."""
+    split = sparse.diags(_inverse(held.sum(axis=1))) @ held
+    holders = held.T.tocsr()
+    width = held.shape[1]
+    height = max(1, _NUMBERS // width)
+    blocks = []
+    for start in range(0, width, height):
+        worth = (holders[start : start + height] @ split).toarray()
+        worth[np.arange(len(worth)), np.arange(start, start + len(worth))] = 0
+        if width > _PER_ITEM:
+            least = -np.partition(-worth, _PER_ITEM - 1, axis=1)[:, _PER_ITEM - 1 : _PER_ITEM]
+            worth[worth < least] = 0
+        blocks.append(sparse.csr_matrix(worth))
+    return sparse.csr_matrix(sparse.vstack(blocks))
+
+
+def _inverse(totals: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return 1/x of what is above 0, and 0 of the rest."""
+    flat = np.asarray(totals, np.float64).ravel()
+    return np.divide(1.0, flat, out=np.zeros_like(flat), where=flat > 0)
