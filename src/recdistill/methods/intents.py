@@ -55,8 +55,8 @@ class WithIntents(Method):
 
     def prepare(self, setting: Setting) -> None:
         """Take note of the training data."""
-        super().prepare(setting)
         self.setting = setting
+        super().prepare(setting)
         self.intents = None
 
     def fit_to(self, student: Model) -> None:

@@ -143,7 +143,10 @@ class RulesTeacher(Teacher):
             if self.exclude_history or not self.ordered:
                 worth[owner, items] = 0
             shares = torch.from_numpy(worth)
-            yield rows, *best(shares.div_(shares.sum(1, keepdim=True)).log_().nan_to_num_(-torch.inf), k)
+            yield (
+                rows,
+                *best(shares.div_(shares.sum(1, keepdim=True)).log_().nan_to_num_(-torch.inf, neginf=-torch.inf), k),
+            )
 
 
 def _positions(histories: Sequences) -> tuple[Ints, Ints]:
