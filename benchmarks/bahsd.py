@@ -42,10 +42,11 @@ from benchmarks.experiments import (
 from benchmarks.results import FOLDER, QUALITY, ResultTable
 
 from recdistill.data.benchmark_data import load_benchmark
-from recdistill.data.splits import Cases, Split, leave_one_out
+from recdistill.data.splits import Split, leave_one_out
 from recdistill.evaluation.fidelity import agreement
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import Evaluation
+from recdistill.models.base import Model
 from recdistill.run import local_teacher
 from recdistill.runfile import Run
 from recdistill.serving.artefact import Student
@@ -53,6 +54,7 @@ from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
+from recdistill.teachers.rules import RulesTeacher
 
 RESULTS, SEARCH, PAIRED = (FOLDER / f"bahsd{part}.csv" for part in ("", "_search", "_paired"))
 WORK = Path("runs/bahsd")
@@ -64,6 +66,9 @@ SECOND = "second generation"
 
 VOTE = "with its own vote"
 """The variant whose teacher is the fusion of the black box and what labels alone have taught the student."""
+
+OPINION = "with a second opinion"
+"""The variant that learns what the teacher and rules counted in the training histories say together."""
 
 DATASETS, MODELS, SEEDS = ("amazon-beauty", "ml-1m"), ("sasrec", "bert4rec"), (0, 1, 2)
 METHODS = {"assisted": ("kd", "bahsd"), "pure": ("kd", "rrd", "extraction", "bahsd")}
@@ -109,6 +114,8 @@ HISTORIES = {"amazon-beauty": 22_363, "ml-1m": 8_641}
 """Histories, or windows of them."""
 EXTRACTIONS = {"equal budget": 1, "four times the budget": 4, "real histories": 0}
 """How many times as many queries the extraction baseline may walk; 0 lets it ask about the users' own histories."""
+RULES = "rules"
+"""The row of the rules that second opinions come from, which learn nothing."""
 FIRST = "first stage"
 """The variant of ``labels`` that all students begin with who see labels."""
 SMALL, ONE_NEGATIVE = "quarter width", "sasrec-bce"
@@ -185,6 +192,8 @@ class Row:
         tuned = TUNED.get((self.dataset, self.student, self.regime, self.access, self.method), {})
         if FAITHFUL in self.variant:
             tuned = {**tuned, **COPYING}
+        if OPINION in self.variant:
+            tuned = {**tuned, **ADVISED}
         ablation = ABLATIONS.get(self.regime, {}).get(self.variant, {})
         ablated = {f"method.{name}": value for name, value in ablation.items()}
         return Run.parse(changed(sections, {**staged, **tuned, **ablated, **(changes or {})}))
@@ -246,6 +255,8 @@ COPYING: Values = {
     **{"student.dropout": 0.1, "training.shorten": 0.0},
 }
 """What makes a student of answers alone faithful: nothing that makes it recommend otherwise than its teacher."""
+ADVISED: Values = {"method.second_opinion": 0.5}
+"""How much rules count beside the teacher, where they do."""
 _DROPOUT: Values = {"student.dropout": 0.2}
 TUNED: dict[tuple[str, str, str, str, str], Values] = {
     **{
@@ -313,7 +324,16 @@ def side() -> Iterator[Row]:
         yield Row(dataset, "sasrec", "sasrec", "bahsd", "pure", "lists", FAITHFUL)
 
 
-TABLES = {"core": core, "ablation": ablation, "side": side}
+def opinion() -> Iterator[Row]:
+    """Yield the assisted cells with a second opinion, and the rules by themselves."""
+    for seed, dataset, model in itertools.product(SEEDS, DATASETS, MODELS):
+        if seed == 0:
+            yield Row(dataset, model, model, RULES)
+        for method in METHODS["assisted"]:
+            yield Row(dataset, model, model, method, "assisted", "lists", OPINION, seed)
+
+
+TABLES = {"core": core, "ablation": ablation, "side": side, "opinion": opinion}
 
 
 def main() -> None:
@@ -337,9 +357,7 @@ def measure(row: Row) -> None:
     if results.already_done(**row.key):
         return
     split = leave_one_out(load_benchmark(row.dataset))
-    teacher = _teacher(row, split)
-    taught, minutes = _train(row, row.run(), split, teacher)
-    found, reference = (_evaluate(student, split, split.test) for student in (taught, teacher))
+    found, reference, minutes = _compared(row, {}, split)
     keep(found, WORK, row, row.seed)
     fidelity = _fidelity(found, reference, split)
     record(results, row.key, itertools.chain(figures(found, split), fidelity), minutes=minutes)
@@ -353,12 +371,19 @@ def search(row: Row, changes: Values) -> None:
     if results.already_done(**key):
         return
     split = one_earlier(load_benchmark(row.dataset))
-    teacher = _teacher(row, split)
-    taught, minutes = _train(row, row.run(changes), split, teacher)
-    found, reference = (_evaluate(student, split, split.test) for student in (taught, teacher))
+    found, reference, minutes = _compared(row, changes, split)
     fidelity = _fidelity(found, reference, split)
     record(results, key, itertools.chain(search_figures(found, split), fidelity), minutes=minutes)
     print(f"== {row.name} {changes}: validation NDCG@10 {found.mean('ndcg', 10):.4f}", flush=True)
+
+
+def _compared(row: Row, changes: Values, split: Split) -> tuple[Evaluation, Evaluation, float]:
+    """Return how a row's student and its teacher rank the test cases, and the minutes of the student's training."""
+    teacher = _teacher(row, split)
+    if row.method == RULES:
+        return _evaluate(RulesTeacher(split.train, split.dataset.n_items), split), _evaluate(teacher.model, split), 0.0
+    taught, minutes = _train(row, row.run(changes), split, teacher)
+    return _evaluate(taught.model, split), _evaluate(teacher.model, split), minutes
 
 
 def _teacher(row: Row, split: Split) -> Student:
@@ -403,8 +428,8 @@ def _asked(row: Row, split: Split, teacher: Student) -> Iterator[Teacher]:
         yield black_box
 
 
-def _evaluate(student: Student, split: Split, cases: Cases) -> Evaluation:
-    return evaluate(student.model, cases, n_items=split.dataset.n_items, protocol=split.protocol, keep_lists=True)
+def _evaluate(source: Model | Teacher, split: Split) -> Evaluation:
+    return evaluate(source, split.test, n_items=split.dataset.n_items, protocol=split.protocol, keep_lists=True)
 
 
 def _fidelity(found: Evaluation, reference: Evaluation, split: Split) -> Iterator[Values]:
@@ -437,6 +462,13 @@ def rivals() -> Iterator[tuple[Row, Row]]:
         yield ours, replace(ours, method="extraction", variant="equal budget")
     ours = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "pure", "lists")
     yield ours, replace(ours, variant="without probing")
+    for dataset, model in itertools.product(DATASETS, MODELS):
+        ours = Row(dataset, model, model, "bahsd", "assisted", "lists", OPINION)
+        for method in ("teacher", "labels"):
+            yield ours, Row(dataset, model, model, method)
+        yield ours, Row(dataset, model, model, RULES)
+        for method, variant in (("kd", ""), ("kd", OPINION), ("bahsd", "")):
+            yield ours, replace(ours, method=method, variant=variant)
 
 
 def compare() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.bahsd import ABLATIONS, FIRST, QUARTER, SECOND, TABLES, Row, core
+from benchmarks.bahsd import ABLATIONS, FIRST, QUARTER, RULES, SECOND, TABLES, Row, core
 from benchmarks.comparisons import COLUMNS
 from benchmarks.experiments import find_recipe
 from benchmarks.results import ResultTable
@@ -19,6 +19,7 @@ from recdistill.evaluation.results import Evaluation
 from recdistill.models.base import build_model
 from recdistill.serving.artefact import Student
 from recdistill.teachers.ensemble import EnsembleTeacher
+from recdistill.teachers.rules import RulesTeacher
 from recdistill.trainer import EpochRow, Fit
 
 ALL = [row for table in TABLES.values() for row in table()]
@@ -54,6 +55,27 @@ def test_regime_and_access_reach_the_method() -> None:
             assert settings["values"] == ("ranks" if row.access == "lists" else "scores")
         if row.method == "extraction":
             assert settings["walk_len"] == row.run().student.config.max_len  # type: ignore[attr-defined]
+
+
+def test_a_second_opinion_is_the_one_difference_of_its_rows() -> None:
+    for row in TABLES["opinion"]():
+        if row.method != RULES:
+            plain, advised = replace(row, variant="").run().dump(), row.run().dump()
+            assert advised["method"].pop("second_opinion") == 0.5
+            assert plain["method"].pop("second_opinion") == 0
+            assert advised == plain
+
+
+def test_rules_are_ranked_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = load_shop()
+    split = leave_one_out(dataset)
+    student = Student.of(build_model("sasrec", dataset.n_items, {"dim": 8}), dataset, protocol="test")
+    monkeypatch.setattr(bahsd, "_teacher", lambda row, split: student)
+    found, _, minutes = bahsd._compared(Row("amazon-beauty", "sasrec", "sasrec", RULES), {}, split)
+    expected = RulesTeacher(split.train, dataset.n_items).rank(split.test.histories, 20).items
+    assert found.lists is not None
+    assert found.lists.tolist() == expected.tolist()
+    assert minutes == 0
 
 
 @pytest.mark.parametrize(("regime", "variant"), [(regime, name) for regime in ABLATIONS for name in ABLATIONS[regime]])

@@ -1,16 +1,17 @@
 """A second opinion on a teacher's answers."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
+from recdistill.methods.bahsd import BAHSD
 from recdistill.methods.base import Setting, build_method
+from recdistill.methods.kd import KD
 from recdistill.methods.opinion import advised
-from recdistill.methods.scored import TeacherView
+from recdistill.methods.rrd import RRD
+from recdistill.methods.scored import Distillation, TeacherView
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.rules import RulesTeacher
@@ -56,11 +57,11 @@ def test_lists_are_those_of_both(name: str) -> None:
     assert expected is not None
     answers = expected.rank(HISTORIES.take(slice(0, 3)), 5).items.tolist()
     alone = FakeTeacher(9).rank(HISTORIES.take(slice(0, 3)), 5).items.tolist()
-    listed: Any = {
-        "kd": lambda: method.answers.items,
-        "bahsd": lambda: torch.from_numpy(method.probe.full.items),
-        "rrd": lambda: method.listed,
-    }[name]()
+    assert isinstance(method, KD | BAHSD | RRD)
+    if isinstance(method, BAHSD):
+        listed = torch.from_numpy(method.probe.full.items)
+    else:
+        listed = method.answers.items if isinstance(method, KD) else method.listed
     assert listed[:3].tolist() == answers != alone
 
 
@@ -68,6 +69,7 @@ def test_lists_are_those_of_both(name: str) -> None:
 def test_methods_that_ask_for_scores_learn_those_of_both(name: str) -> None:
     method = build_method(name, {"second_opinion": 0.4})
     method.prepare(setting(mf(1)))
+    assert isinstance(method, Distillation)
     teacher = method.setting.teacher
     assert isinstance(teacher, EnsembleTeacher)
     assert not isinstance(teacher.teachers[1], EnsembleTeacher)
