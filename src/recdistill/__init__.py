@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from recdistill.teachers.ensemble import EnsembleTeacher as EnsembleTeacher
     from recdistill.teachers.http import HttpTeacher as HttpTeacher
     from recdistill.teachers.local import LocalTeacher as LocalTeacher
+    from recdistill.teachers.rules import RulesTeacher as RulesTeacher
     from recdistill.teachers.stored import StoredTeacher as StoredTeacher
     from recdistill.trainer import TrainerSettings as TrainerSettings
 
@@ -85,6 +86,7 @@ __all__ = [
     "LightGCN",
     "LocalTeacher",
     "RecDistillError",
+    "RulesTeacher",
     "S4Rec",
     "SASRec",
     "Split",
@@ -134,6 +136,7 @@ _HOMES = {
     "RCEKD": "methods.rcekd:RCEKD",
     "RRD": "methods.rrd:RRD",
     "RecDistillError": "errors:RecDistillError",
+    "RulesTeacher": "teachers.rules:RulesTeacher",
     "S4Rec": "methods.s4rec:S4Rec",
     "SASRec": "models.sasrec:SASRecConfig",
     "Split": "data.splits:Split",
