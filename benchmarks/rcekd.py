@@ -27,7 +27,7 @@ from benchmarks.experiments import (
     table_parser,
     train,
 )
-from benchmarks.rcekd_rows import CELL, CELLS, FILE_ORDER, LEAVE_ONE_OUT, SEEDS, SHUFFLED, TABLES, Row
+from benchmarks.rcekd_rows import CELL, CELLS, FILE_ORDER, LEAVE_ONE_OUT, OPINION, SEEDS, SHUFFLED, TABLES, Row
 from benchmarks.rcekd_tuning import best_settings, cut, evaluate_row, search, teacher_of, tune
 from benchmarks.results import FOLDER, QUALITY, ResultTable
 
@@ -43,8 +43,8 @@ OVERLAP_COLUMNS = (*CELL, "seed", "epoch", "k", "value", "commit")
 """``value``: share of the top k, seen items among them, that student and teacher have in common, mean over users."""
 COMPARED = {FILE_ORDER: ("ndcg", 20), SHUFFLED: ("ndcg", 20), LEAVE_ONE_OUT: ("ndcg", 10)}
 """What the paired tests look at."""
-OURS = ("rcekd", "ckd")
-"""The paper's method and the library's own, each set against all others."""
+OURS = (("rcekd", ""), ("rcekd", OPINION), ("ckd", ""))
+"""The paper's method and the library's own, by variant, each set against all others."""
 STRATA = ("all", "head", "tail", "item-head", "item-tail")
 MARKS = (1, 2, 5, 10, 20, 50, 100, 200)
 """Epochs after which the lists are compared."""
@@ -113,10 +113,10 @@ def follow(row: Row) -> None:
 
 
 def compare() -> None:
-    """Test RCE-KD and CKD against every other row of their cell, by users, means over the seeds that both have."""
+    """Test RCE-KD, as it is and advised, and CKD against the others of a cell, by users, over the seeds of both."""
     results = begin(PAIRED)
-    for cell, method in itertools.product([*CELLS["core"], *CELLS["further"]], OURS):
-        ours = Row(cell.dataset, cell.split, cell.teacher, cell.student, method)
+    for cell, (method, variant) in itertools.product([*CELLS["core"], *CELLS["further"]], OURS):
+        ours = Row(cell.dataset, cell.split, cell.teacher, cell.student, method, variant)
         metric, k = COMPARED[cell.split]
         for other in cell.rows(0):
             if other != ours and (both := kept_of_both(WORK, ours, other, SEEDS)):

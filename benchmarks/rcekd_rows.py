@@ -70,7 +70,15 @@ RECIPES: dict[tuple[str, str], Recipe] = {
 EVERY = ("ce", "cd", "rrd", "de", "dcd", "hetcomp", "unkd", "htd", "rcekd", "ckd")
 CORE = ("ce", "rrd", "dcd", "hetcomp", "rcekd", "ckd")
 ON_ALL = "on all items"
-"""The variant of cross-entropy that is tuned and compared as a method of its own."""
+"""The variant of cross-entropy that learns the teacher's scores of all items."""
+OPINION = "with a second opinion"
+"""The variant that learns what the teacher and rules counted in the training histories say together."""
+APART = (ON_ALL, OPINION)
+"""Variants that are tuned and compared as methods of their own."""
+ADVISED = ("rrd", "rcekd")
+"""The methods that are looked at with a second opinion, too."""
+SHARE = 0.3
+"""How much rules count beside the teacher, where they do."""
 
 START: dict[str, Values] = {
     "ce": {"weight": 1.0, "top_k": 50, "temperature": 1.0},
@@ -177,7 +185,7 @@ class Row:
     @property
     def tuned_as(self) -> Row:
         """The row whose trials say how this one is trained."""
-        return replace(self, variant=self.variant if self.variant == ON_ALL else "", seed=0)
+        return replace(self, variant=self.variant if self.variant in APART else "", seed=0)
 
     @property
     def tuned_before(self) -> bool:
@@ -230,6 +238,8 @@ class Row:
             settings |= _SEQUENCES
         if self.variant == ON_ALL:
             settings["on"] = "all"
+        if self.variant == OPINION:
+            settings["second_opinion"] = SHARE
         settings["label_loss"] = {key: value for key, value in labels.items() if key != "name"}
         return settings
 
@@ -253,6 +263,8 @@ class Cell:
             yield Row(self.dataset, self.split, self.teacher, self.student, method, seed=seed)
             if method == "ce":
                 yield Row(self.dataset, self.split, self.teacher, self.student, method, ON_ALL, seed)
+            if method in ADVISED:
+                yield Row(self.dataset, self.split, self.teacher, self.student, method, OPINION, seed)
 
 
 CITEULIKE = Cell("citeulike-t", SHUFFLED, "mf-400", "mf-20", EVERY)

@@ -60,9 +60,9 @@ def make(name: str, results: Path) -> str:
     return build(pl.read_csv(path, infer_schema=False))
 
 
-AS_CHOSEN = pl.col("variant").fill_null("").is_in(["", "equal budget", "faithful"])
+AS_CHOSEN = pl.col("variant").fill_null("").is_in(["", "equal budget", "faithful", "with a second opinion"])
 """Of BAHSD's table: methods as validation data chose them, not their earlier forms and ablations."""
-AS_TUNED = pl.col("variant").fill_null("").is_in(["", "on all items"])
+AS_TUNED = pl.col("variant").fill_null("").is_in(["", "on all items", "with a second opinion"])
 """Of RCE-KD's tables: methods as they were tuned, not their earlier forms and ablations."""
 OF_STUDENTS: list[Figure] = [*HR_AND_NDCG, ("agreement", 10, "all")]
 AT_BUDGETS: list[Figure] = [("ndcg", 10, "all"), ("ndcg", 10, "tail"), ("agreement", 10, "all")]

@@ -18,6 +18,7 @@ from benchmarks.rcekd_rows import (
     FILE_ORDER,
     LEAVE_ONE_OUT,
     ON_ALL,
+    OPINION,
     RECIPES,
     SENSITIVITY,
     SHUFFLED,
@@ -68,6 +69,16 @@ def test_every_row_is_a_run_with_its_own_seed_and_split() -> None:
             assert run.method.name == "supervised"
         elif row.variant not in ABLATIONS:
             assert run.method.name == row.method
+
+
+def test_a_second_opinion_is_tuned_as_a_method_of_its_own_and_its_one_difference() -> None:
+    advised = [row for row in ALL if row.variant == OPINION]
+    assert {row.method for row in advised} == {"rrd", "rcekd"}
+    for row in advised:
+        assert row.tuned_as == replace(row, seed=0)
+        settings, plain = (each.run({}).dump() for each in (row, replace(row, variant="")))
+        assert settings["method"].pop("second_opinion") > plain["method"].pop("second_opinion") == 0
+        assert settings == plain
 
 
 def test_students_learn_true_items_alike_with_and_without_a_teacher() -> None:
