@@ -1,5 +1,7 @@
 """A second opinion on a teacher's answers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +42,14 @@ def test_the_share_is_that_of_the_rules() -> None:
     rules = teacher.teachers[1]
     assert isinstance(rules, RulesTeacher)
     assert rules.ordered
+
+
+def test_both_are_probed_by_what_the_teacher_reads() -> None:
+    short = FakeTeacher(9)
+    short.max_history = 3
+    teacher = advised(replace(asked(), teacher=short), 0.5).teacher
+    assert teacher is not None
+    assert teacher.max_history == 3
 
 
 def test_windows_of_a_history_are_counted_once() -> None:

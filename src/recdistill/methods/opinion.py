@@ -41,4 +41,6 @@ def advised(setting: Setting, share: float) -> Setting:
         exclude_history=teacher.exclude_history,
         takes=teacher.takes,
     )
-    return replace(setting, teacher=EnsembleTeacher([teacher, rules], weights=[1 - share, share]))
+    both = EnsembleTeacher([teacher, rules], weights=[1 - share, share])
+    both.max_history = teacher.max_history  # by which histories are cut for probing
+    return replace(setting, teacher=both)
