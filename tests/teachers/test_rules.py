@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recdistill.data.dataset import Sequences
-from recdistill.errors import SettingsError, TeacherError
+from recdistill.errors import DataError, SettingsError, TeacherError
 from recdistill.teachers.rules import RulesTeacher
 
 ORDERED = Sequences.from_lists([[1, 2, 3], [1, 3], [2, 3, 4]])
@@ -120,3 +120,10 @@ def test_histories_of_one_item_make_no_rules(ordered: bool) -> None:
 def test_items_that_there_are_not_are_refused() -> None:
     with pytest.raises(TeacherError, match="outside 1…5"):
         RulesTeacher(ORDERED, 5).scores(ORDERED.take(slice(0, 1)), np.array([[6]]))
+
+
+def test_histories_of_other_items_are_refused() -> None:
+    with pytest.raises(DataError, match="outside 1…3"):
+        RulesTeacher(ORDERED, 3)
+    with pytest.raises(DataError, match="outside 1…5"):
+        RulesTeacher(ORDERED, 5).rank(Sequences.from_lists([[1, 6]]), 2)

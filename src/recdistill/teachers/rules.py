@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from scipy import sparse
 
-from recdistill.data.dataset import Ints, Sequences
-from recdistill.errors import SettingsError
+from recdistill.data.dataset import Ints, Items, Sequences
+from recdistill.errors import DataError, SettingsError
 from recdistill.evaluation.scoring import GROUP, best
 from recdistill.teachers.base import Ranking, Scorer, Scores, Teacher
 
@@ -51,6 +51,7 @@ class RulesTeacher(Teacher):
 
     Raises:
         SettingsError: for settings that make no sense, or histories without two items in any of them.
+        DataError: for an item outside 1…N, here or in what it is asked about.
 
     Source: with an order the sequential rules of Ludewig and Jannach, "Evaluation of Session-based Recommendation
     Algorithms", UMUAI 2018, to which decay is added; without, RP3β of Paudel et al., "Updatable, Accurate, Diverse, and
@@ -77,7 +78,9 @@ class RulesTeacher(Teacher):
                 f"rules need window and depth of 1 or more, decay in (0, 1] and popularity of 0 or more, but these are "
                 f"{window}, {depth}, {decay} and {popularity}."
             )
-        self.n_items, self.exclude_history, self.takes = n_items, exclude_history, takes
+        self.n_items: int = n_items
+        self.exclude_history, self.takes = exclude_history, takes
+        self._known(train.flat()[0])
         self.ordered, self.depth = ordered, min(depth, n_items)
         self.decay = decay if ordered else 1.0
         beta = (0.0 if ordered else 0.4) if popularity is None else popularity
@@ -137,16 +140,20 @@ class RulesTeacher(Teacher):
         for start in range(0, len(histories), height):
             rows = slice(start, min(start + height, len(histories)))
             some = histories.take(rows)
-            (owner, age), items = _positions(some), some.flat()[0]
+            (owner, age), items = _positions(some), self._known(some.flat()[0])
             weights = np.power(self.decay, age, dtype=np.float32)
             worth = (sparse.csr_matrix((weights, (owner, items)), (len(some), width)) @ self.rules).toarray()
             if self.exclude_history or not self.ordered:
                 worth[owner, items] = 0
             shares = torch.from_numpy(worth)
-            yield (
-                rows,
-                *best(shares.div_(shares.sum(1, keepdim=True)).log_().nan_to_num_(-torch.inf, neginf=-torch.inf), k),
-            )
+            shares /= shares.sum(1, keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)
+            yield rows, *best(shares.log_(), k)
+
+    def _known(self, items: Items) -> Items:
+        """Return items that are all among 1…N."""
+        if items.size and (items.min() < 1 or items.max() > self.n_items):
+            raise DataError(f"a history holds an item outside 1…{self.n_items}, the items that the rules are about.")
+        return items
 
 
 def _positions(histories: Sequences) -> tuple[Ints, Ints]:
