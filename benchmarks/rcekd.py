@@ -27,13 +27,16 @@ from benchmarks.experiments import (
     table_parser,
     train,
 )
-from benchmarks.rcekd_rows import CELL, CELLS, FILE_ORDER, LEAVE_ONE_OUT, OPINION, SEEDS, SHUFFLED, TABLES, Row
+from benchmarks.rcekd_rows import CELL, CELLS, FILE_ORDER, LEAVE_ONE_OUT, OPINION, RULES, SEEDS, SHUFFLED, TABLES, Row
 from benchmarks.rcekd_tuning import best_settings, cut, evaluate_row, search, teacher_of, tune
 from benchmarks.results import FOLDER, QUALITY, ResultTable
 
+from recdistill.data.splits import Split
 from recdistill.evaluation.fidelity import agreement
 from recdistill.evaluation.scoring import top_k
+from recdistill.run import masks_seen
 from recdistill.teachers.local import LocalTeacher
+from recdistill.teachers.rules import RulesTeacher
 from recdistill.trainer import EpochRow
 
 RESULTS, PAIRED, OVERLAP = (FOLDER / f"rcekd{part}.csv" for part in ("", "_paired", "_overlap"))
@@ -78,13 +81,21 @@ def measure(row: Row) -> None:
     if results.already_done(**row.key):
         return
     split = cut(row.dataset, row.split)
-    run = row.run(best_settings(row))
     print(f"== {row.name}, seed {row.seed}", flush=True)
-    student, fitted = train(split, run, row.folder_name, teacher=teacher_of(row))
-    found = evaluate_row(student.model, split, split.test, row)
+    if row.method == RULES:
+        found, minutes = evaluate_row(rules_of(row, split), split, split.test, row), 0.0
+    else:
+        student, fitted = train(split, row.run(best_settings(row)), row.folder_name, teacher=teacher_of(row))
+        found, minutes = evaluate_row(student.model, split, split.test, row), fitted.seconds / 60
     keep(found, WORK, row, row.seed)
-    record(results, row.key, figures(found, split), minutes=fitted.seconds / 60)
+    record(results, row.key, figures(found, split), minutes=minutes)
     print(f"== {row.name}: test NDCG@20 {found.mean('ndcg', 20):.4f}", flush=True)
+
+
+def rules_of(row: Row, split: Split) -> RulesTeacher:
+    """Return the rules that the row's students have their second opinion from."""
+    ordered = row.split == LEAVE_ONE_OUT
+    return RulesTeacher(split.train, split.dataset.n_items, ordered=ordered, exclude_history=masks_seen(split))
 
 
 def follow(row: Row) -> None:

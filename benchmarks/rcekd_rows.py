@@ -75,6 +75,8 @@ OPINION = "with a second opinion"
 """The variant that learns what the teacher and rules counted in the training histories say together."""
 APART = (ON_ALL, OPINION)
 """Variants that are tuned and compared as methods of their own."""
+RULES = "rules"
+"""The row of the rules that second opinions come from, which learn nothing."""
 ADVISED = ("rrd", "rcekd")
 """The methods that are looked at with a second opinion, too."""
 SHARE = 0.3
@@ -189,8 +191,8 @@ class Row:
 
     @property
     def tuned_before(self) -> bool:
-        """Whether its recipe was chosen on validation data in ``quality``."""
-        return self.method == "teacher" and self.split == LEAVE_ONE_OUT
+        """Whether there is nothing to tune, or its recipe was chosen on validation data in ``quality``."""
+        return self.method == RULES or (self.method == "teacher" and self.split == LEAVE_ONE_OUT)
 
     def start(self) -> Values:
         """Return the settings that its first trial has, as ``section.key``; all later ones change these alone."""
@@ -258,6 +260,7 @@ class Cell:
         """Yield the teacher, the student alone and all methods."""
         if seed == 0:
             yield Row(self.dataset, self.split, self.teacher, "", "teacher")
+            yield Row(self.dataset, self.split, "", self.student, RULES)
         yield Row(self.dataset, self.split, "", self.student, "labels", seed=seed)
         for method in self.methods:
             yield Row(self.dataset, self.split, self.teacher, self.student, method, seed=seed)

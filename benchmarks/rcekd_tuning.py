@@ -85,9 +85,9 @@ def _teacher(row: Row, *, with_stages: bool) -> Teacher:
     return LocalTeacher(student.model, exclude_history=masks_seen(split), earlier=earlier)
 
 
-def evaluate_row(model: Model, split: Split, cases: Cases, row: Row) -> Evaluation:
+def evaluate_row(source: Model | Teacher, split: Split, cases: Cases, row: Row) -> Evaluation:
     """Rank all items for some cases, with the list lengths of the row's split."""
-    return evaluate(model, cases, n_items=split.dataset.n_items, ks=KS[row.split], protocol=split.protocol)
+    return evaluate(source, cases, n_items=split.dataset.n_items, ks=KS[row.split], protocol=split.protocol)
 
 
 def best_settings(row: Row) -> Values:

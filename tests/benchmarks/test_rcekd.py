@@ -20,6 +20,7 @@ from benchmarks.rcekd_rows import (
     ON_ALL,
     OPINION,
     RECIPES,
+    RULES,
     SENSITIVITY,
     SHUFFLED,
     STUDENT_SEED,
@@ -30,8 +31,9 @@ from benchmarks.rcekd_tuning import TRIAL_COLUMNS, best_settings, published, sea
 from benchmarks.results import QUALITY, ResultTable
 
 from benchmarks import experiments, rcekd, rcekd_tuning
+from recdistill.data.embedded import load_shop
 from recdistill.data.interactions import read_interactions
-from recdistill.data.splits import Split, random_split
+from recdistill.data.splits import Split, leave_one_out, random_split
 from recdistill.errors import TrainingError
 from recdistill.evaluation.results import Evaluation
 from recdistill.methods.base import Method
@@ -79,6 +81,14 @@ def test_a_second_opinion_is_tuned_as_a_method_of_its_own_and_its_one_difference
         settings, plain = (each.run({}).dump() for each in (row, replace(row, variant="")))
         assert settings["method"].pop("second_opinion") > plain["method"].pop("second_opinion") == 0
         assert settings == plain
+
+
+@pytest.mark.parametrize(("split", "order"), [(FILE_ORDER, False), (SHUFFLED, False), (LEAVE_ONE_OUT, True)])
+def test_rules_are_not_tuned_and_read_an_order_where_there_is_one(split: str, order: bool) -> None:
+    row = Row("citeulike-t", split, "", "mf-20", RULES)
+    assert row.tuned_before
+    assert best_settings(row) == {}
+    assert rcekd.rules_of(row, leave_one_out(load_shop())).ordered is order
 
 
 def test_students_learn_true_items_alike_with_and_without_a_teacher() -> None:
