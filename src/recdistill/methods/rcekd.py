@@ -61,6 +61,8 @@ class RCEKD(WithIntents, GuidedDistillation, name="rcekd"):
     2026, and the authors' code, from which the published numbers come and which differs in z and γ (``closure``,
     ``fusion``). Differs from both: a mean over users, each once a batch, where they sum over (user, item) rows, so that
     a user of many items counts no more than others; and logarithms of sums of exponentials, which do not overflow.
+    With ``second_opinion = 0.3``, this library's own addition, the teacher's scores are mixed with those of a walk over
+    users and items, which made the student better than its teacher where it was measured (``benchmarks/README.md``).
     """
 
     Config = RCEKDConfig
