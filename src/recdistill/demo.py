@@ -37,7 +37,8 @@ class Plan:
 
     Every student is trained alike but for its method: the same model, and two stages. The first, purchases alone, is
     trained once for all of them; in the second each goes on at a falling rate, with answers or without. Histories are
-    shortened there for all, so that BAHSD's own views would be a second way to the same.
+    shortened there for all, so that BAHSD's own views would be a second way to the same. BAHSD hears a second opinion,
+    that of the purchases themselves.
     """
 
     protocols: tuple[str, ...] = ("leave-one-out", "last-basket")
@@ -62,6 +63,8 @@ class Plan:
     )
     budget: int = 12_000
     """Queries that may be spent on the teacher in each round."""
+    second_opinion: float = 0.5
+    """How much rules counted in the purchases count beside the API's answers, for BAHSD."""
     customers: int = 3
     """For how many the lists are shown."""
 
@@ -106,8 +109,9 @@ def _round(folder: Path, protocol: str, plan: Plan, report: Report) -> dict[str,
             "budget": plan.budget,
             "ledger": str(folder / "ledger.sqlite"),
         }
-        report.say(f"{protocol}: the student goes on by BAHSD, with the API's answers and the purchases")
-        run = Run.parse(student | {"method": {"name": BAHSD, "view_weight": 0}, "teacher": api})
+        report.say(f"{protocol}: the student goes on by BAHSD, with the API's answers, rules and the purchases")
+        method: Values = {"name": BAHSD, "view_weight": 0, "second_opinion": plan.second_opinion}
+        run = Run.parse(student | {"method": method, "teacher": api})
         results[BAHSD] = run_distillation(run, folder / BAHSD, report)
         report.say(f"{protocol}: or by uniform distillation, with answers that are already paid for")
         run = Run.parse(student | {"method": {"name": KD}, "teacher": api})
