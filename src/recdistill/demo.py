@@ -37,8 +37,7 @@ class Plan:
 
     Every student is trained alike but for its method: the same model, and two stages. The first, purchases alone, is
     trained once for all of them; in the second each goes on at a falling rate, with answers or without. Histories are
-    shortened there for all, so that BAHSD's own views would be a second way to the same. BAHSD hears a second opinion,
-    that of the purchases themselves.
+    shortened there for all, so that BAHSD's own views would be a second way to the same.
     """
 
     protocols: tuple[str, ...] = ("leave-one-out", "last-basket")
@@ -63,8 +62,11 @@ class Plan:
     )
     budget: int = 12_000
     """Queries that may be spent on the teacher in each round."""
-    second_opinion: float = 0.5
-    """How much rules counted in the purchases count beside the API's answers, for BAHSD."""
+    second_opinion: Mapping[str, float] = field(default_factory=lambda: {"leave-one-out": 0.5})
+    """How much rules counted in the purchases count beside the API's answers, for BAHSD, by the cut.
+
+    They know what is bought together, not what comes at the next visit: on validation cases they help with the former.
+    """
     customers: int = 3
     """For how many the lists are shown."""
 
@@ -109,8 +111,8 @@ def _round(folder: Path, protocol: str, plan: Plan, report: Report) -> dict[str,
             "budget": plan.budget,
             "ledger": str(folder / "ledger.sqlite"),
         }
-        report.say(f"{protocol}: the student goes on by BAHSD, with the API's answers, rules and the purchases")
-        method: Values = {"name": BAHSD, "view_weight": 0, "second_opinion": plan.second_opinion}
+        report.say(f"{protocol}: the student goes on by BAHSD, with the API's answers and the purchases")
+        method: Values = {"name": BAHSD, "view_weight": 0, "second_opinion": plan.second_opinion.get(protocol, 0.0)}
         run = Run.parse(student | {"method": method, "teacher": api})
         results[BAHSD] = run_distillation(run, folder / BAHSD, report)
         report.say(f"{protocol}: or by uniform distillation, with answers that are already paid for")
