@@ -46,7 +46,7 @@ OVERLAP_COLUMNS = (*CELL, "seed", "epoch", "k", "value", "commit")
 """``value``: share of the top k, seen items among them, that student and teacher have in common, mean over users."""
 COMPARED = {FILE_ORDER: ("ndcg", 20), SHUFFLED: ("ndcg", 20), LEAVE_ONE_OUT: ("ndcg", 10)}
 """What the paired tests look at."""
-OURS = (("rcekd", ""), ("rcekd", OPINION), ("ckd", ""))
+OURS = (("rcekd", ""), ("ckd", ""), ("rcekd", OPINION), ("ckd", OPINION))
 """The paper's method and the library's own, by variant, each set against all others."""
 STRATA = ("all", "head", "tail", "item-head", "item-tail")
 MARKS = (1, 2, 5, 10, 20, 50, 100, 200)
@@ -124,7 +124,7 @@ def follow(row: Row) -> None:
 
 
 def compare() -> None:
-    """Test RCE-KD, as it is and advised, and CKD against the others of a cell, by users, over the seeds of both."""
+    """Test RCE-KD and CKD, as they are and advised, against the others of a cell, by users, over the seeds of both."""
     results = begin(PAIRED)
     for cell, (method, variant) in itertools.product([*CELLS["core"], *CELLS["further"]], OURS):
         ours = Row(cell.dataset, cell.split, cell.teacher, cell.student, method, variant)

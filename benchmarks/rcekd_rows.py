@@ -77,7 +77,7 @@ APART = (ON_ALL, OPINION)
 """Variants that are tuned and compared as methods of their own."""
 RULES = "rules"
 """The row of the rules that second opinions come from, which learn nothing."""
-ADVISED = ("rrd", "rcekd")
+ADVISED = ("rrd", "rcekd", "ckd")
 """The methods that are looked at with a second opinion, too."""
 SHARE = 0.3
 """How much rules count beside the teacher, where they do."""
