@@ -138,9 +138,9 @@ class BAHSD(WithIntents, name="bahsd"):
     switched on, as the outline has it: ``reliable_temperature`` for the dynamic temperature, ``contrast_weight`` for
     InfoNCE, ``ranking = "margin"`` with ``quorum = 0.5`` for the ranking consistency, ``target = "answer"``.
     ``scales = [1.0]`` leaves out the probing. Where answers alone are learned, ``prefixes = 4`` and ``view_weight = 4``
-    add most of all; beside labels, which cover those states already, they add nothing. There ``second_opinion = 0.5``
-    adds most of all: half of each answer is then what rules counted in the training histories say, which is no part of
-    the paper either.
+    add most of all; beside labels, which cover those states already, they add nothing. There, on Beauty,
+    ``second_opinion = 0.5`` adds most of all: half of each answer is then what rules counted in the training histories
+    say, which is no part of the paper either.
     """
 
     Config = BAHSDConfig

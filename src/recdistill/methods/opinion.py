@@ -20,7 +20,8 @@ class SecondOpinionConfig(Settings):
     """How much what went with what in the training histories counts in every answer, against 1 minus that for the
     teacher: see `RulesTeacher`, which reads their order where the teacher reads histories. 0 leaves the teacher alone.
 
-    Counting costs no queries and errs otherwise than a trained model does, so the two together are better than either.
+    Counting costs no queries and errs otherwise than a trained model does, so the two together can be better than
+    either; on some data they are not (``benchmarks/README.md``).
     """
 
 

@@ -25,9 +25,8 @@ class EnsembleTeacher(Teacher):
 
     An item that a teacher does not list gets nothing from it. Scores, where all teachers give them, are log s. Where
     all score any item, so does the ensemble: the softmax is then taken over all items instead of the list, and what
-    any of them lists is ranked by that. Every
-    teacher is asked about every history: an answer of the ensemble costs one of each. A teacher whose budget is spent,
-    or that does not know the user, is left out, as long as another answers.
+    any of them lists is ranked by that. Every teacher is asked about every history: an answer of the ensemble costs one
+    of each. A teacher whose budget is spent, or that does not know the user, is left out, as long as another answers.
 
     Args:
         teachers: two or more, on the same items.
