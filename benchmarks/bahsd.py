@@ -18,9 +18,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
-from benchmarks.comparisons import begin, keep, kept_of_both, paired
+from benchmarks.comparisons import Kept, renew
 from benchmarks.experiments import (
     EARLIER,
     Recipe,
@@ -57,7 +56,7 @@ from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.teachers.rules import RulesTeacher
 
 RESULTS, SEARCH, PAIRED = (FOLDER / f"bahsd{part}.csv" for part in ("", "_search", "_paired"))
-WORK = Path("runs/bahsd")
+KEPT = Kept.of("bahsd")
 """The rank of every test target by every student, for the paired tests."""
 STUDENT_SEED = 100
 """Added to a student's seed, so that it shares neither first weights nor order of users with its teacher."""
@@ -358,7 +357,7 @@ def measure(row: Row) -> None:
         return
     split = leave_one_out(load_benchmark(row.dataset))
     found, reference, minutes = _compared(row, {}, split)
-    keep(found, WORK, row, row.seed)
+    KEPT.keep(found, row)
     fidelity = _fidelity(found, reference, split)
     record(results, row.key, itertools.chain(figures(found, split), fidelity), minutes=minutes)
     print(f"== {row.name}: test NDCG@10 {found.mean('ndcg', 10):.4f}", flush=True)
@@ -473,11 +472,15 @@ def rivals() -> Iterator[tuple[Row, Row]]:
 
 def compare() -> None:
     """Test BAHSD against every other row of its cell, user by user, means over the seeds that both have."""
-    results = begin(PAIRED)
+    renew(PAIRED, tests())
+
+
+def tests() -> Iterator[Values]:
+    """Yield a test of every two rivals whose ranks are kept."""
     splits = cache(lambda dataset: leave_one_out(load_benchmark(dataset)))
     for ours, other in rivals():
-        if both := kept_of_both(WORK, ours, other, SEEDS):
-            results.append(*paired(ours, other, both, splits(ours.dataset), strata=("all", "head", "tail")))
+        if seeds := KEPT.seeds_of_both(ours, other, SEEDS):
+            yield from KEPT.paired(ours, other, seeds, splits(ours.dataset), strata=("all", "head", "tail"))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ makes the paired tests of what is there.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
-from benchmarks.comparisons import begin, keep, kept_of_both, paired
+from benchmarks.comparisons import Kept, renew
 from benchmarks.experiments import (
     StoppedError,
+    Values,
     after_last_epoch,
     chosen,
     commit,
@@ -40,7 +41,7 @@ from recdistill.teachers.rules import RulesTeacher
 from recdistill.trainer import EpochRow
 
 RESULTS, PAIRED, OVERLAP = (FOLDER / f"rcekd{part}.csv" for part in ("", "_paired", "_overlap"))
-WORK = Path("runs/rcekd")
+KEPT = Kept.of("rcekd")
 """The rank of every test target by every student, for the paired tests."""
 OVERLAP_COLUMNS = (*CELL, "seed", "epoch", "k", "value", "commit")
 """``value``: share of the top k, seen items among them, that student and teacher have in common, mean over users."""
@@ -87,7 +88,7 @@ def measure(row: Row) -> None:
     else:
         student, fitted = train(split, row.run(best_settings(row)), row.folder_name, teacher=teacher_of(row))
         found, minutes = evaluate_row(student.model, split, split.test, row), fitted.seconds / 60
-    keep(found, WORK, row, row.seed)
+    KEPT.keep(found, row)
     record(results, row.key, figures(found, split), minutes=minutes)
     print(f"== {row.name}: test NDCG@20 {found.mean('ndcg', 20):.4f}", flush=True)
 
@@ -125,14 +126,18 @@ def follow(row: Row) -> None:
 
 def compare() -> None:
     """Test RCE-KD and CKD, as they are and advised, against the others of a cell, by users, over the seeds of both."""
-    results = begin(PAIRED)
+    renew(PAIRED, tests())
+
+
+def tests() -> Iterator[Values]:
+    """Yield a test of every two rivals whose ranks are kept."""
     for cell, (method, variant) in itertools.product([*CELLS["core"], *CELLS["further"]], OURS):
         ours = Row(cell.dataset, cell.split, cell.teacher, cell.student, method, variant)
         metric, k = COMPARED[cell.split]
         for other in cell.rows(0):
-            if other != ours and (both := kept_of_both(WORK, ours, other, SEEDS)):
+            if other != ours and (seeds := KEPT.seeds_of_both(ours, other, SEEDS)):
                 split = cut(cell.dataset, cell.split)
-                results.append(*paired(ours, other, both, split, strata=STRATA, metric=metric, k=k))
+                yield from KEPT.paired(ours, other, seeds, split, strata=STRATA, metric=metric, k=k)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from statistics import mean
 import numpy as np
 import torch
 import torch.nn.functional as F
-from benchmarks.comparisons import begin, keep, kept_of_both, paired
+from benchmarks.comparisons import Kept, renew
 from benchmarks.experiments import (
     Recipe,
     Values,
@@ -60,7 +60,7 @@ from recdistill.serving.artefact import Student
 RESULTS, SEARCH, PAIRED, PUBLISHED, CLUSTERS, MAP = (
     FOLDER / f"s4rec{part}.csv" for part in ("", "_search", "_paired", "_published", "_clusters", "_map")
 )
-WORK = Path("runs/s4rec")
+KEPT = Kept.of("s4rec")
 """The rank of every test target by every student, for the paired tests."""
 CELL = ("dataset", "split", "student", "method", "variant")
 PUBLISHED_COLUMNS = (*CELL, "metric", "k", "value", "published", "gain", "seeds")
@@ -244,7 +244,7 @@ def measure(row: Row) -> None:
     split = cut(row.dataset)
     student, minutes = _train(row, row.run(), split)
     found = _evaluate(student, split, split.test)
-    keep(found, WORK, row, row.seed)
+    KEPT.keep(found, row)
     record(results, row.key, figures(found, split), minutes=minutes)
     print(f"== {row.name}: test NDCG@10 {found.mean('ndcg', 10):.4f}", flush=True)
 
@@ -282,15 +282,20 @@ def _evaluate(student: Student, split: Split, cases: Cases) -> Evaluation:
 def compare() -> None:
     """Test S4Rec against every other row on the same data and base loss, and set all against the paper."""
     rows = list(dict.fromkeys(replace(row, seed=0) for row in (*core(), *ablation())))
-    tests, against = begin(PAIRED), begin(PUBLISHED, PUBLISHED_COLUMNS)
+    renew(PAIRED, tests(rows))
+    PUBLISHED.unlink(missing_ok=True)
+    ResultTable(PUBLISHED, PUBLISHED_COLUMNS).append(*against_paper(rows))
+
+
+def tests(rows: list[Row]) -> Iterator[Values]:
+    """Yield a test of every two rivals whose ranks are kept."""
     for ours in rows:
         if ours.method != OURS or ours.variant:
             continue
         for other in rows:
             same = (other.dataset, other.loss) == (ours.dataset, ours.loss)
-            if same and other != ours and (both := kept_of_both(WORK, ours, other, SEEDS)):
-                tests.append(*paired(ours, other, both, cut(ours.dataset), strata=("all", "head", "tail")))
-    against.append(*against_paper(rows))
+            if same and other != ours and (seeds := KEPT.seeds_of_both(ours, other, SEEDS)):
+                yield from KEPT.paired(ours, other, seeds, cut(ours.dataset), strata=("all", "head", "tail"))
 
 
 def against_paper(rows: list[Row]) -> Iterator[Values]:

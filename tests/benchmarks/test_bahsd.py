@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from benchmarks.bahsd import ABLATIONS, FIRST, QUARTER, RULES, SECOND, TABLES, Row, core
-from benchmarks.comparisons import COLUMNS
+from benchmarks.comparisons import COLUMNS, Kept
 from benchmarks.experiments import find_recipe
 from benchmarks.results import ResultTable
 
@@ -15,12 +14,13 @@ from benchmarks import bahsd
 from recdistill.data.dataset import Dataset
 from recdistill.data.embedded import load_shop
 from recdistill.data.splits import leave_one_out
-from recdistill.evaluation.results import Evaluation
 from recdistill.models.base import build_model
 from recdistill.serving.artefact import Student
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.rules import RulesTeacher
 from recdistill.trainer import EpochRow, Fit
+
+from .conftest import Found
 
 ALL = [row for table in TABLES.values() for row in table()]
 
@@ -86,24 +86,18 @@ def test_an_ablation_switches_one_part_off(regime: str, variant: str) -> None:
 
 
 def test_paired_tests_are_user_by_user_over_the_seeds_that_both_have(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, all_at: Found
 ) -> None:
     dataset: Dataset = load_shop()
-    users, targets = np.arange(dataset.n_users), np.ones(dataset.n_users, np.int32)
-
-    def save(row: Row, seed: int, rank: int) -> None:
-        ranks: Any = np.full(len(users), rank, np.int32)
-        found = Evaluation(users, targets, np.arange(len(users) + 1), ranks, dataset.n_items, (10,), "test")
-        found.save(tmp_path / f"{row.name.replace('/', '_')}_{seed}.npz")
-
-    monkeypatch.setattr(bahsd, "WORK", tmp_path)
+    split = leave_one_out(dataset)
+    kept = Kept(tmp_path)
+    monkeypatch.setattr(bahsd, "KEPT", kept)
     monkeypatch.setattr(bahsd, "PAIRED", tmp_path / "paired.csv")
     monkeypatch.setattr(bahsd, "load_benchmark", lambda name: dataset)
-    monkeypatch.setattr(bahsd, "leave_one_out", leave_one_out)
     cell = ("amazon-beauty", "sasrec", "sasrec")
     for seed in (0, 1):
-        save(Row(*cell, "bahsd", "assisted", "lists"), seed, rank=1)
-    save(Row(*cell, "labels"), 0, rank=3)  # log2(1 + 3) = 2: an NDCG of .5
+        kept.keep(all_at(split, 1), Row(*cell, "bahsd", "assisted", "lists", seed=seed))
+    kept.keep(all_at(split, 3), Row(*cell, "labels"))  # log2(1 + 3) = 2: an NDCG of .5
     bahsd.compare()
 
     rows = ResultTable(tmp_path / "paired.csv", COLUMNS).rows()
@@ -112,7 +106,7 @@ def test_paired_tests_are_user_by_user_over_the_seeds_that_both_have(
         assert (row["method"], row["other"], row["seeds"]) == ("bahsd", "labels", "1")
         assert (float(row["value"]), float(row["other_value"]), float(row["gain"])) == (1.0, 0.5, 100.0)
         assert float(row["p"]) < 0.01
-    assert int(rows[0]["users"]) == dataset.n_users == int(rows[1]["users"]) + int(rows[2]["users"])
+    assert int(rows[0]["users"]) == len(split.test) == int(rows[1]["users"]) + int(rows[2]["users"])
 
 
 def test_who_sees_labels_goes_on_from_what_they_taught() -> None:

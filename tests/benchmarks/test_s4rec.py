@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.comparisons import COLUMNS, keep
+from benchmarks.comparisons import COLUMNS, Kept
 from benchmarks.experiments import Recipe, Values, find_recipe, folder_of
 from benchmarks.results import QUALITY, ResultTable
 from benchmarks.s4rec import (
@@ -37,12 +37,13 @@ from benchmarks import experiments, s4rec
 from recdistill.checkpoints import CHECKPOINT
 from recdistill.data.interactions import read_interactions
 from recdistill.data.splits import Split, leave_one_out
-from recdistill.evaluation.results import Evaluation
 from recdistill.methods.base import Method, Setting
 from recdistill.methods.iclrec import ICLRec
 from recdistill.methods.s4rec import S4Rec
 from recdistill.models.base import build_model
 from recdistill.registry import import_all
+
+from .conftest import Found
 
 import_all("recdistill.methods")
 ALL = list(dict.fromkeys(row for table in TABLES.values() for row in table()))
@@ -159,7 +160,7 @@ def little(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     for method in ("s4rec", "iclrec"):
         monkeypatch.setitem(s4rec.TUNED, (STUDIED, "softmax", method), {"method.n_clusters": 4})
     monkeypatch.setattr(s4rec, "find_recipe", recipe)
-    monkeypatch.setattr(s4rec, "WORK", tmp_path / "kept")
+    monkeypatch.setattr(s4rec, "KEPT", Kept(tmp_path / "kept"))
     monkeypatch.setattr(experiments, "WORK", tmp_path / "models")
     monkeypatch.setattr(s4rec, "cut", lambda dataset: split)
     monkeypatch.setattr(s4rec, "commit", lambda: "abc")
@@ -188,21 +189,16 @@ def test_a_row_is_measured_once_and_compared(little: Path) -> None:
     assert float(tests[2]["value"]) == pytest.approx(float(ours[0]["value"]), rel=1e-4)
 
 
-def test_rows_are_tested_against_those_on_the_same_base_loss(little: Path, split: Split) -> None:
-    users = np.arange(60)
-
-    def save(row: Row, seed: int, rank: int) -> None:
-        ranks: Any = np.full(60, rank, np.int32)
-        targets = np.ones(60, np.int32)
-        found = Evaluation(users, targets, np.arange(61), ranks, split.dataset.n_items, (5, 10, 20), "test")
-        keep(found, s4rec.WORK, row, seed)
-
+def test_rows_are_tested_against_those_on_the_same_base_loss(little: Path, split: Split, all_at: Found) -> None:
+    for row, rank in (
+        (WHOLE, 1),
+        (replace(WHOLE, seed=1), 1),
+        (replace(WHOLE, variant="without CSD", seed=1), 3),  # log2(1 + 3) = 2: an NDCG of .5
+        (Row(STUDIED, "labels", "bce"), 9),
+        (Row("amazon-toys", "labels"), 9),
+    ):
+        s4rec.KEPT.keep(all_at(split, rank), row)
     ResultTable(s4rec.RESULTS, QUALITY)
-    save(WHOLE, 0, 1)
-    save(WHOLE, 1, 1)
-    save(replace(WHOLE, variant="without CSD"), 1, 3)  # log2(1 + 3) = 2: an NDCG of .5
-    save(Row(STUDIED, "labels", "bce"), 0, 9)
-    save(Row("amazon-toys", "labels"), 0, 9)
     s4rec.compare()
     rows = ResultTable(s4rec.PAIRED, COLUMNS).rows()
     assert {(row["other"], row["seeds"], row["gain"]) for row in rows} == {("s4rec softmax without CSD", "1", "100")}

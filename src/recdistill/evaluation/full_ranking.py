@@ -59,7 +59,7 @@ def evaluate(
     """
     if not ks or min(ks) < 1:
         raise SettingsError(f"ks is {tuple(ks)}; give at least one depth, each at least 1")
-    targets, offsets = _targets(cases, n_items)
+    targets, offsets = targets_of(cases, n_items)
     depth = max(ks)
     lists: Items | None
     if isinstance(source, Model):
@@ -72,8 +72,12 @@ def evaluate(
     return Evaluation(cases.users, targets, offsets, ranks, n_items, tuple(ks), protocol, lists)
 
 
-def _targets(cases: Cases, n_items: int) -> tuple[Items, Ints]:
-    """Each case's targets in rising order, an item named twice kept once; flat, with offsets."""
+def targets_of(cases: Cases, n_items: int) -> tuple[Items, Ints]:
+    """Each case's targets in the order of an evaluation's ranks: rising, an item named twice once; flat, with offsets.
+
+    Raises:
+        DataError: when there are no cases, one has no target, or a target is not among the items.
+    """
     if len(cases) == 0:
         raise DataError("there are no cases to evaluate; check that the split left some")
     if cases.targets.lengths.min() == 0:
