@@ -46,8 +46,8 @@ from recdistill.evaluation.fidelity import agreement
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import Evaluation
 from recdistill.models.base import Model
-from recdistill.run import local_teacher
 from recdistill.runfile import Run
+from recdistill.runteachers import local_teacher
 from recdistill.serving.artefact import Student
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher

@@ -26,7 +26,7 @@ from recdistill.methods.bahsd import BAHSDConfig
 from recdistill.methods.base import Setting
 from recdistill.methods.kd import Answers, soft_targets
 from recdistill.probing import Floats, consensus, consistency, peakedness, probe, stack
-from recdistill.run import local_teacher
+from recdistill.runteachers import local_teacher
 
 COLUMNS = ("dataset", "teacher", "signal", "band", "part", "users", "low", "high", "hit_rate", "auc", "p", "commit")
 PARTS = 5

@@ -35,7 +35,6 @@ from benchmarks.results import FOLDER, QUALITY, ResultTable
 from recdistill.data.splits import Split
 from recdistill.evaluation.fidelity import agreement
 from recdistill.evaluation.scoring import top_k
-from recdistill.run import masks_seen
 from recdistill.teachers.local import LocalTeacher
 from recdistill.teachers.rules import RulesTeacher
 from recdistill.trainer import EpochRow
@@ -96,7 +95,7 @@ def measure(row: Row) -> None:
 def rules_of(row: Row, split: Split) -> RulesTeacher:
     """Return the rules that the row's students have their second opinion from."""
     ordered = row.split == LEAVE_ONE_OUT
-    return RulesTeacher(split.train, split.dataset.n_items, ordered=ordered, exclude_history=masks_seen(split))
+    return RulesTeacher(split.train, split.dataset.n_items, ordered=ordered, exclude_history=split.masks_seen)
 
 
 def follow(row: Row) -> None:

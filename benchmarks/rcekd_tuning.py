@@ -24,7 +24,6 @@ from recdistill.errors import TrainingError
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import Evaluation
 from recdistill.models.base import Model
-from recdistill.run import masks_seen
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.local import LocalTeacher
 from recdistill.trainer import EpochRow
@@ -82,7 +81,7 @@ def _teacher(row: Row, *, with_stages: bool) -> Teacher:
     if with_stages:
         epochs = {math.ceil(fitted.best_epoch * share) for share in (1 / 3, 2 / 3)} - {fitted.best_epoch}
         earlier = stages(split, run, row.folder_name, sorted(epochs))
-    return LocalTeacher(student.model, exclude_history=masks_seen(split), earlier=earlier)
+    return LocalTeacher(student.model, exclude_history=split.masks_seen, earlier=earlier)
 
 
 def evaluate_row(source: Model | Teacher, split: Split, cases: Cases, row: Row) -> Evaluation:

@@ -23,18 +23,18 @@ from recdistill.run import (
     evaluate_run,
     learn,
     load_split,
-    local_teacher,
-    open_teacher,
     run_distillation,
     run_training,
     set_up,
 )
 from recdistill.runfile import Run
 from recdistill.runfolder import EPOCHS, EVALUATION, GROUPS, LEDGER, RESULTS, RUN, fingerprint
+from recdistill.runteachers import local_teacher, open_teacher
 from recdistill.serving.artefact import Student
 from recdistill.serving.blackbox import BlackBox, student_answers
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.local import LocalTeacher
+from recdistill.teachers.rules import RulesTeacher
 from recdistill.trainer import EpochRow, TrainerSettings
 
 Sections = dict[str, Any]
@@ -318,6 +318,28 @@ def test_several_models_of_ones_own_teach_by_their_scores(
     method = {"name": "rcekd", "top_k": 4, "n_sampled": 4, "depth": 8}
     run_distillation(Run.parse(little_run | {"teacher": teacher, "method": method}), tmp_path / "run")
     assert Student.load(tmp_path / "run").recommend([["p1", "p2"]], k=1)[0][0].item == "p3"
+
+
+def test_the_histories_themselves_teach(little_run: Sections, tmp_path: Path) -> None:
+    """Each customer's next product is the next number, and rules say so: labels do not need to."""
+    run = Run.parse(
+        little_run
+        | {"teacher": {"kind": "rules", "window": 1}, "method": {"labels": False}}
+        | {"training": little_run["training"] | {"epochs": 6}}
+    )
+    result = run_distillation(run, tmp_path / "run")
+    assert result.facts["queries"] == result.facts["side_by_side"] == []
+    assert Student.load(tmp_path / "run").recommend([["p1", "p2", "p3", "p4", "p5"]], k=1)[0][0].item == "p6"
+
+
+def test_rules_are_made_of_training_histories_as_the_run_says(little_run: Sections) -> None:
+    run = Run.parse(little_run | {"teacher": {"kind": "rules", "ordered": False}, "split": {"mask_seen": False}})
+    assert run.teacher is not None
+    split = load_split(run)
+    asked = open_teacher(run.teacher, split)
+    expected = RulesTeacher(split.train, split.dataset.n_items, ordered=False, exclude_history=False)
+    assert asked.identity == expected.identity
+    assert not asked.exclude_history
 
 
 def test_the_ledger_lies_in_the_run_folder_by_default(api: BlackBox, little_run: Sections, tmp_path: Path) -> None:

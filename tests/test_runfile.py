@@ -70,6 +70,12 @@ def test_what_is_no_default_is_enough_to_make_the_same_run() -> None:
     assert Run.parse(json.loads(json.dumps(run.dump(defaults=False)))) == run
 
 
+def test_the_default_method_fits_the_teacher() -> None:
+    assert parse().method.name == "supervised"
+    assert parse(teacher={"kind": "rules"}).method.name == "kd"
+    assert parse(teacher=RUN).method.name == parse(teacher=API).method.name == "bahsd"
+
+
 def test_several_teachers_are_settings_like_one() -> None:
     run = parse(teacher={"kind": "ensemble", "members": [API | {"budget": 5}, RUN, FILE], "weights": [2, 1, 1]})
     assert isinstance(run.teacher, Ensemble)
@@ -95,6 +101,11 @@ def test_several_teachers_are_settings_like_one() -> None:
         (
             {"teacher": {"kind": "ensemble", "members": [RUN, {"kind": "run", "foldr": "a"}]}},
             r"\[teacher\] member 2: unknown setting 'foldr'; did you mean 'folder'",
+        ),
+        ({"teacher": {"kind": "rules", "decay": 0}}, r"\[teacher\]: decay: Input should be greater than 0"),
+        (
+            {"teacher": {"kind": "ensemble", "members": [RUN, {"kind": "rules"}]}},
+            r"\[teacher\]: rules advise a teacher by second_opinion in \[method\]; leave that member out",
         ),
         (
             {"method": {"name": "s4rec", "contrast_weight": math.inf}},

@@ -19,9 +19,10 @@ from recdistill.methods.supervised import Supervised
 from recdistill.models.base import Model
 from recdistill.models.sasrec import SASRecConfig
 from recdistill.registry import import_all
-from recdistill.run import Report, learn, local_teacher
+from recdistill.run import Report, learn
 from recdistill.runfile import Choice
 from recdistill.runfolder import LEDGER
+from recdistill.runteachers import local_teacher
 from recdistill.serving.artefact import Student
 from recdistill.settings import Settings
 from recdistill.teachers.base import Teacher

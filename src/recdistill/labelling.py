@@ -16,9 +16,10 @@ import numpy.typing as npt
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Method, Setting
-from recdistill.run import Report, load_same_split, load_split, open_teacher, set_up_run
+from recdistill.run import Report, load_same_split, load_split, set_up_run
 from recdistill.runfile import ApiTeacher, Run
 from recdistill.runfolder import claim, ledger_file, note
+from recdistill.runteachers import open_teacher
 from recdistill.teachers.base import Answer, Deputy, Outcome, Ranking
 from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.ledger import Ledger, Stats

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,19 +12,18 @@ import numpy as np
 import torch
 
 from recdistill.checkpoints import CHECKPOINT
-from recdistill.data.dataset import Dataset, IdMap, Ints, Sequences
+from recdistill.data.dataset import Dataset, Ints, Sequences
 from recdistill.data.embedded import load_shop
 from recdistill.data.groups import Groups
 from recdistill.data.interactions import read_interactions
-from recdistill.data.splits import Cases, Split, last_basket, leave_one_out, random_split, time_cut
-from recdistill.devices import find_device, on_device
+from recdistill.data.splits import Split, last_basket, leave_one_out, random_split, time_cut
+from recdistill.devices import find_device
 from recdistill.errors import ArtefactError, SettingsError
-from recdistill.evaluation.footprint import footprint
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import Evaluation, strata, table
 from recdistill.methods.base import Method, Setting
 from recdistill.models.base import Model, build_model
-from recdistill.runfile import SHOP, ApiTeacher, Choice, Ensemble, FileTeacher, Run, RunTeacher, TeacherSettings
+from recdistill.runfile import SHOP, Choice, Run
 from recdistill.runfolder import (
     EPOCHS,
     EVALUATION,
@@ -32,22 +31,17 @@ from recdistill.runfolder import (
     answers_elsewhere,
     check_data,
     claim,
-    kept_models,
-    ledger_file,
     load_groups,
     note,
     read_finished,
     save_results,
 )
+from recdistill.runteachers import check_same, keep_answers, open_teacher, side_by_side
 from recdistill.serving.artefact import FOLDER as STUDENT
 from recdistill.serving.artefact import Student
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
-from recdistill.teachers.http import HttpTeacher
-from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
-from recdistill.teachers.local import LocalTeacher
-from recdistill.teachers.stored import StoredTeacher
 from recdistill.trainer import Fit, Progress, Silent, TrainerSettings, fit
 
 
@@ -158,27 +152,6 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
     return result
 
 
-def side_by_side(teachers: Iterable[Teacher | None], student: Model, cases: Cases) -> list[dict[str, Any]]:
-    """Return size and speed of teachers and student; nothing where no teacher's are known.
-
-    Args:
-        teachers: a model of one's own is measured on the cases like the student, an API is as fast as its ledger says.
-        student: as trained.
-        cases: to be answered.
-
-    Returns:
-        A row for each teacher of whom something is known, then the student's: ``model``, and the figures of a
-        `Footprint`, or ``seconds_an_answer``.
-    """
-    rows: list[dict[str, Any]] = []
-    for teacher in teachers:
-        if isinstance(teacher, LocalTeacher):
-            rows.append({"model": f"teacher {teacher.identity}", **asdict(footprint(teacher.model, cases))})
-        elif isinstance(teacher, LedgerTeacher) and (seconds := teacher.ledger.seconds_each(teacher.identity)):
-            rows.append({"model": f"teacher {teacher.identity}", "seconds_an_answer": seconds})
-    return [*rows, {"model": "student", **asdict(footprint(student, cases))}] if rows else []
-
-
 def evaluate_run(folder: Path) -> Result:
     """Evaluate the saved student of a run anew, on the run's own test cases.
 
@@ -241,7 +214,7 @@ def _train(
         return evaluate(model, split.valid, n_items=split.dataset.n_items, ks=(10,)).mean("ndcg", 10)
 
     def as_student(model: Model) -> Student:
-        return Student.of(model, split.dataset, protocol=split.protocol, mask_seen=masks_seen(split))
+        return Student.of(model, split.dataset, protocol=split.protocol, mask_seen=split.masks_seen)
 
     def keep(epoch: int, model: Model) -> None:
         assert folder is not None
@@ -279,7 +252,7 @@ def set_up(
         model = build_model(student.name, split.dataset.n_items, student.config, train=split.train)
     learner.check(model, teacher)
     if start is not None:
-        _check_same("items", start.items, split.dataset.items)
+        check_same("items", start.items, split.dataset.items)
         start.hand_on(model)
     train, users = split.train, np.arange(len(split.train))
     if training.long_histories == "windows" and model.max_len is not None:
@@ -324,11 +297,6 @@ def _with_windows(train: Sequences, max_len: int, teacher: Teacher | None) -> tu
     return train.with_windows(max_len)
 
 
-def masks_seen(split: Split) -> bool:
-    """Whether items of the history are left out of the split's rankings."""
-    return bool(split.test.masked.lengths.any())
-
-
 def load_dataset(run: Run) -> Dataset:
     """Read the interactions that a run names."""
     data = run.data
@@ -370,103 +338,6 @@ def load_same_split(run: Run, folder: Path) -> Split:
     split = load_split(run)
     check_data(folder, split.dataset)
     return split
-
-
-def open_teacher(settings: TeacherSettings, split: Split, device: torch.device | str = "cpu") -> Teacher:
-    """Give the teacher that a run names; what an API answers is not kept before `keep_answers`.
-
-    Args:
-        settings: which name it.
-        split: the data that it is asked about.
-        device: where a model of one's own scores.
-    """
-    if isinstance(settings, RunTeacher):
-        return local_teacher(
-            Student.load(settings.folder),
-            split,
-            gives_scores=settings.gives_scores,
-            earlier=kept_models(Path(settings.folder), settings.earlier),
-            device=device,
-        )
-    if isinstance(settings, FileTeacher):
-        return stored_teacher(settings, split)
-    if isinstance(settings, Ensemble):
-        members = [open_teacher(member, split, device) for member in settings.members]
-        return EnsembleTeacher(members, weights=settings.weights)
-    return HttpTeacher(split.dataset.items, settings, users=split.dataset.users)
-
-
-def keep_answers(settings: TeacherSettings, teacher: Teacher, folder: Path, ledgers: ExitStack) -> Teacher:
-    """Give the teacher, what its APIs answer, and have answered, kept in ledgers that stay open as long as the stack.
-
-    Args:
-        settings: which name it.
-        teacher: as `open_teacher` gives it.
-        folder: of the run, where the ledger is unless the settings name another place.
-        ledgers: is given the ledgers to close.
-    """
-    if isinstance(settings, ApiTeacher):
-        ledger = ledgers.enter_context(Ledger(ledger_file(settings, folder)))
-        return LedgerTeacher(teacher, ledger, budget=settings.budget)
-    if isinstance(teacher, EnsembleTeacher) and isinstance(settings, Ensemble):
-        pairs = zip(settings.members, teacher.teachers, strict=True)
-        kept = [keep_answers(named, member, folder, ledgers) for named, member in pairs]
-        return EnsembleTeacher(kept, weights=settings.weights)
-    return teacher
-
-
-def local_teacher(
-    student: Student,
-    split: Split,
-    *,
-    gives_scores: bool = True,
-    earlier: Iterable[Model] = (),
-    device: torch.device | str = "cpu",
-) -> LocalTeacher:
-    """Let a saved student teach on data with the same items, and the same users if it reads them.
-
-    Args:
-        student: the model and its ids.
-        split: the data.
-        gives_scores: whether it shows its scores.
-        earlier: the model at earlier stages of its training, the earliest first.
-        device: where it scores; a model that is elsewhere is copied.
-
-    Raises:
-        SettingsError: when it was trained on others.
-    """
-    _check_same("items", student.items, split.dataset.items)
-    if student.users is not None:
-        _check_same("users", student.users.ids, split.dataset.users)
-    return LocalTeacher(
-        on_device(student.model, device),
-        gives_scores=gives_scores,
-        exclude_history=masks_seen(split),
-        earlier=[on_device(model, device) for model in earlier],
-    )
-
-
-def stored_teacher(settings: FileTeacher, split: Split) -> StoredTeacher:
-    """Return the scores that a run names as a teacher."""
-    return StoredTeacher(
-        settings.path,
-        ids=split.dataset.items,
-        users=split.dataset.users,
-        user=settings.user,
-        item=settings.item,
-        score=settings.score,
-        separator=settings.separator,
-        exclude_history=masks_seen(split),
-    )
-
-
-def _check_same(what: str, known: IdMap, wanted: IdMap) -> None:
-    if known.raw.dtype != wanted.raw.dtype or not known.raw.equals(wanted.raw):
-        common = int((wanted.find(known.raw) >= wanted.first).sum())
-        raise SettingsError(
-            f"the teacher was trained on other {what} than these data hold: {len(known):,} there, {len(wanted):,} "
-            f"here, {common:,} in both; train it on the same data, or serve it and ask it as an API."
-        )
 
 
 def _evaluate(run: Run, folder: Path, split: Split, student: Student, facts: dict[str, Any]) -> Result:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Method
@@ -141,6 +141,20 @@ class FileTeacher(Settings):
     """What separates fields; by default a tab in ``.tsv`` files, else a comma."""
 
 
+class RulesSettings(Settings):
+    """``[teacher]`` with ``kind = "rules"``: what the training histories say by themselves, see `RulesTeacher`."""
+
+    kind: Literal["rules"] = "rules"
+    ordered: bool = True
+    """Whether the order of histories counts."""
+    window: PositiveInt = 5
+    """How far apart two items may be that go together, in items; in ordered histories."""
+    decay: float = Field(default=0.5, gt=0, le=1)
+    """How much less the next older item of a history says; in ordered histories."""
+    popularity: NonNegativeFloat | None = None
+    """How far popular items are held down; by default 0 in ordered histories and 0.4 in others."""
+
+
 class Ensemble(Settings):
     """``[teacher]`` with ``kind = "ensemble"``: several teachers whose lists are fused, see `EnsembleTeacher`."""
 
@@ -151,11 +165,12 @@ class Ensemble(Settings):
     """How much each of them counts, in their order; equally if left out."""
 
 
-TeacherSettings: TypeAlias = ApiTeacher | RunTeacher | FileTeacher | Ensemble
+TeacherSettings: TypeAlias = ApiTeacher | RunTeacher | FileTeacher | RulesSettings | Ensemble
 _TEACHERS: dict[str, type[TeacherSettings]] = {
     "http": ApiTeacher,
     "run": RunTeacher,
     "file": FileTeacher,
+    "rules": RulesSettings,
     "ensemble": Ensemble,
 }
 _MAY_CHANGE = {
@@ -229,13 +244,14 @@ class Run:
             raise SettingsError(f"{where}: [model] and [student] are two names for one section; keep one of them")
         student = dict(sections.model or sections.student or {})
         start = {name: student.pop(name) for name in StartSettings.model_fields if name in student}
-        default = "supervised" if sections.teacher is None else "bahsd"
+        teacher = None if sections.teacher is None else _teacher(sections.teacher, f"{where}: [teacher]")
+        default = "supervised" if teacher is None else "kd" if isinstance(teacher, RulesSettings) else "bahsd"
         return cls(
             data=DataSettings.parse(sections.data, where=f"{where}: [data]"),
             split=SplitSettings.parse(sections.split, where=f"{where}: [split]"),
             student=_choose(Model, student, default="sasrec", where=f"{where}: [student]"),
             method=_choose(Method, sections.method, default=default, where=f"{where}: [method]"),
-            teacher=None if sections.teacher is None else _teacher(sections.teacher, f"{where}: [teacher]"),
+            teacher=teacher,
             training=TrainerSettings.parse(sections.training, where=f"{where}: [training]"),
             evaluation=EvaluationSettings.parse(sections.evaluation, where=f"{where}: [evaluation]"),
             start=StartSettings.parse(start, where=f"{where}: [student]").start,
@@ -339,10 +355,12 @@ def _teacher(values: Values, where: str) -> TeacherSettings:
     if kind not in _TEACHERS:
         raise SettingsError(
             f'{where}: kind is {kind!r}; write kind = "http" for an API, "run" for a folder, "file" for stored scores, '
-            '"ensemble" for several'
+            '"rules" for your own histories, "ensemble" for several'
         )
     members = values.get("members")
     if kind == "ensemble" and isinstance(members, list) and all(isinstance(member, dict) for member in members):
+        if any(member.get("kind") == "rules" for member in members):
+            raise SettingsError(f"{where}: rules advise a teacher by second_opinion in [method]; leave that member out")
         parsed = [_teacher(member, f"{where} member {number}") for number, member in enumerate(members, 1)]
         values = {**values, "members": parsed}
     return _TEACHERS[kind].parse(values, where=where)

@@ -98,7 +98,7 @@ def size_and_speed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One row a model: how large it is, and how many users it answers in a second.
 
     Args:
-        rows: as `recdistill.run.side_by_side` gives them.
+        rows: as `recdistill.runteachers.side_by_side` gives them.
     """
     table = Table(box=None, pad_edge=False)
     table.add_column("", style="bold")

@@ -41,6 +41,11 @@ class Split:
     valid: Cases
     test: Cases
 
+    @property
+    def masks_seen(self) -> bool:
+        """Whether items of the history are left out of the rankings."""
+        return bool(self.test.masked.lengths.any())
+
 
 def leave_one_out(dataset: Dataset, *, mask_seen: bool = True) -> Split:
     """Each user's last item is the test target, the last but one the validation target.

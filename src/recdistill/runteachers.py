@@ -1,0 +1,167 @@
+"""The teachers that a run names: opened, their answers kept, and what they cost beside their student."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recdistill.data.dataset import IdMap
+from recdistill.data.splits import Cases, Split
+from recdistill.devices import on_device
+from recdistill.errors import SettingsError
+from recdistill.evaluation.footprint import footprint
+from recdistill.models.base import Model
+from recdistill.runfile import ApiTeacher, Ensemble, FileTeacher, RulesSettings, RunTeacher, TeacherSettings
+from recdistill.runfolder import kept_models, ledger_file
+from recdistill.serving.artefact import Student
+from recdistill.teachers.base import Teacher
+from recdistill.teachers.ensemble import EnsembleTeacher
+from recdistill.teachers.http import HttpTeacher
+from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_teacher import LedgerTeacher
+from recdistill.teachers.local import LocalTeacher
+from recdistill.teachers.rules import RulesTeacher
+from recdistill.teachers.stored import StoredTeacher
+
+
+def open_teacher(settings: TeacherSettings, split: Split, device: torch.device | str = "cpu") -> Teacher:
+    """Give the teacher that a run names; what an API answers is not kept before `keep_answers`.
+
+    Args:
+        settings: which name it.
+        split: the data that it is asked about.
+        device: where a model of one's own scores.
+    """
+    if isinstance(settings, RunTeacher):
+        return local_teacher(
+            Student.load(settings.folder),
+            split,
+            gives_scores=settings.gives_scores,
+            earlier=kept_models(Path(settings.folder), settings.earlier),
+            device=device,
+        )
+    if isinstance(settings, FileTeacher):
+        return stored_teacher(settings, split)
+    if isinstance(settings, RulesSettings):
+        return rules_teacher(settings, split)
+    if isinstance(settings, Ensemble):
+        members = [open_teacher(member, split, device) for member in settings.members]
+        return EnsembleTeacher(members, weights=settings.weights)
+    return HttpTeacher(split.dataset.items, settings, users=split.dataset.users)
+
+
+def keep_answers(settings: TeacherSettings, teacher: Teacher, folder: Path, ledgers: ExitStack) -> Teacher:
+    """Give the teacher, what its APIs answer, and have answered, kept in ledgers that stay open as long as the stack.
+
+    Args:
+        settings: which name it.
+        teacher: as `open_teacher` gives it.
+        folder: of the run, where the ledger is unless the settings name another place.
+        ledgers: is given the ledgers to close.
+    """
+    if isinstance(settings, ApiTeacher):
+        ledger = ledgers.enter_context(Ledger(ledger_file(settings, folder)))
+        return LedgerTeacher(teacher, ledger, budget=settings.budget)
+    if isinstance(teacher, EnsembleTeacher) and isinstance(settings, Ensemble):
+        pairs = zip(settings.members, teacher.teachers, strict=True)
+        kept = [keep_answers(named, member, folder, ledgers) for named, member in pairs]
+        return EnsembleTeacher(kept, weights=settings.weights)
+    return teacher
+
+
+def local_teacher(
+    student: Student,
+    split: Split,
+    *,
+    gives_scores: bool = True,
+    earlier: Iterable[Model] = (),
+    device: torch.device | str = "cpu",
+) -> LocalTeacher:
+    """Let a saved student teach on data with the same items, and the same users if it reads them.
+
+    Args:
+        student: the model and its ids.
+        split: the data.
+        gives_scores: whether it shows its scores.
+        earlier: the model at earlier stages of its training, the earliest first.
+        device: where it scores; a model that is elsewhere is copied.
+
+    Raises:
+        SettingsError: when it was trained on others.
+    """
+    check_same("items", student.items, split.dataset.items)
+    if student.users is not None:
+        check_same("users", student.users.ids, split.dataset.users)
+    return LocalTeacher(
+        on_device(student.model, device),
+        gives_scores=gives_scores,
+        exclude_history=split.masks_seen,
+        earlier=[on_device(model, device) for model in earlier],
+    )
+
+
+def stored_teacher(settings: FileTeacher, split: Split) -> StoredTeacher:
+    """Return the scores that a run names as a teacher."""
+    return StoredTeacher(
+        settings.path,
+        ids=split.dataset.items,
+        users=split.dataset.users,
+        user=settings.user,
+        item=settings.item,
+        score=settings.score,
+        separator=settings.separator,
+        exclude_history=split.masks_seen,
+    )
+
+
+def rules_teacher(settings: RulesSettings, split: Split) -> RulesTeacher:
+    """Return what the training histories of a split say by themselves."""
+    return RulesTeacher(
+        split.train,
+        split.dataset.n_items,
+        ordered=settings.ordered,
+        window=settings.window,
+        decay=settings.decay,
+        popularity=settings.popularity,
+        exclude_history=split.masks_seen,
+    )
+
+
+def check_same(what: str, known: IdMap, wanted: IdMap) -> None:
+    """Make sure that a model knows the items, or users, of the data.
+
+    Raises:
+        SettingsError: when these are others.
+    """
+    if known.raw.dtype != wanted.raw.dtype or not known.raw.equals(wanted.raw):
+        common = int((wanted.find(known.raw) >= wanted.first).sum())
+        raise SettingsError(
+            f"the teacher was trained on other {what} than these data hold: {len(known):,} there, {len(wanted):,} "
+            f"here, {common:,} in both; train it on the same data, or serve it and ask it as an API."
+        )
+
+
+def side_by_side(teachers: Iterable[Teacher | None], student: Model, cases: Cases) -> list[dict[str, Any]]:
+    """Return size and speed of teachers and student; nothing where no teacher's are known.
+
+    Args:
+        teachers: a model of one's own is measured on the cases like the student, an API is as fast as its ledger says.
+        student: as trained.
+        cases: to be answered.
+
+    Returns:
+        A row for each teacher of whom something is known, then the student's: ``model``, and the figures of a
+        `Footprint`, or ``seconds_an_answer``.
+    """
+    rows: list[dict[str, Any]] = []
+    for teacher in teachers:
+        if isinstance(teacher, LocalTeacher):
+            rows.append({"model": f"teacher {teacher.identity}", **asdict(footprint(teacher.model, cases))})
+        elif isinstance(teacher, LedgerTeacher) and (seconds := teacher.ledger.seconds_each(teacher.identity)):
+            rows.append({"model": f"teacher {teacher.identity}", "seconds_an_answer": seconds})
+    return [*rows, {"model": "student", **asdict(footprint(student, cases))}] if rows else []
