@@ -69,6 +69,9 @@ VOTE = "with its own vote"
 OPINION = "with a second opinion"
 """The variant that learns what the teacher and rules counted in the training histories say together."""
 
+SMOOTHED = "with smoothed labels"
+"""The variant whose labels are shared with what followed the same items in other histories, in both stages."""
+
 DATASETS, MODELS, SEEDS = ("amazon-beauty", "ml-1m"), ("sasrec", "bert4rec"), (0, 1, 2)
 METHODS = {"assisted": ("kd", "bahsd"), "pure": ("kd", "rrd", "extraction", "bahsd")}
 
@@ -174,7 +177,7 @@ class Row:
         """The student that this one starts from, if it does."""
         if self.method == "teacher" or self.regime == "pure" or FIRST in self.variant:
             return None
-        variant = f"{SMALL}, {FIRST}" if self.variant == SMALL else FIRST
+        variant = f"{self.variant}, {FIRST}" if self.variant in (SMALL, SMOOTHED) else FIRST
         return Row(self.dataset, self.student, self.student, "labels", variant=variant, seed=self.seed)
 
     def run(self, changes: Mapping[str, object] | None = None) -> Run:
@@ -193,6 +196,8 @@ class Row:
             tuned = {**tuned, **COPYING}
         if OPINION in self.variant:
             tuned = {**tuned, **ADVISED}
+        if SMOOTHED in self.variant:
+            tuned = {**tuned, f"method.{'label_loss.' if self.regime else ''}smoothing": SMOOTHING}
         ablation = ABLATIONS.get(self.regime, {}).get(self.variant, {})
         ablated = {f"method.{name}": value for name, value in ablation.items()}
         return Run.parse(changed(sections, {**staged, **tuned, **ablated, **(changes or {})}))
@@ -256,6 +261,8 @@ COPYING: Values = {
 """What makes a student of answers alone faithful: nothing that makes it recommend otherwise than its teacher."""
 ADVISED: Values = {"method.second_opinion": 0.5}
 """How much rules count beside the teacher, where they do."""
+SMOOTHING = 0.4
+"""How much of every label what followed elsewhere gets, where labels are smoothed."""
 _DROPOUT: Values = {"student.dropout": 0.2}
 TUNED: dict[tuple[str, str, str, str, str], Values] = {
     **{
@@ -332,7 +339,16 @@ def opinion() -> Iterator[Row]:
             yield Row(dataset, model, model, method, "assisted", "lists", OPINION, seed)
 
 
-TABLES = {"core": core, "ablation": ablation, "side": side, "opinion": opinion}
+def smoothed() -> Iterator[Row]:
+    """Yield the assisted cells with smoothed labels."""
+    for seed, dataset, model in itertools.product(SEEDS, DATASETS, MODELS):
+        for variant in (f"{SMOOTHED}, {FIRST}", SMOOTHED):
+            yield Row(dataset, model, model, "labels", variant=variant, seed=seed)
+        for method in METHODS["assisted"]:
+            yield Row(dataset, model, model, method, "assisted", "lists", SMOOTHED, seed)
+
+
+TABLES = {"core": core, "ablation": ablation, "side": side, "opinion": opinion, "smoothed": smoothed}
 
 
 def main() -> None:
@@ -468,6 +484,14 @@ def rivals() -> Iterator[tuple[Row, Row]]:
         yield ours, Row(dataset, model, model, RULES)
         for method, variant in (("kd", ""), ("kd", OPINION), ("bahsd", "")):
             yield ours, replace(ours, method=method, variant=variant)
+        labels = Row(dataset, model, model, "labels", variant=SMOOTHED)
+        yield labels, replace(labels, method="teacher", variant="")
+        yield labels, replace(labels, variant="")
+        smooth = replace(ours, variant=SMOOTHED)
+        for other in (labels, replace(smooth, method="kd"), replace(smooth, variant=""), ours):
+            yield smooth, other
+        for method in ("teacher", "labels"):
+            yield smooth, Row(dataset, model, model, method)
 
 
 def compare() -> None:

@@ -66,6 +66,19 @@ def test_a_second_opinion_is_the_one_difference_of_its_rows() -> None:
             assert advised == plain
 
 
+def test_smoothed_labels_are_the_one_difference_of_their_rows_in_both_stages() -> None:
+    for row in TABLES["smoothed"]():
+        plain = replace(row, variant=FIRST if FIRST in row.variant else "")
+        for smooth, other in ((row, plain), (row.first, plain.first)):
+            assert (smooth is None) == (other is None)
+            if smooth is not None and other is not None:
+                ours, theirs = smooth.run().dump(), other.run().dump()
+                where = ours["method"]["label_loss"] if smooth.regime else ours["method"]
+                assert where["smoothing"] > 0
+                where["smoothing"] = 0.0
+                assert ours == theirs
+
+
 def test_rules_are_ranked_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = load_shop()
     split = leave_one_out(dataset)

@@ -20,6 +20,8 @@ _NUMBERS = 4 << 20
 """Numbers held at once while histories are followed."""
 _PER_ITEM = 500
 """Rules kept of each item; of pairs without an order there are many more than interactions."""
+_FAINT = 1e-4
+"""What is worth less than this, of all that the newest item is worth, is not listened to."""
 _NEVER = -30.0
 """The score of an item that no rule names: next to nothing, and finite."""
 
@@ -142,7 +144,9 @@ class RulesTeacher(Teacher):
             some = histories.take(rows)
             (owner, age), items = _positions(some), self._known(some.flat()[0])
             weights = np.power(self.decay, age, dtype=np.float32)
-            worth = (sparse.csr_matrix((weights, (owner, items)), (len(some), width)) @ self.rules).toarray()
+            heard = weights > _FAINT
+            says = sparse.csr_matrix((weights[heard], (owner[heard], items[heard])), (len(some), width))
+            worth = (says @ self.rules).toarray()
             if self.exclude_history or not self.ordered:
                 worth[owner, items] = 0
             shares = torch.from_numpy(worth)
