@@ -151,7 +151,8 @@ class RulesTeacher(Teacher):
                 worth[owner, items] = 0
             shares = torch.from_numpy(worth)
             shares /= shares.sum(1, keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)
-            yield rows, *best(shares.log_(), k)
+            listed, worth = best(shares.masked_fill_(shares <= 0, -torch.inf), k)
+            yield rows, listed, np.log(worth, out=worth, where=listed > 0)  # of a few, not of all those zeros
 
     def _known(self, items: Items) -> Items:
         """Return items that are all among 1…N."""
