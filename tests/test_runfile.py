@@ -72,7 +72,7 @@ def test_what_is_no_default_is_enough_to_make_the_same_run() -> None:
 
 def test_the_default_method_fits_the_teacher() -> None:
     assert parse().method.name == "supervised"
-    assert parse(teacher={"kind": "rules"}).method.name == "kd"
+    assert parse(teacher={"kind": "rules"}).method.name == parse(teacher=FILE).method.name == "kd"
     assert parse(teacher=RUN).method.name == parse(teacher=API).method.name == "bahsd"
 
 

@@ -245,7 +245,10 @@ class Run:
         student = dict(sections.model or sections.student or {})
         start = {name: student.pop(name) for name in StartSettings.model_fields if name in student}
         teacher = None if sections.teacher is None else _teacher(sections.teacher, f"{where}: [teacher]")
-        default = "supervised" if teacher is None else "kd" if isinstance(teacher, RulesSettings) else "bahsd"
+        if teacher is None:
+            default = "supervised"
+        else:  # stored answers cannot be probed, and probing what was counted tells nothing new
+            default = "kd" if isinstance(teacher, FileTeacher | RulesSettings) else "bahsd"
         return cls(
             data=DataSettings.parse(sections.data, where=f"{where}: [data]"),
             split=SplitSettings.parse(sections.split, where=f"{where}: [split]"),
