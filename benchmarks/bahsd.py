@@ -22,6 +22,7 @@ from functools import cache
 from benchmarks.comparisons import Kept, renew
 from benchmarks.experiments import (
     EARLIER,
+    SMOOTHING,
     Recipe,
     Values,
     by_stratum,
@@ -120,7 +121,7 @@ RULES = "rules"
 """The row of the rules that second opinions come from, which learn nothing."""
 FIRST = "first stage"
 """The variant of ``labels`` that all students begin with who see labels."""
-SMALL, ONE_NEGATIVE = "quarter width", "sasrec-bce"
+SMALL, ONE_NEGATIVE, ALSO_SMOOTHED = "quarter width", "sasrec-bce", "sasrec-smoothed"
 FAITHFUL = "faithful"
 """The variant of pure BAHSD that copies its teacher as closely as it can: each answer for itself, order and all."""
 BUDGETS = tuple(f"{budget:,} queries" for budget in (1_000, 5_000, 20_000))
@@ -173,6 +174,17 @@ class Row:
         return None if found is None else int(found[1].replace(",", ""))
 
     @property
+    def recipe(self) -> Recipe:
+        """How it learns labels."""
+        return self.taught_by if self.method == "teacher" else find_recipe(self.dataset, self.student)
+
+    @property
+    def taught_by(self) -> Recipe:
+        """What its teacher is trained by: ``sasrec``, or ``sasrec-bce`` where that has another loss than the best."""
+        model, _, loss = self.teacher.partition("-")
+        return find_recipe(self.dataset, model, loss or "softmax")
+
+    @property
     def first(self) -> Row | None:
         """The student that this one starts from, if it does."""
         if self.method == "teacher" or self.regime == "pure" or FIRST in self.variant:
@@ -182,7 +194,7 @@ class Row:
 
     def run(self, changes: Mapping[str, object] | None = None) -> Run:
         """Return the settings that the student is trained with."""
-        recipe = find_recipe(self.dataset, self.student)
+        recipe = self.recipe
         generation = 0 if self.method == "teacher" else 2 if self.variant == SECOND else 1
         values = recipe.run(self.seed + generation * STUDENT_SEED).dump()
         sections = {**values, "method": values["method"] if not self.regime else self._method(recipe, values["method"])}
@@ -261,8 +273,6 @@ COPYING: Values = {
 """What makes a student of answers alone faithful: nothing that makes it recommend otherwise than its teacher."""
 ADVISED: Values = {"method.second_opinion": 0.5}
 """How much rules count beside the teacher, where they do."""
-SMOOTHING = 0.4
-"""How much of every label what followed elsewhere gets, where labels are smoothed."""
 _DROPOUT: Values = {"student.dropout": 0.2}
 TUNED: dict[tuple[str, str, str, str, str], Values] = {
     **{
@@ -340,12 +350,16 @@ def opinion() -> Iterator[Row]:
 
 
 def smoothed() -> Iterator[Row]:
-    """Yield the assisted cells with smoothed labels."""
+    """Yield the assisted cells with smoothed labels, and one whose teacher was so trained, too."""
     for seed, dataset, model in itertools.product(SEEDS, DATASETS, MODELS):
         for variant in (f"{SMOOTHED}, {FIRST}", SMOOTHED):
             yield Row(dataset, model, model, "labels", variant=variant, seed=seed)
         for method in METHODS["assisted"]:
             yield Row(dataset, model, model, method, "assisted", "lists", SMOOTHED, seed)
+    for seed in SEEDS:
+        yield Row("amazon-beauty", ALSO_SMOOTHED, "sasrec", "teacher", seed=seed)
+        for method in METHODS["assisted"]:
+            yield Row("amazon-beauty", ALSO_SMOOTHED, "sasrec", method, "assisted", "lists", SMOOTHED, seed)
 
 
 TABLES = {"core": core, "ablation": ablation, "side": side, "opinion": opinion, "smoothed": smoothed}
@@ -402,8 +416,7 @@ def _compared(row: Row, changes: Values, split: Split) -> tuple[Evaluation, Eval
 
 
 def _teacher(row: Row, split: Split) -> Student:
-    model, _, loss = row.teacher.partition("-")
-    recipe = find_recipe(row.dataset, model, loss or "softmax")
+    recipe = row.taught_by
     return train(split, recipe.run(row.seed), _folder(recipe.name, split))[0]
 
 
@@ -419,8 +432,7 @@ def _train(row: Row, run: Run, split: Split, teacher: Student) -> tuple[Student,
         start, minutes = _train(row.first, row.first.run(), split, teacher)
     print(f"== {row.name}, seed {row.seed}", flush=True)
     if not row.regime:
-        name = _folder(f"{row.dataset}/{row.student}/softmax", split)
-        taught, fitted = train(split, run, name, start=start)
+        taught, fitted = train(split, run, _folder(row.recipe.name, split), start=start)
     else:
         with _asked(row, split, teacher) as asked:
             taught, fitted = train(split, run, row.name, teacher=asked, start=start)
@@ -492,6 +504,10 @@ def rivals() -> Iterator[tuple[Row, Row]]:
             yield smooth, other
         for method in ("teacher", "labels"):
             yield smooth, Row(dataset, model, model, method)
+    ours = Row("amazon-beauty", ALSO_SMOOTHED, "sasrec", "bahsd", "assisted", "lists", SMOOTHED)
+    yield ours, Row("amazon-beauty", ALSO_SMOOTHED, "sasrec", "teacher")
+    yield ours, Row("amazon-beauty", "sasrec", "sasrec", "labels", variant=SMOOTHED)
+    yield ours, replace(ours, method="kd")
 
 
 def compare() -> None:

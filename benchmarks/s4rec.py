@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from benchmarks.comparisons import Kept, renew
 from benchmarks.experiments import (
+    SMOOTHED,
     Recipe,
     Values,
     after_last_epoch,
@@ -74,12 +75,9 @@ DATASETS, SEEDS = ("amazon-toys", "amazon-beauty", "ml-1m", "amazon-sports"), (0
 """Cheapest first."""
 OURS = "s4rec"
 FAMILY = ("labels", "cl4srec", "duorec", "iclrec", OURS)
-SMOOTHED = "smoothed"
 METHODS = {"softmax": FAMILY, SMOOTHED: FAMILY, "bce": ("labels", "iclrec", OURS)}
 """What is compared on each base loss, cheapest first; ``bce``, one negative a label, is that of the paper's rivals,
 ``smoothed`` a softmax whose labels are shared with what followed the same items in other histories."""
-SMOOTHING = 0.4
-"""How much of every label that gets there."""
 STUDIED, BETTER = "amazon-beauty", "softmax"
 """The data set of ablations and side tables, and their base loss: the better of the two."""
 SHORT: Values = {"model.max_len": 50, "training.batch_size": 128}
@@ -171,13 +169,10 @@ class Row:
     @property
     def recipe(self) -> Recipe:
         """How labels alone are learned."""
-        loss = "softmax" if self.loss == SMOOTHED else self.loss
-        if self.dataset == "ml-1m":
-            recipe = find_recipe("ml-1m", "sasrec", loss)
-            recipe = recipe if self.variant == LONG else recipe.varied(SHORT)
-        else:
-            recipe = replace(find_recipe("amazon-beauty", "sasrec", loss), dataset=self.dataset)
-        return recipe.varied({"method.smoothing": SMOOTHING}) if self.loss == SMOOTHED else recipe
+        if self.dataset != "ml-1m":
+            return replace(find_recipe("amazon-beauty", "sasrec", self.loss), dataset=self.dataset)
+        recipe = find_recipe("ml-1m", "sasrec", self.loss)
+        return recipe if self.variant == LONG else recipe.varied(SHORT)
 
     @property
     def folder_name(self) -> str:

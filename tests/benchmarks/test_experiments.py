@@ -30,7 +30,9 @@ def test_every_recipe_is_a_run_and_has_a_name_of_its_own() -> None:
     for recipe in RECIPES:
         run = recipe.run(3)
         assert (run.student.name, run.training.seed) == (recipe.student, 3)
-        assert run.dump()["method"]["loss"] == recipe.loss
+        method, smoothed = run.dump()["method"], recipe.loss == "smoothed"
+        assert method["loss"] == ("softmax" if smoothed else recipe.loss)
+        assert (method["smoothing"] > 0) is smoothed
         assert find_recipe(recipe.dataset, recipe.student, recipe.loss) is recipe
 
 
