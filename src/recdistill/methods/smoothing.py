@@ -22,10 +22,10 @@ class Smoothing:
     .. math:: p = (1 - \lambda) \, e_y + \lambda q, \qquad
               q_j \propto \text{the share of } j \text{ in what the } K \text{ best rules of the history say}
 
-    One label says that an item was taken; that others who were here took other items, next to it and like it, it says
-    only by and by, over many epochs. q says so at once: it spreads a share λ of every label over what followed the same
-    items in all training histories (`RulesTeacher`). The label itself is among these, since its own step was counted,
-    too: without it, students were no better. A label after which rules say nothing stays whole.
+    A label says that one item was taken, and denies all others alike, also those that other users took who had been at
+    the same items. q says which these are: it spreads a share λ of every label over what followed the items of the
+    history in all training histories (`RulesTeacher`). The label is among these itself, since its own step was counted,
+    too. A label after an item of which rules say nothing stays whole.
 
     Source: ours. Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7,
     smooth labels by a constant q.
