@@ -60,7 +60,11 @@ def make(name: str, results: Path) -> str:
     return build(pl.read_csv(path, infer_schema=False))
 
 
-AS_CHOSEN = pl.col("variant").fill_null("").is_in(["", "equal budget", "faithful", "with a second opinion"])
+AS_CHOSEN = (
+    pl.col("variant")
+    .fill_null("")
+    .is_in(["", "equal budget", "faithful", "with a second opinion", "with smoothed labels"])
+)
 """Of BAHSD's table: methods as validation data chose them, not their earlier forms and ablations."""
 AS_TUNED = pl.col("variant").fill_null("").is_in(["", "on all items", "with a second opinion"])
 """Of RCE-KD's tables: methods as they were tuned, not their earlier forms and ablations."""
@@ -68,7 +72,7 @@ OF_STUDENTS: list[Figure] = [*HR_AND_NDCG, ("agreement", 10, "all")]
 AT_BUDGETS: list[Figure] = [("ndcg", 10, "all"), ("ndcg", 10, "tail"), ("agreement", 10, "all")]
 HAS_BUDGET = pl.col("variant").fill_null("").str.ends_with(" queries")
 SHORT: list[Figure] = [("recall", 20, "all"), *(("ndcg", 20, stratum) for stratum in BY_STRATUM)]
-IS_CORE = pl.col("variant").is_in(["softmax", "bce"])
+IS_CORE = pl.col("variant").is_in(["softmax", "smoothed", "bce"])
 """Of S4Rec's tables: methods as they are, on either base loss."""
 
 TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {

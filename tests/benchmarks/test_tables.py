@@ -143,13 +143,14 @@ def test_quality_shows_the_figures_and_the_split_that_a_table_is_about(tmp_path:
 def test_methods_as_they_are_and_their_variants_stand_apart(tmp_path: Path) -> None:
     table = ResultTable(tmp_path / "s4rec.csv", QUALITY)
     run = {"dataset": "ml-1m", "split": "leave-one-out", "student": "sasrec", "method": "s4rec", "seed": 0}
-    for variant, value in (("softmax", 0.1), ("softmax without CSD", 0.2), ("bce", 0.3)):
+    for variant, value in (("softmax", 0.1), ("softmax without CSD", 0.2), ("bce", 0.3), ("smoothed", 0.4)):
         table.append({**run, "variant": variant, "metric": "hr", "k": 5, "stratum": "all", "value": value})
     rest = ["", "", "", "", "", "", "", "", ""]
     cell = ["ml-1m", "leave-one-out", "sasrec", ""]
     assert cells(make("s4rec", tmp_path)) == [
         [*cell, "s4rec softmax", "1", "", "0.1000", *rest],
         [*cell, "s4rec bce", "1", "", "0.3000", *rest],
+        [*cell, "s4rec smoothed", "1", "", "0.4000", *rest],
     ]
     assert cells(make("s4rec_variants", tmp_path)) == [[*cell, "s4rec softmax without CSD", "1", "", "0.2000", *rest]]
 

@@ -53,6 +53,16 @@ def test_who_has_no_rules_gets_an_empty_list() -> None:
     assert teacher.scores(Sequences.from_lists([[5]]), np.array([[1, 2]])).tolist() == [[-30, -30]]
 
 
+def test_what_lies_far_back_says_nothing_in_an_order_and_is_left_out_all_the_same() -> None:
+    train = Sequences.from_lists([[1, 21], [2, 1], [2, 22]])
+    between = range(3, 16)  # thirteen items of which no rule is known
+    teacher = RulesTeacher(train, 22)
+    assert shares(teacher, 1, *between) == pytest.approx({21: 1.0})
+    assert shares(teacher, 1, *between, 16) == {}  # half, fourteen times, is below a ten thousandth
+    assert shares(teacher, 1, *between, 16, 2) == pytest.approx({22: 1.0})  # not 1 again
+    assert shares(RulesTeacher(train, 22, decay=1), 1, *between, 16) == pytest.approx({21: 1.0})
+
+
 def test_what_is_not_among_the_best_has_the_least_score() -> None:
     teacher = RulesTeacher(ORDERED, 5, window=2, decay=0.5, depth=1)
     scores = teacher.scores(Sequences.from_lists([[1, 2]]), np.array([[4, 3, 5, 1]]))

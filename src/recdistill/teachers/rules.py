@@ -45,7 +45,8 @@ class RulesTeacher(Teacher):
         n_items: N.
         ordered: which of the two A is.
         window: w, in items.
-        decay: δ in (0, 1]: how much less the next older item of the history says; 1 without an order.
+        decay: δ in (0, 1]: how much less the next older item of the history says; 1 without an order. What is below a
+            ten-thousandth is not heard.
         popularity: β, at least 0: how far popular items are held down; 0 by default, 0.4 without an order.
         depth: items that are scored for each history.
         exclude_history: whether items of the history are left out.
