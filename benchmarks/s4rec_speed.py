@@ -37,6 +37,8 @@ from recdistill.data.dataset import Sequences
 from recdistill.methods.base import Method, Setting
 from recdistill.models.base import build_model
 
+LOSSES = ("softmax", "bce")
+"""The base losses that are timed; smoothed labels are a softmax, too."""
 BARE, BY_KMEANS = "labels", f"{OURS}-kmeans"
 MOST_RATIO, LEAST_KMEANS_RATIO, MOST_MINUTES = 3.2, 1.5, 20.0
 """The bars: S4Rec over labels, K-means over online clustering, and training until it stops by itself."""
@@ -77,8 +79,8 @@ def plan(datasets: Sequence[str], repeats: int) -> Iterator[Job]:
     """Yield what to measure, in turns: within a repeat, all methods on the same data follow each other."""
     for repeat in range(1, repeats + 1):
         for dataset in datasets:
-            for loss, methods in METHODS.items():
-                for system in (*methods, BY_KMEANS):
+            for loss in LOSSES:
+                for system in (*METHODS[loss], BY_KMEANS):
                     yield Job(dataset, loss, system, repeat)
 
 
