@@ -73,7 +73,7 @@ AT_BUDGETS: list[Figure] = [("ndcg", 10, "all"), ("ndcg", 10, "tail"), ("agreeme
 HAS_BUDGET = pl.col("variant").fill_null("").str.ends_with(" queries")
 SHORT: list[Figure] = [("recall", 20, "all"), *(("ndcg", 20, stratum) for stratum in BY_STRATUM)]
 IS_CORE = pl.col("variant").is_in(["softmax", "smoothed", "bce"])
-"""Of S4Rec's tables: methods as they are, on either base loss."""
+"""Of S4Rec's tables: methods as they are, on each base loss."""
 
 TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
     "training_speed": ("training_speed", training_speed),
