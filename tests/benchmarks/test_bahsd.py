@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.bahsd import ABLATIONS, FIRST, QUARTER, RULES, SECOND, TABLES, Row
+from benchmarks.bahsd_rows import ABLATIONS, FIRST, QUARTER, RULES, SECOND, TABLES, Row
 from benchmarks.comparisons import COLUMNS, Kept
 from benchmarks.experiments import find_recipe
 from benchmarks.results import ResultTable

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.bahsd_rows import TABLES, core
 from benchmarks.experiments import (
     RECIPES,
     changed,
@@ -18,7 +19,7 @@ from benchmarks.experiments import (
 )
 from benchmarks.results import QUALITY, ResultTable
 
-from benchmarks import bahsd, experiments
+from benchmarks import experiments
 from recdistill.data.embedded import load_shop
 from recdistill.data.splits import leave_one_out
 from recdistill.errors import SettingsError
@@ -68,10 +69,10 @@ def test_sections_are_changed_in_the_settings_named_alone() -> None:
 
 
 def test_the_rows_of_a_table_are_chosen_by_name_and_seed() -> None:
-    parser = table_parser("A benchmark.", bahsd.TABLES, seeds=(0, 1), example="ml-1m")
-    every = chosen(bahsd.TABLES, parser.parse_args([]))
-    assert every == [row for row in bahsd.core() if row.seed in (0, 1)]
-    few = chosen(bahsd.TABLES, parser.parse_args(["--table", "ablation", "--only", "with-sharper", "--seeds", "2"]))
+    parser = table_parser("A benchmark.", TABLES, seeds=(0, 1), example="ml-1m")
+    every = chosen(TABLES, parser.parse_args([]))
+    assert every == [row for row in core() if row.seed in (0, 1)]
+    few = chosen(TABLES, parser.parse_args(["--table", "ablation", "--only", "with-sharper", "--seeds", "2"]))
     assert {(row.variant, row.seed) for row in few} == {("with sharper reliable answers", 2)}
 
 

@@ -1,0 +1,358 @@
+"""The rows of BAHSD's tables: cells, variants, what each is trained with, and which are set against each other."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from benchmarks.experiments import SMOOTHING, Recipe, Values, changed, find_recipe, path_of
+
+from recdistill.runfile import Run
+
+STUDENT_SEED = 100
+"""Added to a student's seed, so that it shares neither first weights nor order of users with its teacher."""
+SECOND = "second generation"
+"""The variant whose teacher is the fusion of the black box and the student of the first generation."""
+
+VOTE = "with its own vote"
+"""The variant whose teacher is the fusion of the black box and what labels alone have taught the student."""
+
+OPINION = "with a second opinion"
+"""The variant that learns what the teacher and rules counted in the training histories say together."""
+
+SMOOTHED = "with smoothed labels"
+"""The variant whose labels are shared with what followed the same items in other histories, in both stages."""
+
+DATASETS, MODELS, SEEDS = ("amazon-beauty", "ml-1m"), ("sasrec", "bert4rec"), (0, 1, 2)
+METHODS = {"assisted": ("kd", "bahsd"), "pure": ("kd", "rrd", "extraction", "bahsd")}
+
+_OUTLINE: Values = {
+    "target": "answer",
+    "ranking": "margin",
+    "quorum": 0.5,
+    "reliable_temperature": 4.0,
+    "gate": "hard",
+    "contrast_weight": 0.1,
+}
+_EITHER: dict[str, Values] = {
+    "without probing": {"scales": [1.0]},
+    "with gate": {"target": "answer"},
+    "with gate, unreliable answers at half weight": {"target": "answer", "ranking_weight": 0.5},
+    "with sharper reliable answers": {"reliable_temperature": 0.5},
+    "with softer reliable answers": {"reliable_temperature": 2.0},
+}
+_NO_PREFIXES: Values = {"prefixes": 0, "view_weight": 0}
+ABLATIONS: dict[str, dict[str, Values]] = {
+    "assisted": {
+        **_EITHER,
+        "with views": {"view_weight": 1.0},
+        "with prefixes": {"prefixes": 4, "view_weight": 1.0},
+        "with InfoNCE": {"contrast_weight": 0.1},
+        "outline to the letter": _OUTLINE,
+    },
+    "pure": {
+        **_EITHER,
+        "without prefixes": _NO_PREFIXES,
+        "without prefixes, with InfoNCE": {**_NO_PREFIXES, "contrast_weight": 0.1},
+        "without probing, without prefixes": {**_NO_PREFIXES, "scales": [1.0]},
+        "outline to the letter": {**_NO_PREFIXES, **_OUTLINE},
+    },
+}
+"""BAHSD with a part switched off, or one of the outline's parts that are off switched on; the last follows the public
+outline as closely as our formulas can."""
+QUERIES = {"amazon-beauty": 115_633, "ml-1m": 51_743}
+"""What BAHSD asks in the pure regime where its budget has no end: two queries a history, or a window of a long one, and
+one for each of four prefixes of those that have as many."""
+HISTORIES = {"amazon-beauty": 22_363, "ml-1m": 8_641}
+"""Histories, or windows of them."""
+EXTRACTIONS = {"equal budget": 1, "four times the budget": 4, "real histories": 0}
+"""How many times as many queries the extraction baseline may walk; 0 lets it ask about the users' own histories."""
+RULES = "rules"
+"""The row of the rules that second opinions come from, which learn nothing."""
+FIRST = "first stage"
+"""The variant of ``labels`` that all students begin with who see labels."""
+SMALL, ONE_NEGATIVE, ALSO_SMOOTHED = "quarter width", "sasrec-bce", "sasrec-smoothed"
+FAITHFUL = "faithful"
+"""The variant of pure BAHSD that copies its teacher as closely as it can: each answer for itself, order and all."""
+BUDGETS = tuple(f"{budget:,} queries" for budget in (1_000, 5_000, 20_000))
+"""Batches are smaller by as much as there are fewer answers, so that all budgets take as many steps."""
+QUARTER = f"{QUERIES['amazon-beauty'] // 4:,} queries"
+"""A quarter of what extraction's best walk."""
+SLOWLY = 4
+"""How many times as many epochs a few walks take: their margins are learned slowly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One student, or a teacher itself."""
+
+    dataset: str
+    teacher: str
+    student: str
+    method: str
+    regime: str = ""
+    """``assisted`` or ``pure``; empty for what is not distilled."""
+    access: str = ""
+    """``lists`` or ``scores``."""
+    variant: str = ""
+    seed: int = 0
+
+    @property
+    def key(self) -> Values:
+        """Its columns in the result file."""
+        return {
+            "dataset": self.dataset,
+            "split": "leave-one-out",
+            "teacher": self.teacher,
+            "student": self.student,
+            "regime": self.regime,
+            "access": self.access,
+            "method": self.method,
+            "variant": self.variant,
+            "seed": self.seed,
+        }
+
+    @property
+    def name(self) -> str:
+        """For people and folders."""
+        return path_of(self.dataset, self.teacher, self.student, self.regime, self.access, self.method, self.variant)
+
+    @property
+    def budget(self) -> int | None:
+        """Of queries; ``None`` where all that the method asks are paid for."""
+        found = re.search(r"([\d,]+) queries", self.variant)
+        return None if found is None else int(found[1].replace(",", ""))
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it learns labels."""
+        return self.taught_by if self.method == "teacher" else find_recipe(self.dataset, self.student)
+
+    @property
+    def taught_by(self) -> Recipe:
+        """What its teacher is trained by: ``sasrec``, or ``sasrec-bce`` where that has another loss than the best."""
+        model, _, loss = self.teacher.partition("-")
+        return find_recipe(self.dataset, model, loss or "softmax")
+
+    @property
+    def first(self) -> Row | None:
+        """The student that this one starts from, if it does."""
+        if self.method == "teacher" or self.regime == "pure" or FIRST in self.variant:
+            return None
+        variant = f"{self.variant}, {FIRST}" if self.variant in (SMALL, SMOOTHED) else FIRST
+        return Row(self.dataset, self.student, self.student, "labels", variant=variant, seed=self.seed)
+
+    def run(self, changes: Mapping[str, object] | None = None) -> Run:
+        """Return the settings that the student is trained with."""
+        recipe = self.recipe
+        generation = 0 if self.method == "teacher" else 2 if self.variant == SECOND else 1
+        values = recipe.run(self.seed + generation * STUDENT_SEED).dump()
+        sections = {**values, "method": values["method"] if not self.regime else self._method(recipe, values["method"])}
+        if SMALL in self.variant:
+            sections["student"] = {**values["student"], "dim": values["student"]["dim"] // 4}
+        staged = SECOND_STAGE[self.dataset] if self.first else PURE[self.dataset] if self.regime == "pure" else {}
+        if self.budget is not None and self.regime == "pure":
+            staged = {**staged, **self._for_few_answers(self.budget, values["training"]["batch_size"], staged)}
+        tuned = TUNED.get((self.dataset, self.student, self.regime, self.access, self.method), {})
+        if FAITHFUL in self.variant:
+            tuned = {**tuned, **COPYING}
+        if OPINION in self.variant:
+            tuned = {**tuned, **ADVISED}
+        if SMOOTHED in self.variant:
+            tuned = {**tuned, f"method.{'label_loss.' if self.regime else ''}smoothing": SMOOTHING}
+        ablation = ABLATIONS.get(self.regime, {}).get(self.variant, {})
+        ablated = {f"method.{name}": value for name, value in ablation.items()}
+        return Run.parse(changed(sections, {**staged, **tuned, **ablated, **(changes or {})}))
+
+    def _for_few_answers(self, budget: int, batch_size: int, staged: Values) -> Values:
+        """Return what lets a small budget's answers be learned for as long as it takes."""
+        if self.method != "extraction":
+            share = min(1.0, budget / HISTORIES[self.dataset])
+            return {"training.batch_size": math.ceil(batch_size * share)}
+        longer = {f"training.{name}": SLOWLY * staged[f"training.{name}"] for name in ("epochs", "patience")}
+        return {**longer, "training.validate_every": SLOWLY}
+
+    def _method(self, recipe: Recipe, labels: Values) -> Values:
+        settings: Values = {"name": self.method}
+        if self.method == "extraction":
+            settings["walk_len"] = recipe.model["max_len"]
+            if self.variant == "real histories":
+                settings["queries"] = "histories"
+            else:
+                times = EXTRACTIONS.get(self.variant, 1)
+                settings["n_queries"] = self.budget or times * QUERIES[self.dataset]
+        else:
+            settings["labels"] = self.regime == "assisted"
+            settings["label_loss"] = {key: value for key, value in labels.items() if key != "name"}
+        if self.method in ("kd", "bahsd"):
+            settings["values"] = "ranks" if self.access == "lists" else "scores"
+        return settings
+
+
+_SHORTENED: Values = {"training.shorten": 0.5}
+_FALLING: Values = {**_SHORTENED, "training.learning_rate": 3e-4, "training.schedule": "cosine"}
+SECOND_STAGE: dict[str, Values] = {
+    "amazon-beauty": {**_FALLING, "training.epochs": 20, "training.patience": 20},
+    "ml-1m": {**_FALLING, "training.epochs": 10, "training.patience": 10},
+}
+"""How students that see labels go on from what labels alone have taught them."""
+PURE: dict[str, Values] = {
+    "amazon-beauty": {
+        **_SHORTENED,
+        "training.schedule": "cosine",
+        "training.epochs": 60,
+        "training.patience": 60,
+    },
+    "ml-1m": {
+        **_SHORTENED,
+        "training.epochs": 100,
+        "training.patience": 100,
+        "training.validate_every": 5,
+    },
+}
+"""How the others are trained: at a falling rate to its end, not until they have learned the validation histories."""
+_BAHSD: dict[str, Values] = {
+    "assisted": {"method.view_weight": 0, "method.scales": [0.25, 0.5, 0.75, 1.0]},
+    "pure": {"method.prefixes": 4, "method.view_weight": 4},
+}
+"""Histories are shortened for everybody, so that shortened views of its own would be a second way to the same."""
+COPYING: Values = {
+    **{"method.scales": [1.0], "method.view_weight": 1.0, "method.rank_decay": 1.0, "method.order_weight": 10.0},
+    **{"student.dropout": 0.1, "training.shorten": 0.0},
+}
+"""What makes a student of answers alone faithful: nothing that makes it recommend otherwise than its teacher."""
+ADVISED: Values = {"method.second_opinion": 0.5}
+"""How much rules count beside the teacher, where they do."""
+_DROPOUT: Values = {"student.dropout": 0.2}
+TUNED: dict[tuple[str, str, str, str, str], Values] = {
+    **{
+        (dataset, model, regime, access, "bahsd"): changes
+        for dataset, model, access in itertools.product(DATASETS, MODELS, ("lists", "scores"))
+        for regime, changes in _BAHSD.items()
+    },
+    **{
+        ("amazon-beauty", "sasrec", "pure", access, method): {
+            **_DROPOUT,
+            **(_BAHSD["pure"] if method == "bahsd" else {}),
+        }
+        for access, method in itertools.product(("lists", "scores"), METHODS["pure"])
+    },
+}
+"""Settings chosen on validation data, by data set, student, regime, access and method: ``section.key`` and value.
+
+Those of the first cell hold for all; what was tried elsewhere is in ``bahsd_search.csv``.
+"""
+
+
+def core() -> Iterator[Row]:
+    """Yield the core table: cheapest cells first, one seed through the table before the others."""
+    for seed, dataset, model in itertools.product(SEEDS, DATASETS, MODELS):
+        yield Row(dataset, model, model, "teacher", seed=seed)
+        for variant in (FIRST, ""):
+            yield Row(dataset, model, model, "labels", variant=variant, seed=seed)
+        for access in ("lists", "scores") if model == "sasrec" else ("lists",):
+            for regime, methods in METHODS.items():
+                for method in methods:
+                    if method in ("rrd", "extraction") and access == "scores":
+                        continue  # they read no scores
+                    variant = "equal budget" if method == "extraction" else ""
+                    yield Row(dataset, model, model, method, regime, access, variant, seed)
+
+
+def ablation() -> Iterator[Row]:
+    """Yield BAHSD on Beauty with one part switched off or on at a time, and what extraction gains from more queries."""
+    for seed, regime in itertools.product(SEEDS, METHODS):
+        for variant in ABLATIONS[regime]:
+            yield Row("amazon-beauty", "sasrec", "sasrec", "bahsd", regime, "lists", variant, seed)
+    for variant in EXTRACTIONS:
+        yield Row("amazon-beauty", "sasrec", "sasrec", "extraction", "pure", "lists", variant)
+
+
+def side() -> Iterator[Row]:
+    """Yield second voices, a smaller student, a weaker teacher, another architecture, and smaller budgets."""
+    for method in ("kd", "bahsd"):
+        for dataset in DATASETS:
+            yield Row(dataset, "sasrec", "sasrec", method, "assisted", "lists", VOTE)
+        for regime, variant in itertools.product(METHODS, (SECOND, SMALL)):
+            yield Row("amazon-beauty", "sasrec", "sasrec", method, regime, "lists", variant)
+    yield Row("amazon-beauty", "sasrec", "sasrec", "labels", variant=SMALL)
+    yield Row("amazon-beauty", ONE_NEGATIVE, "sasrec", "teacher")
+    for regime, teacher in itertools.product(METHODS, (ONE_NEGATIVE, "bert4rec")):
+        for method in ("kd", "bahsd"):
+            yield Row("amazon-beauty", teacher, "sasrec", method, regime, "lists")
+    for budget in BUDGETS:
+        for method in ("kd", "extraction", "bahsd"):
+            yield Row("amazon-beauty", "sasrec", "sasrec", method, "pure", "lists", budget)
+        yield Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "assisted", "lists", budget)
+    for budget in (*BUDGETS, QUARTER):
+        yield Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "pure", "lists", f"{FAITHFUL}, {budget}")
+    for dataset in DATASETS:
+        yield Row(dataset, "sasrec", "sasrec", "bahsd", "pure", "lists", FAITHFUL)
+
+
+def opinion() -> Iterator[Row]:
+    """Yield the assisted cells with a second opinion, and the rules by themselves."""
+    for seed, dataset, model in itertools.product(SEEDS, DATASETS, MODELS):
+        if seed == 0:
+            yield Row(dataset, model, model, RULES)
+        for method in METHODS["assisted"]:
+            yield Row(dataset, model, model, method, "assisted", "lists", OPINION, seed)
+
+
+def smoothed() -> Iterator[Row]:
+    """Yield the assisted cells with smoothed labels, and one whose teacher was so trained, too."""
+    for seed, dataset, model in itertools.product(SEEDS, DATASETS, MODELS):
+        for variant in (f"{SMOOTHED}, {FIRST}", SMOOTHED):
+            yield Row(dataset, model, model, "labels", variant=variant, seed=seed)
+        for method in METHODS["assisted"]:
+            yield Row(dataset, model, model, method, "assisted", "lists", SMOOTHED, seed)
+    for seed in SEEDS:
+        yield Row("amazon-beauty", ALSO_SMOOTHED, "sasrec", "teacher", seed=seed)
+        for method in METHODS["assisted"]:
+            yield Row("amazon-beauty", ALSO_SMOOTHED, "sasrec", method, "assisted", "lists", SMOOTHED, seed)
+
+
+TABLES = {"core": core, "ablation": ablation, "side": side, "opinion": opinion, "smoothed": smoothed}
+
+
+def rivals() -> Iterator[tuple[Row, Row]]:
+    """Yield BAHSD in every cell and at every budget, with each other row that it is compared with there."""
+    for dataset, teacher, regime, access in itertools.product(DATASETS, MODELS, METHODS, ("lists", "scores")):
+        ours = Row(dataset, teacher, teacher, "bahsd", regime, access)
+        for method in ("teacher", "labels"):
+            yield ours, Row(dataset, teacher, teacher, method)
+        for method in METHODS[regime]:
+            if method != "bahsd":
+                yield ours, replace(ours, method=method, variant="equal budget" if method == "extraction" else "")
+    for budget in BUDGETS:
+        ours = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "pure", "lists", budget)
+        for method in ("kd", "extraction"):
+            yield ours, replace(ours, method=method)
+        yield replace(ours, variant=f"{FAITHFUL}, {budget}"), replace(ours, method="extraction")
+    for dataset in DATASETS:
+        ours = Row(dataset, "sasrec", "sasrec", "bahsd", "pure", "lists", FAITHFUL)
+        yield ours, replace(ours, method="extraction", variant="equal budget")
+    ours = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "pure", "lists")
+    yield ours, replace(ours, variant="without probing")
+    for dataset, model in itertools.product(DATASETS, MODELS):
+        ours = Row(dataset, model, model, "bahsd", "assisted", "lists", OPINION)
+        for method in ("teacher", "labels"):
+            yield ours, Row(dataset, model, model, method)
+        yield ours, Row(dataset, model, model, RULES)
+        for method, variant in (("kd", ""), ("kd", OPINION), ("bahsd", "")):
+            yield ours, replace(ours, method=method, variant=variant)
+        labels = Row(dataset, model, model, "labels", variant=SMOOTHED)
+        yield labels, replace(labels, method="teacher", variant="")
+        yield labels, replace(labels, variant="")
+        smooth = replace(ours, variant=SMOOTHED)
+        for other in (labels, replace(smooth, method="kd"), replace(smooth, variant=""), ours):
+            yield smooth, other
+        for method in ("teacher", "labels"):
+            yield smooth, Row(dataset, model, model, method)
+    ours = Row("amazon-beauty", ALSO_SMOOTHED, "sasrec", "bahsd", "assisted", "lists", SMOOTHED)
+    yield ours, Row("amazon-beauty", ALSO_SMOOTHED, "sasrec", "teacher")
+    yield ours, Row("amazon-beauty", "sasrec", "sasrec", "labels", variant=SMOOTHED)
+    yield ours, replace(ours, method="kd")
