@@ -294,12 +294,15 @@ def side() -> Iterator[Row]:
 
 
 def opinion() -> Iterator[Row]:
-    """Yield the assisted cells with a second opinion, and the rules by themselves."""
+    """Yield the cells with a second opinion, and the rules by themselves.
+
+    In the pure regime, too, what the rules count are the training histories: those that are asked about.
+    """
     for seed, dataset, model in itertools.product(SEEDS, DATASETS, MODELS):
         if seed == 0:
             yield Row(dataset, model, model, RULES)
-        for method in METHODS["assisted"]:
-            yield Row(dataset, model, model, method, "assisted", "lists", OPINION, seed)
+        for regime, method in itertools.product(METHODS, ("kd", "bahsd")):
+            yield Row(dataset, model, model, method, regime, "lists", OPINION, seed)
 
 
 def smoothed() -> Iterator[Row]:
@@ -337,18 +340,18 @@ def rivals() -> Iterator[tuple[Row, Row]]:
         yield ours, replace(ours, method="extraction", variant="equal budget")
     ours = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "pure", "lists")
     yield ours, replace(ours, variant="without probing")
+    for dataset, model, regime in itertools.product(DATASETS, MODELS, METHODS):
+        ours = Row(dataset, model, model, "bahsd", regime, "lists", OPINION)
+        yield from ((ours, Row(dataset, model, model, method)) for method in ("teacher", "labels", RULES))
+        for method, variant in (("kd", ""), ("kd", OPINION), ("bahsd", ""), ("extraction", "equal budget")):
+            if method in METHODS[regime]:
+                yield ours, replace(ours, method=method, variant=variant)
     for dataset, model in itertools.product(DATASETS, MODELS):
-        ours = Row(dataset, model, model, "bahsd", "assisted", "lists", OPINION)
-        for method in ("teacher", "labels"):
-            yield ours, Row(dataset, model, model, method)
-        yield ours, Row(dataset, model, model, RULES)
-        for method, variant in (("kd", ""), ("kd", OPINION), ("bahsd", "")):
-            yield ours, replace(ours, method=method, variant=variant)
         labels = Row(dataset, model, model, "labels", variant=SMOOTHED)
         yield labels, replace(labels, method="teacher", variant="")
         yield labels, replace(labels, variant="")
-        smooth = replace(ours, variant=SMOOTHED)
-        for other in (labels, replace(smooth, method="kd"), replace(smooth, variant=""), ours):
+        smooth = Row(dataset, model, model, "bahsd", "assisted", "lists", SMOOTHED)
+        for other in (labels, replace(smooth, method="kd"), *(replace(smooth, variant=v) for v in ("", OPINION))):
             yield smooth, other
         for method in ("teacher", "labels"):
             yield smooth, Row(dataset, model, model, method)
