@@ -29,6 +29,15 @@ def test_what_the_student_ranks_too_low_is_lifted_and_too_high_lowered() -> None
         assert places == sorted(places)  # in the teacher's order
 
 
+def test_no_item_is_lifted_and_lowered_where_lists_are_shorter_than_what_is_drawn() -> None:
+    method = ready("dcd", mf(1), mf(2), top_k=6, n_corrected=6, rank_temperature=1.0)
+    assert isinstance(method, DCD)
+    for user in WITH_HISTORY:
+        lifted, lowered = (set(kept[user].tolist()) - {0} for kept in (method.under, method.over))
+        assert lifted
+        assert not lifted & lowered
+
+
 def test_the_loss_is_the_likelihood_of_the_teachers_order_above_the_overestimated() -> None:
     teacher, student = mf(1), mf(2)
     method = ready("dcd", teacher, student, top_k=20, n_corrected=3, rank_temperature=1.0, weight=2.0)

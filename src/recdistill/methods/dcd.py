@@ -9,12 +9,12 @@ from torch import Tensor
 from recdistill.data.dataset import Ints
 from recdistill.losses import relaxed_ranking_loss
 from recdistill.methods.base import Setting, TrainingBatch
-from recdistill.methods.lists import draw_places, list_logits, places
+from recdistill.methods.lists import contains, draw_places, list_logits, places
 from recdistill.methods.scored import GuidedConfig, GuidedDistillation, student_lists, teacher_lists
 from recdistill.models.base import Model
 
 _LEAST = 1e-5
-"""Chance, before normalising, of items that the student ranks right."""
+"""Chance, before normalising, of items that the student ranks right, which fill up where others are too few."""
 _SATURATED = 5
 """Temperatures beyond which two ranks are as different as can be: ``1 − tanh(5) < 1e-4``."""
 
@@ -41,8 +41,9 @@ class DCD(GuidedDistillation, name="dcd"):
 
     Source: Lee and Kim, "Dual Correction Strategy for Ranking Distillation in Top-N Recommender System", CIKM 2021, as
     the authors of RCE-KD run it. Differs: means over users and places, not sums, so that λ is K times theirs; π is in
-    the teacher's order, not in that of the draw; and the student's ranks are read off its list without the history, as
-    the teacher's are, 5 T longer than that, beyond which all ranks are alike.
+    the teacher's order, not in that of the draw; no item is drawn as both, nor as what it is not, where theirs fill up
+    with such items, and fewer than K are drawn instead; and the student's ranks are read off its list without the
+    history, as the teacher's are, 5 T longer than that, beyond which all ranks are alike.
     """
 
     Config = DCDConfig
@@ -70,10 +71,14 @@ class DCD(GuidedDistillation, name="dcd"):
             listed = self.listed[block]
             too_low = rank_difference(listed, own) / config.rank_temperature
             at = block.to(self.under.device)
+            free = listed
             for kept, difference in ((self.under, too_low), (self.over, -too_low)):
-                chances = torch.where(listed > 0, difference.tanh().clamp_min(_LEAST).log(), -torch.inf)
-                drawn = draw_places(chances, config.n_corrected, generator).sort(dim=1).values
-                kept[at] = listed.gather(1, drawn).to(kept)
+                some = free.masked_fill(difference < 0, 0)
+                chances = torch.where(some > 0, difference.tanh().clamp_min(_LEAST).log(), -torch.inf)
+                places_drawn = draw_places(chances, config.n_corrected, generator).sort(dim=1).values
+                drawn = some.gather(1, places_drawn)
+                kept[at] = drawn.to(kept)
+                free = listed.masked_fill(contains(drawn, listed), 0)
 
     def distil(self, student: Model, queries: Tensor, batch: TrainingBatch) -> Tensor:
         """Return the likelihood of the order."""
