@@ -58,6 +58,70 @@ def quality(rows: pl.DataFrame, *, shown: Sequence[Figure] = HR_AND_NDCG, where:
     )
 
 
+CELL = ("dataset", "split", "teacher", "student")
+ALONE = ("teacher", "labels", "rules")
+"""What no method has taught, which stands above the others."""
+
+
+def side_by_side(
+    rows: pl.DataFrame, *, lines: Sequence[str], figure: pl.Expr, strata: Sequence[str], where: pl.Expr | None = None
+) -> str:
+    """One figure of every method, a line each, in every cell, a column each: of all users, of strata, and the seeds.
+
+    Args:
+        rows: of a result file.
+        lines: the columns that make a line, ``method`` and ``variant`` last.
+        figure: which rows hold the figure.
+        strata: whose figures follow that of all users: ``0.0594 ± 0.0004 / 0.0548 (3)``.
+        where: which rows are shown; all where it is left out.
+    """
+    across = [name for name in CELL if name not in lines]
+    shown = rows.with_columns(pl.col(*CELL, *lines).fill_null("")).filter(True if where is None else where, figure)
+    known = shown.group_by(*across, *lines, maintain_order=True).agg(
+        *(mean("value", pl.col("stratum") == stratum).alias(stratum) for stratum in ("all", *strata)),
+        pl.col("seed").n_unique(),
+    )
+    cells = known.select(across).unique(maintain_order=True).rows()
+    cells = [cell for cell in cells if not any(cell != other and _within(cell, other) for other in cells)]
+    found = {
+        (cell, tuple(row[name] for name in lines)): _short(row, strata)
+        for row in known.iter_rows(named=True)
+        for cell in cells
+        if _within(tuple(row[name] for name in across), cell)
+    }
+    places = {method: place for place, method in enumerate(dict.fromkeys(known["method"]))}
+    keys = dict.fromkeys(key for _, key in found)
+    in_order = sorted(keys, key=lambda key: (*key[:-2], *(key[-2] != name for name in ALONE), places[key[-2]], key[-1]))
+    splits = len(set(shown["split"])) > 1
+    setting = ["setting"] if "regime" in lines else []
+    return markdown(
+        [*setting, "method", *(_cell(dict(zip(across, cell, strict=True)), splits=splits) for cell in cells)],
+        [
+            [
+                *([", ".join(filter(None, key[:2]))] if setting else []),
+                " ".join(filter(None, key[2:] if setting else key)),
+                *(found.get((cell, key)) for cell in cells),
+            ]
+            for key in in_order
+        ],
+    )
+
+
+def _within(cell: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether a teacher alone, or a student without one, belongs to a cell that has both."""
+    return all(mine in ("", theirs) for mine, theirs in zip(cell, other, strict=True))
+
+
+def _short(row: dict[str, str], strata: Sequence[str]) -> str:
+    others = "".join(f" / {row[stratum].split()[0]}" for stratum in strata if row[stratum])
+    return f"{row['all']}{others} ({row['seed']})"
+
+
+def _cell(cell: dict[str, str | None], *, splits: bool) -> str:
+    parts = [cell["dataset"], cell["split"] if splits else "", _pair({"teacher": "", "student": "", **cell})]
+    return ", ".join(filter(None, parts))
+
+
 def _is(figure: Figure) -> pl.Expr:
     metric, k, stratum = figure
     return (pl.col("metric") == metric) & (pl.col("k") == str(k)) & (pl.col("stratum") == stratum)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 from benchmarks.table_cells import markdown, median, middle, number, split_setting, spread
 
@@ -39,6 +41,33 @@ def training_speed(rows: pl.DataFrame) -> str:
             for row in cells.iter_rows(named=True)
         ],
     )
+
+
+PEERS = ("recdistill", "rectools", "rectools-fast", "recbole")
+"""As they come; RecTools also with its faster attention."""
+
+
+def training_speed_core(rows: pl.DataFrame) -> str:
+    """Seconds per epoch of ours and of each peer, with how many times as long it takes; the allocator as it comes."""
+    cells = (
+        split_setting(rows)
+        .filter(pl.col("phase").is_null(), pl.col("allocator") == "stock", pl.col("system").is_in(PEERS))
+        .group_by("dataset", "loss", "system", maintain_order=True)
+        .agg(median("seconds").alias("seconds"), median("ratio").alias("ratio"), pl.col("version").last())
+    )
+    versions = {str(row["system"]): row["version"] for row in cells.iter_rows(named=True)}
+    shown = [system for system in PEERS if system in versions]
+    lines = []
+    for (dataset, loss), group in cells.group_by("dataset", "loss", maintain_order=True):
+        found = {row["system"]: row for row in group.iter_rows(named=True)}
+        lines.append([str(dataset), str(loss), *(_beside_ours(found.get(system)) for system in shown)])
+    return markdown(["data", "loss", *(f"{system} {versions[system]}" for system in shown)], lines)
+
+
+def _beside_ours(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    return number(row["seconds"]) + ("" if row["system"] == PEERS[0] else f" (× {number(row['ratio'])})")
 
 
 def training_profile(rows: pl.DataFrame) -> str:

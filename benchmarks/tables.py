@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from benchmarks.quality_tables import (
-    BY_STRATUM,
     HR_AND_NDCG,
     OF_SEQUENCES,
     OF_USERS,
@@ -28,10 +28,11 @@ from benchmarks.quality_tables import (
     premise_targets,
     published,
     quality,
+    side_by_side,
     trials,
 )
 from benchmarks.results import FOLDER
-from benchmarks.speed_tables import labelling_speed, speed, training_profile, training_speed
+from benchmarks.speed_tables import labelling_speed, speed, training_profile, training_speed, training_speed_core
 
 from recdistill.errors import DataError
 
@@ -68,33 +69,60 @@ AS_CHOSEN = (
 """Of BAHSD's table: methods as validation data chose them, not their earlier forms and ablations."""
 AS_TUNED = pl.col("variant").fill_null("").is_in(["", "on all items", "with a second opinion"])
 """Of RCE-KD's tables: methods as they were tuned, not their earlier forms and ablations."""
+IS_BEST_RECIPE = ~pl.col("variant").str.contains(",")
+"""Of the quality of models: the recipe that validation data chose, not others beside it."""
 OF_STUDENTS: list[Figure] = [*HR_AND_NDCG, ("agreement", 10, "all")]
 AT_BUDGETS: list[Figure] = [("ndcg", 10, "all"), ("ndcg", 10, "tail"), ("agreement", 10, "all")]
 HAS_BUDGET = pl.col("variant").fill_null("").str.ends_with(" queries")
-SHORT: list[Figure] = [("recall", 20, "all"), *(("ndcg", 20, stratum) for stratum in BY_STRATUM)]
+AMONG_USERS: dict[str, Any] = {"figure": (pl.col("metric") == "ndcg") & (pl.col("k") == "10"), "strata": ("tail",)}
+"""NDCG@10 of all users and of tail users."""
 IS_CORE = pl.col("variant").is_in(["softmax", "smoothed", "bce"])
 """Of S4Rec's tables: methods as they are, on each base loss."""
 
 TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
     "training_speed": ("training_speed", training_speed),
+    "training_speed_core": ("training_speed", training_speed_core),
     "training_profile": ("training_speed", training_profile),
     "quality": ("quality", quality),
+    "quality_core": (
+        "quality",
+        partial(side_by_side, lines=("student", "method", "variant"), **AMONG_USERS, where=IS_BEST_RECIPE),
+    ),
     "quality_search": ("quality_search", quality),
     "bahsd": ("bahsd", partial(quality, shown=OF_STUDENTS)),
-    "bahsd_core": ("bahsd", partial(quality, shown=OF_STUDENTS, where=AS_CHOSEN)),
+    "bahsd_core": (
+        "bahsd",
+        partial(
+            side_by_side,
+            lines=("regime", "access", "method", "variant"),
+            **AMONG_USERS,
+            where=AS_CHOSEN & (pl.col("teacher") == pl.col("student")),
+        ),
+    ),
     "bahsd_budgets": ("bahsd", partial(quality, shown=AT_BUDGETS, where=HAS_BUDGET)),
     "bahsd_search": ("bahsd_search", partial(quality, shown=OF_STUDENTS)),
     "premise": ("premise", premise),
     "premise_targets": ("premise_targets", premise_targets),
     "bahsd_paired": ("bahsd_paired", paired),
     "rcekd": ("rcekd", partial(quality, shown=RECALL_AND_NDCG, where=pl.col("split") != "leave-one-out")),
-    "rcekd_core": ("rcekd", partial(quality, shown=SHORT, where=AS_TUNED & (pl.col("split") != "leave-one-out"))),
+    "rcekd_core": (
+        "rcekd",
+        partial(
+            side_by_side,
+            lines=("method", "variant"),
+            figure=(pl.col("metric") == "ndcg")
+            & (pl.col("k") == pl.when(pl.col("split") == "leave-one-out").then(pl.lit("10")).otherwise(pl.lit("20"))),
+            strata=("tail", "item-tail"),
+            where=AS_TUNED,
+        ),
+    ),
     "rcekd_sequences": ("rcekd", partial(quality, shown=OF_SEQUENCES, where=pl.col("split") == "leave-one-out")),
     "rcekd_trials": ("rcekd_trials", trials),
     "rcekd_paired": ("rcekd_paired", paired),
     "rcekd_overlap": ("rcekd_overlap", overlap),
     "distillation_speed": ("distillation_speed", partial(speed, over="labels")),
     "s4rec": ("s4rec", partial(quality, shown=OF_USERS, where=IS_CORE)),
+    "s4rec_core": ("s4rec", partial(side_by_side, lines=("method", "variant"), **AMONG_USERS, where=IS_CORE)),
     "s4rec_variants": ("s4rec", partial(quality, shown=OF_USERS, where=~IS_CORE)),
     "s4rec_search": ("s4rec_search", quality),
     "s4rec_paired": ("s4rec_paired", paired),

@@ -62,6 +62,21 @@ def test_training_speed_shows_both_allocators_in_a_row(tmp_path: Path) -> None:
     ]
 
 
+def test_systems_stand_side_by_side_with_how_much_longer_they_take(tmp_path: Path) -> None:
+    table = ResultTable(tmp_path / "training_speed.csv", SPEED)
+    table.append(speed_row("recbole", "full-softmax/stock", 1, 40.0, ratio=10.0))
+    table.append(speed_row("recdistill", "full-softmax/stock", 1, 4.0, ratio=1.0))
+    table.append(speed_row("recdistill", "full-softmax/tuned", 1, 3.0, ratio=1.0))
+    table.append(speed_row("recdistill-compiled", "full-softmax/stock", 1, 5.0, ratio=1.2))
+    table.append(speed_row("recdistill", "sampled-softmax/stock", 1, 2.0, ratio=1.0))
+    made = make("training_speed_core", tmp_path)
+    assert made.startswith("| data | loss | recdistill 1.0 | recbole 1.0 |\n")
+    assert cells(made) == [
+        ["ml-1m", "full-softmax", "4.00", "40.0 (× 10.0)"],
+        ["ml-1m", "sampled-softmax", "2.00", ""],
+    ]
+
+
 def test_the_profile_shows_phases_and_the_share_of_the_floor(tmp_path: Path) -> None:
     table = ResultTable(tmp_path / "training_speed.csv", SPEED)
     table.append(
@@ -138,6 +153,33 @@ def test_quality_shows_the_figures_and_the_split_that_a_table_is_about(tmp_path:
     assert heading[7:11] == ["Recall@10", "NDCG@10", "Recall@20", "Recall@20 head"]
     (row,) = cells(make("rcekd_sequences", tmp_path))
     assert (row[1], row[7]) == ("leave-one-out", "0.2500")
+
+
+def test_methods_stand_side_by_side_in_every_cell(tmp_path: Path) -> None:
+    """A teacher stands in the cells of all its students, a student alone in those of all its teachers."""
+    table = ResultTable(tmp_path / "rcekd.csv", QUALITY)
+
+    def append(value: float, method: str, teacher: str, student: str, split: str, k: int, **more: object) -> None:
+        row = {"dataset": "gowalla", "split": split, "teacher": teacher, "student": student, "method": method}
+        table.append({"seed": 0, "stratum": "all", **row, "metric": "ndcg", "k": k, "value": value, **more})
+
+    for seed, value in enumerate((0.1, 0.3)):
+        append(value, "rcekd", "mf-300", "mf-20", "8:1:1 shuffled", 20, seed=seed)
+        append(value, "rcekd", "mf-300", "mf-20", "8:1:1 shuffled", 20, seed=seed, stratum="tail")
+    append(0.4, "rcekd", "sasrec-64", "sasrec-16", "leave-one-out", 10)
+    append(0.9, "rcekd", "sasrec-64", "sasrec-16", "leave-one-out", 20)
+    append(0.9, "rcekd", "mf-300", "mf-20", "8:1:1 shuffled", 20, variant="without S")
+    append(0.5, "labels", "", "mf-20", "8:1:1 shuffled", 20)
+    append(0.6, "teacher", "mf-300", "", "8:1:1 shuffled", 20)
+    made = make("rcekd_core", tmp_path)
+    assert made.splitlines()[0] == (
+        "| method | gowalla, 8:1:1 shuffled, mf-300 → mf-20 | gowalla, leave-one-out, sasrec-64 → sasrec-16 |"
+    )
+    assert cells(made) == [
+        ["teacher", "0.6000 (1)", ""],
+        ["labels", "0.5000 (1)", ""],
+        ["rcekd", "0.2000 ± 0.1414 / 0.2000 (2)", "0.4000 (1)"],
+    ]
 
 
 def test_methods_as_they_are_and_their_variants_stand_apart(tmp_path: Path) -> None:
