@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
-from benchmarks.bahsd_rows import RULES, SECOND, SEEDS, TABLES, VOTE, Row, rivals
+from benchmarks.bahsd_rows import ADVISED, OPINION, RULES, SECOND, SEEDS, TABLES, VOTE, Row, rivals
 from benchmarks.comparisons import Kept, renew
 from benchmarks.experiments import (
     EARLIER,
@@ -99,10 +99,23 @@ def search(row: Row, changes: Values) -> None:
 def _compared(row: Row, changes: Values, split: Split) -> tuple[Evaluation, Evaluation, float]:
     """Return how a row's student and its teacher rank the test cases, and the minutes of the student's training."""
     teacher = _teacher(row, split)
-    if row.method == RULES:
-        return _evaluate(RulesTeacher(split.train, split.dataset.n_items), split), _evaluate(teacher.model, split), 0.0
+    untaught = _untaught(row, split, teacher)
+    if untaught is not None:
+        return _evaluate(untaught, split), _evaluate(teacher.model, split), 0.0
     taught, minutes = _train(row, row.run(changes), split, teacher)
     return _evaluate(taught.model, split), _evaluate(teacher.model, split), minutes
+
+
+def _untaught(row: Row, split: Split, teacher: Student) -> Teacher | None:
+    """Return the rules by themselves, or what students are told where rules have a say, if the row is about these."""
+    advised = row.method == "teacher" and row.variant == OPINION
+    if not advised and row.method != RULES:
+        return None
+    rules = RulesTeacher(split.train, split.dataset.n_items, exclude_history=split.masks_seen)
+    if not advised:
+        return rules
+    share = ADVISED["method.second_opinion"]
+    return EnsembleTeacher([local_teacher(teacher, split, gives_scores=False), rules], weights=[1 - share, share])
 
 
 def _teacher(row: Row, split: Split) -> Student:

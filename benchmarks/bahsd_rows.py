@@ -159,7 +159,7 @@ class Row:
         tuned = TUNED.get((self.dataset, self.student, self.regime, self.access, self.method), {})
         if FAITHFUL in self.variant:
             tuned = {**tuned, **COPYING}
-        if OPINION in self.variant:
+        if OPINION in self.variant and self.regime:
             tuned = {**tuned, **ADVISED}
         if SMOOTHED in self.variant:
             tuned = {**tuned, f"method.{'label_loss.' if self.regime else ''}smoothing": SMOOTHING}
@@ -294,13 +294,14 @@ def side() -> Iterator[Row]:
 
 
 def opinion() -> Iterator[Row]:
-    """Yield the cells with a second opinion, and the rules by themselves.
+    """Yield the cells with a second opinion, the rules by themselves, and what students of both are told.
 
     In the pure regime, too, what the rules count are the training histories: those that are asked about.
     """
     for seed, dataset, model in itertools.product(SEEDS, DATASETS, MODELS):
         if seed == 0:
             yield Row(dataset, model, model, RULES)
+        yield Row(dataset, model, model, "teacher", variant=OPINION, seed=seed)
         for regime, method in itertools.product(METHODS, ("kd", "bahsd")):
             yield Row(dataset, model, model, method, regime, "lists", OPINION, seed)
 
@@ -343,10 +344,13 @@ def rivals() -> Iterator[tuple[Row, Row]]:
     for dataset, model, regime in itertools.product(DATASETS, MODELS, METHODS):
         ours = Row(dataset, model, model, "bahsd", regime, "lists", OPINION)
         yield from ((ours, Row(dataset, model, model, method)) for method in ("teacher", "labels", RULES))
+        yield ours, Row(dataset, model, model, "teacher", variant=OPINION)
         for method, variant in (("kd", ""), ("kd", OPINION), ("bahsd", ""), ("extraction", "equal budget")):
             if method in METHODS[regime]:
                 yield ours, replace(ours, method=method, variant=variant)
     for dataset, model in itertools.product(DATASETS, MODELS):
+        both = Row(dataset, model, model, "teacher", variant=OPINION)
+        yield both, replace(both, variant="")
         labels = Row(dataset, model, model, "labels", variant=SMOOTHED)
         yield labels, replace(labels, method="teacher", variant="")
         yield labels, replace(labels, variant="")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.bahsd_rows import ABLATIONS, FIRST, QUARTER, RULES, SECOND, TABLES, Row
+from benchmarks.bahsd_rows import ABLATIONS, FIRST, OPINION, QUARTER, RULES, SECOND, TABLES, Row
 from benchmarks.comparisons import COLUMNS, Kept
 from benchmarks.experiments import find_recipe
 from benchmarks.results import ResultTable
@@ -15,6 +15,7 @@ from recdistill.data.dataset import Dataset
 from recdistill.data.embedded import load_shop
 from recdistill.data.splits import leave_one_out
 from recdistill.models.base import build_model
+from recdistill.runteachers import local_teacher
 from recdistill.serving.artefact import Student
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.rules import RulesTeacher
@@ -63,7 +64,7 @@ def test_regime_and_access_reach_the_method() -> None:
 
 def test_a_second_opinion_is_the_one_difference_of_its_rows() -> None:
     for row in TABLES["opinion"]():
-        if row.method != RULES:
+        if row.regime:
             plain, advised = replace(row, variant="").run().dump(), row.run().dump()
             assert advised["method"].pop("second_opinion") == 0.5
             assert plain["method"].pop("second_opinion") == 0
@@ -94,6 +95,22 @@ def test_rules_are_ranked_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = RulesTeacher(split.train, dataset.n_items).rank(split.test.histories, 20).items
     assert found.lists is not None
     assert found.lists.tolist() == expected.tolist()
+    assert minutes == 0
+
+
+def test_a_teacher_with_a_second_opinion_is_what_its_students_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = load_shop()
+    split = leave_one_out(dataset)
+    student = Student.of(build_model("sasrec", dataset.n_items, {"dim": 8}), dataset, protocol="test")
+    monkeypatch.setattr(bahsd, "_teacher", lambda row, split: student)
+    row = Row("amazon-beauty", "sasrec", "sasrec", "teacher", variant=OPINION)
+    found, alone, minutes = bahsd._compared(row, {}, split)
+    rules = RulesTeacher(split.train, dataset.n_items)
+    both = EnsembleTeacher([local_teacher(student, split, gives_scores=False), rules])
+    assert found.lists is not None
+    assert found.lists.tolist() == both.rank(split.test.histories, 20).items.tolist()
+    assert alone.lists is not None
+    assert found.lists.tolist() != alone.lists.tolist()
     assert minutes == 0
 
 
