@@ -28,6 +28,8 @@ SMOOTHED = "with smoothed labels"
 
 DATASETS, MODELS, SEEDS = ("amazon-beauty", "ml-1m"), ("sasrec", "bert4rec"), (0, 1, 2)
 METHODS = {"assisted": ("kd", "bahsd"), "pure": ("kd", "rrd", "extraction", "bahsd")}
+OF_SCORES = {"assisted": ("kd", "ckd", "bahsd"), "pure": ("kd", "bahsd")}
+"""Methods by what the teacher gives, lists or scores; ``ckd`` asks for scores of what it chooses, and learns labels."""
 
 _OUTLINE: Values = {
     "target": "answer",
@@ -185,7 +187,8 @@ class Row:
                 times = EXTRACTIONS.get(self.variant, 1)
                 settings["n_queries"] = self.budget or times * QUERIES[self.dataset]
         else:
-            settings["labels"] = self.regime == "assisted"
+            if self.method != "ckd":
+                settings["labels"] = self.regime == "assisted"
             settings["label_loss"] = {key: value for key, value in labels.items() if key != "name"}
         if self.method in ("kd", "bahsd"):
             settings["values"] = "ranks" if self.access == "lists" else "scores"
@@ -253,11 +256,9 @@ def core() -> Iterator[Row]:
         yield Row(dataset, model, model, "teacher", seed=seed)
         for variant in (FIRST, ""):
             yield Row(dataset, model, model, "labels", variant=variant, seed=seed)
-        for access in ("lists", "scores") if model == "sasrec" else ("lists",):
-            for regime, methods in METHODS.items():
+        for access, by_regime in (("lists", METHODS), *((("scores", OF_SCORES),) if model == "sasrec" else ())):
+            for regime, methods in by_regime.items():
                 for method in methods:
-                    if method in ("rrd", "extraction") and access == "scores":
-                        continue  # they read no scores
                     variant = "equal budget" if method == "extraction" else ""
                     yield Row(dataset, model, model, method, regime, access, variant, seed)
 
@@ -328,7 +329,7 @@ def rivals() -> Iterator[tuple[Row, Row]]:
         ours = Row(dataset, teacher, teacher, "bahsd", regime, access)
         for method in ("teacher", "labels"):
             yield ours, Row(dataset, teacher, teacher, method)
-        for method in METHODS[regime]:
+        for method in (METHODS if access == "lists" else OF_SCORES)[regime]:
             if method != "bahsd":
                 yield ours, replace(ours, method=method, variant="equal budget" if method == "extraction" else "")
     for budget in BUDGETS:

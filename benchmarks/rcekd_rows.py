@@ -240,8 +240,8 @@ class Row:
             settings |= _SEQUENCES
         if self.variant == ON_ALL:
             settings["on"] = "all"
-        if self.variant == OPINION:
-            settings["second_opinion"] = SHARE
+        if self.method in ADVISED:
+            settings["second_opinion"] = SHARE if self.variant == OPINION else 0.0
         settings["label_loss"] = {key: value for key, value in labels.items() if key != "name"}
         return settings
 

@@ -84,6 +84,14 @@ def test_stored_scores_can_teach(split: rd.Split, tmp_path: Path) -> None:
     assert not (tmp_path / "ledger.sqlite").exists()
 
 
+def test_a_saved_model_teaches_by_its_scores_unless_told_otherwise(teacher: rd.Student, split: rd.Split) -> None:
+    by_default, by_scores, by_lists = (
+        rd.distill(teacher, split, method=method, student=SMALL, training=FEW).recommend([["p3"]], k=5)
+        for method in (None, rd.CKD(), rd.BAHSD())
+    )
+    assert by_default == by_scores != by_lists
+
+
 def test_a_method_can_be_given_again(teacher: rd.Student, split: rd.Split) -> None:
     """It stands for its settings; nothing that one run learned leaks into the next."""
     method = rd.BAHSD(top_k=4)

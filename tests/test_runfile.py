@@ -25,8 +25,12 @@ def test_every_default_is_filled_in() -> None:
     assert run.teacher is None
 
 
-def test_a_teacher_makes_bahsd_the_default_method() -> None:
-    assert parse(teacher=API).method.name == "bahsd"
+@pytest.mark.parametrize(
+    ("teacher", "method"),
+    [(API, "bahsd"), (RUN, "ckd"), (RUN | {"gives_scores": False}, "bahsd"), (FILE, "kd"), ({"kind": "rules"}, "kd")],
+)
+def test_the_default_method_is_what_suits_the_teacher(teacher: dict[str, Any], method: str) -> None:
+    assert parse(teacher=teacher).method.name == method
 
 
 def test_student_and_model_are_two_names_for_one_section() -> None:
@@ -68,12 +72,6 @@ def test_what_is_no_default_is_enough_to_make_the_same_run() -> None:
     run = parse(student={"name": "gru4rec", "dim": 8}, teacher=API | {"budget": 5}, training={"epochs": 3})
     assert run.dump(defaults=False)["student"] == {"name": "gru4rec", "dim": 8}
     assert Run.parse(json.loads(json.dumps(run.dump(defaults=False)))) == run
-
-
-def test_the_default_method_fits_the_teacher() -> None:
-    assert parse().method.name == "supervised"
-    assert parse(teacher={"kind": "rules"}).method.name == parse(teacher=FILE).method.name == "kd"
-    assert parse(teacher=RUN).method.name == parse(teacher=API).method.name == "bahsd"
 
 
 def test_several_teachers_are_settings_like_one() -> None:

@@ -15,6 +15,7 @@ from recdistill.devices import find_device
 from recdistill.errors import SettingsError
 from recdistill.methods.bahsd import BAHSD
 from recdistill.methods.base import Method
+from recdistill.methods.ckd import CKD
 from recdistill.methods.supervised import Supervised
 from recdistill.models.base import Model
 from recdistill.models.sasrec import SASRecConfig
@@ -76,7 +77,8 @@ def distill(
         teacher: a saved model of one's own, which scores on the device of the training, or any `Teacher`:
             ``HttpTeacher`` for an API, ``CallableTeacher`` for a function, ``StoredTeacher`` for a table of scores.
         data: the user's own interactions: a split, a data set, or a file or frame with the default column names.
-        method: how; ``BAHSD()`` if left out. Only its settings are used, so it can be given again.
+        method: how; if left out, ``CKD()`` for a saved model, which scores any item, and else ``BAHSD()``. Only its
+            settings are used, so it can be given again.
         student: what to train, such as ``SASRec(dim=32)``; that with its defaults if left out.
         training: settings of the loop.
         start: a trained student of the same kind and shape, whose weights it begins with; where there are labels, to
@@ -93,7 +95,8 @@ def distill(
     device = find_device(training.device)
     asked = local_teacher(teacher, split, device=device) if isinstance(teacher, Student) else teacher
     with _kept(asked, folder, budget) as kept:
-        return _learn(split, student, method or BAHSD(), training, kept, start, folder, report)
+        default = CKD() if isinstance(teacher, Student) else BAHSD()
+        return _learn(split, student, method or default, training, kept, start, folder, report)
 
 
 def as_split(data: Data) -> Split:

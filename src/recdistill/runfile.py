@@ -245,15 +245,11 @@ class Run:
         student = dict(sections.model or sections.student or {})
         start = {name: student.pop(name) for name in StartSettings.model_fields if name in student}
         teacher = None if sections.teacher is None else _teacher(sections.teacher, f"{where}: [teacher]")
-        if teacher is None:
-            default = "supervised"
-        else:  # stored answers cannot be probed, and probing what was counted tells nothing new
-            default = "kd" if isinstance(teacher, FileTeacher | RulesSettings) else "bahsd"
         return cls(
             data=DataSettings.parse(sections.data, where=f"{where}: [data]"),
             split=SplitSettings.parse(sections.split, where=f"{where}: [split]"),
             student=_choose(Model, student, default="sasrec", where=f"{where}: [student]"),
-            method=_choose(Method, sections.method, default=default, where=f"{where}: [method]"),
+            method=_choose(Method, sections.method, default=_default_method(teacher), where=f"{where}: [method]"),
             teacher=teacher,
             training=TrainerSettings.parse(sections.training, where=f"{where}: [training]"),
             evaluation=EvaluationSettings.parse(sections.evaluation, where=f"{where}: [evaluation]"),
@@ -351,6 +347,17 @@ def _choose(base: type[Model] | type[Method], values: Values, *, default: str, w
     if name not in base.registry:
         raise SettingsError(f"{where}: unknown name {name!r}{nearest(str(name), list(base.registry))}")
     return Choice(name, base.registry[name].Config.parse(settings, where=f"{where} {name}"))
+
+
+def _default_method(teacher: TeacherSettings | None) -> str:
+    """Return what learns from such a teacher, or from none."""
+    if teacher is None:
+        return "supervised"
+    if isinstance(
+        teacher, FileTeacher | RulesSettings
+    ):  # cannot be probed; to probe what was counted tells nothing new
+        return "kd"
+    return "ckd" if isinstance(teacher, RunTeacher) and teacher.gives_scores else "bahsd"
 
 
 def _teacher(values: Values, where: str) -> TeacherSettings:

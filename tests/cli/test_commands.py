@@ -99,7 +99,7 @@ def test_distill_asks_a_finished_run(
     assert "student:" in out
     for model in ("teacher sasrec-[0-9a-f]{12}", "student"):
         assert re.search(rf"^{model} +[\d,]+ +\d\.\d\d +[\d,]+$", out, re.MULTILINE), model
-    assert Result.load(tmp_path / "run").run.method.name == "bahsd"
+    assert Result.load(tmp_path / "run").run.method.name == "ckd"
 
 
 def test_an_error_of_ours_is_one_line_and_exit_code_2(

@@ -1,5 +1,7 @@
 """The teacher's best items as a soft target over the whole catalogue."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -8,11 +10,12 @@ from recdistill.models.base import Model
 
 from .users import ROWS, WITH_HISTORY, learn, mf, ready, scores_of, teacher_part, top
 
-K, EXACT = 4, {"precision": "fp32"}
+K = 4
+ALONE: dict[str, Any] = {"second_opinion": 0.0, "label_loss": {"precision": "fp32"}}
 
 
 def prepared(teacher: Model, student: Model, *, seen_items: bool = True, temperature: float = 1.0) -> CKD:
-    method = ready("ckd", teacher, student, top_k=K, seen_items=seen_items, temperature=temperature, label_loss=EXACT)
+    method = ready("ckd", teacher, student, **ALONE, top_k=K, seen_items=seen_items, temperature=temperature)
     assert isinstance(method, CKD)
     return method
 
@@ -61,8 +64,8 @@ def test_items_that_the_teacher_does_not_list_are_held_down() -> None:
 
 def test_a_whole_list_is_cross_entropy_on_all_items_but_for_a_constant() -> None:
     teacher, student = mf(1), mf(2)
-    cut = ready("ckd", teacher, student, top_k=100, label_loss=EXACT)
-    whole = ready("ce", teacher, student, on="all", label_loss=EXACT)
+    cut = ready("ckd", teacher, student, **ALONE, top_k=100)
+    whole = ready("ce", teacher, student, on="all", label_loss=ALONE["label_loss"])
     table = student.get_parameter("embedding.weight")
     ours, theirs = (
         torch.autograd.grad(teacher_part(method, student, WITH_HISTORY), table)[0] for method in (cut, whole)

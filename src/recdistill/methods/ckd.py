@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from recdistill.methods.base import Setting, TrainingBatch
@@ -15,6 +15,10 @@ from recdistill.models.base import Model
 class CKDConfig(DistillationConfig):
     """Distillation over the whole catalogue."""
 
+    second_opinion: float = Field(default=0.3, ge=0, lt=1)
+    """How much what went with what in the training histories counts in every answer, against 1 minus that for the
+    teacher: see `RulesTeacher`, which reads their order where the teacher reads histories. 0 leaves the teacher alone.
+    """
     top_k: PositiveInt = 200
     """How many of its best items the teacher scores (K)."""
     temperature: PositiveFloat = 1.0
@@ -38,8 +42,9 @@ class CKD(Distillation, name="ckd"):
     it up, anew each epoch, by the student's ranking of the whole catalogue. The whole catalogue is closed whatever the
     student does. Of the teacher's softmax only Q, its K best, is learned: the teacher is asked once, before training,
     and neither lists nor scores are made later. Scores of matrix factorisation are flat, so that the cut sharpens them,
-    too. Where both were measured, RCE-KD's students are the better ones by a little (``benchmarks/README.md``): it
-    looks where the student errs.
+    too. Without a second opinion RCE-KD's students are the better ones by a little for matrix factorisation: it looks
+    where the student errs. With one, which is the default, CKD's are better than RCE-KD's without there, and a little
+    worse for a SASRec of a quarter of its teacher's width (``benchmarks/README.md``).
 
     Source: this library. `CE` with ``on = "all"`` takes the teacher's scores of all items instead, for each batch anew;
     `KD` learns lists without the items of the history, as an API gives them.
