@@ -126,7 +126,7 @@ RECIPES = [
     Recipe("amazon-beauty", "sasrec", SMOOTHED, seeds=(0, 1, 2), **_BEAUTY),
     Recipe("amazon-beauty", "sasrec", "sampled_softmax", **_BEAUTY),
     Recipe("amazon-beauty", "sasrec", "gbce", **_BEAUTY_SLOW),
-    Recipe("amazon-beauty", "sasrec", "bce", **_BEAUTY_SLOW),
+    Recipe("amazon-beauty", "sasrec", "bce", model={"max_len": 50, "dropout": 0.2}, training=_BEAUTY_SLOW["training"]),
     Recipe("ml-1m", "gru4rec", model={"max_len": 200, "dropout": 0.2, "hidden_dim": 128}, training=_ML["training"]),
     Recipe("ml-1m", "sasrec", SMOOTHED, **_ML),
     Recipe("ml-1m", "sasrec", "sampled_softmax", **_ML),
