@@ -65,7 +65,7 @@ SCORED: list[tuple[str, dict[str, Any]]] = [
     *(("ce", {"on": on}) for on in ("teacher", "student", "union", "all")),
     ("rcekd", {}),
     ("rcekd", {"seen_items": False}),
-    ("ckd", {}),
+    ("ckd", {"second_opinion": 0}),
     ("cd", {}),
     ("dcd", {}),
     ("unkd", {}),

@@ -17,7 +17,8 @@ class CKDConfig(DistillationConfig):
 
     second_opinion: float = Field(default=0.3, ge=0, lt=1)
     """How much what went with what in the training histories counts in every answer, against 1 minus that for the
-    teacher: see `RulesTeacher`, which reads their order where the teacher reads histories. 0 leaves the teacher alone.
+    teacher: see `RulesTeacher`, which reads their order where the teacher reads histories. Of users whom the teacher
+    does not know they speak alone. 0 leaves the teacher alone.
     """
     top_k: PositiveInt = 200
     """How many of its best items the teacher scores (K)."""
