@@ -38,6 +38,11 @@ def test_the_bare_student_comes_first_and_methods_take_turns() -> None:
     assert [job.repeat for job in jobs] == [1] * 5 + [2] * 5
 
 
+def test_only_methods_that_a_cell_compares_are_measured_there() -> None:
+    jobs = plan(["amazon-beauty"], ["htd", "ckd"], 1)
+    assert [job.method for job in jobs] == ["labels", "ckd"]
+
+
 def test_a_job_trains_what_the_quality_table_does() -> None:
     assert Job("gowalla", "labels", "epoch", 1).run().method.name == "supervised"
     each, rare = (
