@@ -19,7 +19,8 @@ import torch
 from benchmarks.experiments import Values
 from benchmarks.peers.machine import peak_mb
 from benchmarks.results import QUALITY, ResultTable
-from benchmarks.s4rec import DATASETS, KMEANS, METHODS, OURS, RESULTS, STUDIED, Row
+from benchmarks.s4rec import RESULTS
+from benchmarks.s4rec_rows import DATASETS, KMEANS, METHODS, OURS, STUDIED, Row
 from benchmarks.timing import (
     NOISY,
     find,

@@ -11,29 +11,31 @@ from benchmarks.comparisons import COLUMNS, Kept
 from benchmarks.experiments import Recipe, Values, find_recipe, folder_of
 from benchmarks.results import QUALITY, ResultTable
 from benchmarks.s4rec import (
-    ABLATIONS,
     CLUSTER_COLUMNS,
+    MAP_COLUMNS,
+    PUBLISHED_COLUMNS,
+    Intents,
+    assign,
+    head_shares,
+)
+from benchmarks.s4rec_rows import (
+    ABLATIONS,
     DATASETS,
     IN_PAPER,
     KMEANS,
     LONG,
-    MAP_COLUMNS,
     METHODS,
-    PUBLISHED_COLUMNS,
     SEEDS,
     STUDIED,
     TABLES,
     VARIANTS,
-    Intents,
     Row,
     ablation,
-    assign,
     core,
-    head_shares,
     side,
 )
 
-from benchmarks import experiments, s4rec
+from benchmarks import experiments, s4rec, s4rec_rows
 from recdistill.checkpoints import CHECKPOINT
 from recdistill.data.interactions import read_interactions
 from recdistill.data.splits import Split, leave_one_out
@@ -124,13 +126,13 @@ def test_side_tables_repeat_nothing_that_the_method_has_anyway(monkeypatch: pyte
     before = variants()
     assert {"α = 0.1", "λ = 0", "K = 512", KMEANS} < before
     assert not {"α = 0.01", "β1 = 0.1", "β2 = 0.1", "λ = 1", "K = 128"} & before
-    monkeypatch.setitem(s4rec.TUNED, (STUDIED, "softmax", "s4rec"), {"method.cluster_weight": 0.1})
+    monkeypatch.setitem(s4rec_rows.TUNED, (STUDIED, "softmax", "s4rec"), {"method.cluster_weight": 0.1})
     assert variants() == before - {"α = 0.1"} | {"α = 0.01"}
 
 
 def test_tuned_settings_are_those_of_every_variant_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = {"method.n_clusters": 7, "method.augmentation.crop_share": 0.5, "student.dropout": 0.3}
-    monkeypatch.setitem(s4rec.TUNED, (STUDIED, "softmax", "s4rec"), tuned)
+    monkeypatch.setitem(s4rec_rows.TUNED, (STUDIED, "softmax", "s4rec"), tuned)
     for row in (WHOLE, replace(WHOLE, seed=2), replace(WHOLE, variant="without CSD")):
         sections = row.run().dump()
         assert sections["method"]["n_clusters"] == 7
@@ -170,8 +172,8 @@ def little(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     for name in ("RESULTS", "SEARCH", "PAIRED", "PUBLISHED", "CLUSTERS", "MAP"):
         monkeypatch.setattr(s4rec, name, tmp_path / f"{name.lower()}.csv")
     for method in ("s4rec", "iclrec"):
-        monkeypatch.setitem(s4rec.TUNED, (STUDIED, "softmax", method), {"method.n_clusters": 4})
-    monkeypatch.setattr(s4rec, "find_recipe", recipe)
+        monkeypatch.setitem(s4rec_rows.TUNED, (STUDIED, "softmax", method), {"method.n_clusters": 4})
+    monkeypatch.setattr(s4rec_rows, "find_recipe", recipe)
     monkeypatch.setattr(s4rec, "KEPT", Kept(tmp_path / "kept"))
     monkeypatch.setattr(experiments, "WORK", tmp_path / "models")
     monkeypatch.setattr(s4rec, "cut", lambda dataset: split)
@@ -242,7 +244,7 @@ def test_a_search_is_written_once_and_its_winner_is_not_trained_again(
         ("leave-one-out/valid", 'softmax {"method.n_clusters": 3}')
     }
     assert len(rows) == 3 * 2 * 3  # strata, metrics and k
-    monkeypatch.setitem(s4rec.TUNED, (STUDIED, "softmax", "s4rec"), changes)
+    monkeypatch.setitem(s4rec_rows.TUNED, (STUDIED, "softmax", "s4rec"), changes)
     s4rec.measure(WHOLE)
     assert len(list((little / "models").iterdir())) == 1
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from benchmarks.experiments import Values
 from benchmarks.results import QUALITY, SPEED, ResultTable
-from benchmarks.s4rec import DATASETS, KMEANS, Row
+from benchmarks.s4rec_rows import DATASETS, KMEANS, Row
 from benchmarks.s4rec_speed import Job, measure, missed, plan, trained_for_long
 from benchmarks.timing import made_up, measure_all
 
