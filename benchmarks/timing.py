@@ -81,11 +81,20 @@ def time_epochs(
 
 
 def quietest(measure: Callable[..., Values], *arguments: Any, tries: int, **options: Any) -> Values:
-    """Measure in processes of their own until one is undisturbed, at most ``tries``; return the quietest result."""
+    """Measure in processes of their own until one is `undisturbed`."""
+
+    def apart() -> Values:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            return process.submit(measure, *arguments, **options).result()
+
+    return undisturbed(apart, tries=tries)
+
+
+def undisturbed(measure: Callable[[], Values], *, tries: int) -> Values:
+    """Measure until nobody else used the processor, at most ``tries`` times; return the quietest result."""
     results: list[Values] = []
     while not results or (len(results) < tries and is_noisy(results[-1]["foreign_cores"], results[-1]["stolen_cores"])):
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as apart:
-            results.append(apart.submit(measure, *arguments, **options).result())
+        results.append(measure())
     return min(results, key=lambda result: float(result["foreign_cores"]) + float(result["stolen_cores"]))
 
 

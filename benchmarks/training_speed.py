@@ -7,29 +7,27 @@ read the figures.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.experiments import Values
 from benchmarks.peers.driver import Arguments, Histories
 from benchmarks.peers.environment import run_driver
-from benchmarks.peers.machine import is_noisy
-from benchmarks.results import FOLDER, SPEED, ResultTable
+from benchmarks.results import ResultTable
+from benchmarks.timing import find, noise, speed_options, speed_parser, speed_table, undisturbed
 
 from recdistill.data.benchmark_data import load_benchmark
-from recdistill.errors import RecDistillError
 
 FULL, SAMPLED = "full-softmax", "sampled-softmax"
 OURS = "recdistill"
 FLOOR = "arithmetic-floor"
-TRIES = 3
-"""Attempts at a quiet measurement before a noisy one is written down as such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,9 @@ SYSTEMS = {
 }
 """Ours first: every ratio needs it."""
 
-MAX_LEN = {"amazon-beauty": 50, "ml-1m": 200, "made-up": 20}
+MADE_UP = "made-up"
+MAX_LEN = {"amazon-beauty": 50, "ml-1m": 200, MADE_UP: 20}
+DATASETS = ["amazon-beauty", "ml-1m"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,11 @@ class Job:
     loss: str
     allocator: str
     repeat: int
+
+    @property
+    def where(self) -> Values:
+        """Its columns in the table, but for the setting, which may be marked as noisy."""
+        return {"system": self.system, "dataset": self.dataset, "repeat": self.repeat}
 
     @property
     def setting(self) -> str:
@@ -88,26 +93,14 @@ def plan(datasets: Sequence[str], systems: Sequence[str], repeats: int) -> Itera
                             yield Job(name, dataset, loss, allocator, repeat)
 
 
-def find(table: ResultTable, job: Job) -> dict[str, str] | None:
-    """Return the row of a job that was measured before, noisy or not."""
-    for setting in (job.setting, f"{job.setting}/noisy"):
-        rows = table.find(system=job.system, dataset=job.dataset, setting=setting, repeat=job.repeat)
-        if rows:
-            return rows[0]
-    return None
-
-
-def measure(job: Job, arguments: Arguments, *, tries: int) -> dict[str, Any]:
-    """Run the driver until it was undisturbed, at most ``tries`` times; return the quietest result.
+def measure(job: Job, arguments: Arguments, *, tries: int) -> Values:
+    """Run the driver until it was undisturbed.
 
     Raises:
         RuntimeError: when the driver fails.
     """
-    system = SYSTEMS[job.system]
-    results: list[dict[str, Any]] = []
-    while not results or (len(results) < tries and is_noisy(results[-1]["foreign_cores"], results[-1]["stolen_cores"])):
-        results.append(run_driver(system.driver, arguments, peer=system.peer, tuned=job.allocator == "tuned"))
-    return min(results, key=lambda result: float(result["foreign_cores"]) + float(result["stolen_cores"]))
+    system, tuned = SYSTEMS[job.system], job.allocator == "tuned"
+    return undisturbed(lambda: run_driver(system.driver, arguments, peer=system.peer, tuned=tuned), tries=tries)
 
 
 def to_rows(job: Job, result: dict[str, Any], *, ours: float) -> list[dict[str, object]]:
@@ -118,16 +111,13 @@ def to_rows(job: Job, result: dict[str, Any], *, ours: float) -> list[dict[str, 
         result: what the driver printed.
         ours: our seconds in the same repeat.
     """
-    noise = ["noisy"] if is_noisy(result["foreign_cores"], result["stolen_cores"]) else []
     parts: list[tuple[list[str], float]] = [([], result["seconds"])]
     parts += [([f"phase-{phase}"], seconds) for phase, seconds in result.get("phases", {}).items()]
     return [
         {
-            "system": job.system,
+            **job.where,
             "version": result["version"],
-            "dataset": job.dataset,
-            "setting": "/".join([job.setting, *name, *noise]),
-            "repeat": job.repeat,
+            "setting": "/".join([job.setting, *name]) + noise(result),
             "seconds": seconds,
             "peak_mb": None if name else round(result["peak_mb"]),
             "ratio": seconds / ours,
@@ -145,7 +135,7 @@ def run(
     for number, job in enumerate(jobs, 1):
         cell = (job.dataset, job.setting, job.repeat)
         label = f"[{number}/{len(jobs)}] {job.dataset} {job.setting} repeat {job.repeat}: {job.system}"
-        if (row := find(table, job)) is not None:
+        if (row := find(table, job.where, job.setting)) is not None:
             if job.system == OURS:
                 ours[cell] = float(row["seconds"])
             print(f"{label}: in the table", flush=True)
@@ -176,7 +166,7 @@ def run(
 
 def write_histories(dataset: str, path: Path) -> None:
     """Write the interactions of a benchmark data set, or made-up ones, for the drivers."""
-    if dataset == "made-up":
+    if dataset == MADE_UP:
         rng = np.random.default_rng(0)
         offsets = np.concatenate([[0], np.cumsum(rng.integers(5, 30, size=400))])
         Histories(rng.integers(1, 301, size=offsets[-1]), offsets).write(path)
@@ -185,29 +175,27 @@ def write_histories(dataset: str, path: Path) -> None:
     Histories(items.astype(np.int64), offsets).write(path)
 
 
+@contextmanager
+def written(datasets: Sequence[str], *, smoke: bool) -> Iterator[dict[str, Path]]:
+    """Give files of the histories for the drivers, in a smoke test made-up ones; they are gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {dataset: Path(folder) / f"{dataset}.npz" for dataset in ([MADE_UP] if smoke else datasets)}
+        for dataset, path in files.items():
+            write_histories(dataset, path)
+        yield files
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--datasets", nargs="+", choices=list(MAX_LEN), default=["amazon-beauty", "ml-1m"])
+    parser = speed_parser(__doc__, seconds=8.0)
+    parser.add_argument("--datasets", nargs="+", choices=list(MAX_LEN), default=DATASETS)
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), help="ours is always in")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8.0, help="least time of one measurement, after warming up")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--smoke", action="store_true", help="made-up data, one short repeat, results thrown away")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if options.smoke:
-            options.datasets, options.repeats, options.seconds = ["made-up"], 1, 0.5
-        files = {dataset: folder / f"{dataset}.npz" for dataset in options.datasets}
-        try:
-            table = ResultTable((folder if options.smoke else FOLDER) / "training_speed.csv", SPEED)
-            for dataset, path in files.items():
-                write_histories(dataset, path)
-        except RecDistillError as error:
-            raise SystemExit(f"error: {error}") from error
-        jobs = list(plan(options.datasets, options.systems, options.repeats))
-        tries = 1 if options.smoke else TRIES
-        failed = run(jobs, table, files, seconds=options.seconds, threads=options.threads, tries=tries)
+    options = speed_options(parser)
+    with (
+        speed_table("training_speed", smoke=options.smoke) as table,
+        written(options.datasets, smoke=options.smoke) as files,
+    ):
+        jobs = list(plan(list(files), options.systems, options.repeats))
+        failed = run(jobs, table, files, seconds=options.seconds, threads=options.threads, tries=options.tries)
     if failed:
         raise SystemExit(f"{failed} of {len(jobs)} measurements failed; the same command tries them again")
 

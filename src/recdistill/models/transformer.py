@@ -56,10 +56,6 @@ class TransformerConfig(Settings):
         return self
 
 
-class SASRecConfig(TransformerConfig):
-    """A SASRec's size and shape."""
-
-
 class Transformer(Model):
     """Embedding, positions and blocks; a subclass says who sees whom."""
 
