@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
-from benchmarks.bahsd_rows import ADVISED, OPINION, RULES, SECOND, SEEDS, TABLES, VOTE, Row, rivals
+from benchmarks.bahsd_rows import OPINION, RULES, SECOND, SEEDS, SHARE, TABLES, VOTE, Row, rivals
 from benchmarks.comparisons import Kept, renew
 from benchmarks.experiments import (
     EARLIER,
@@ -114,8 +114,7 @@ def _untaught(row: Row, split: Split, teacher: Student) -> Teacher | None:
     rules = RulesTeacher(split.train, split.dataset.n_items, exclude_history=split.masks_seen)
     if not advised:
         return rules
-    share = ADVISED["method.second_opinion"]
-    return EnsembleTeacher([local_teacher(teacher, split, gives_scores=False), rules], weights=[1 - share, share])
+    return EnsembleTeacher([local_teacher(teacher, split, gives_scores=False), rules], weights=[1 - SHARE, SHARE])
 
 
 def _teacher(row: Row, split: Split) -> Student:

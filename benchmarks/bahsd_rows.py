@@ -162,7 +162,8 @@ class Row:
         if FAITHFUL in self.variant:
             tuned = {**tuned, **COPYING}
         if OPINION in self.variant and self.regime:
-            tuned = {**tuned, **ADVISED}
+            cell = (self.dataset, self.student, self.regime)
+            tuned = {**tuned, "method.second_opinion": SHARES.get(cell, SHARE)}
         if SMOOTHED in self.variant:
             tuned = {**tuned, f"method.{'label_loss.' if self.regime else ''}smoothing": SMOOTHING}
         ablation = ABLATIONS.get(self.regime, {}).get(self.variant, {})
@@ -227,9 +228,11 @@ COPYING: Values = {
     **{"student.dropout": 0.1, "training.shorten": 0.0},
 }
 """What makes a student of answers alone faithful: nothing that makes it recommend otherwise than its teacher."""
-ADVISED: Values = {"method.second_opinion": 0.5}
+SHARE = 0.5
 """How much rules count beside the teacher, where they do."""
-_DROPOUT: Values = {"student.dropout": 0.2}
+SHARES = {("amazon-beauty", "bert4rec", "pure"): 0.7}
+"""The same by data set, student and regime, where another was chosen on validation data."""
+_DROPOUT = {"sasrec": 0.2, "bert4rec": 0.1}
 TUNED: dict[tuple[str, str, str, str, str], Values] = {
     **{
         (dataset, model, regime, access, "bahsd"): changes
@@ -237,11 +240,17 @@ TUNED: dict[tuple[str, str, str, str, str], Values] = {
         for regime, changes in _BAHSD.items()
     },
     **{
-        ("amazon-beauty", "sasrec", "pure", access, method): {
-            **_DROPOUT,
+        ("amazon-beauty", model, "pure", access, method): {
+            "student.dropout": dropout,
             **(_BAHSD["pure"] if method == "bahsd" else {}),
         }
-        for access, method in itertools.product(("lists", "scores"), METHODS["pure"])
+        for (model, dropout), access, method in itertools.product(
+            _DROPOUT.items(), ("lists", "scores"), METHODS["pure"]
+        )
+    },
+    ("amazon-beauty", "bert4rec", "pure", "lists", "extraction"): {
+        "student.dropout": _DROPOUT["bert4rec"],
+        **{f"training.{name}": 180 for name in ("epochs", "patience")},
     },
 }
 """Settings chosen on validation data, by data set, student, regime, access and method: ``section.key`` and value.
