@@ -44,7 +44,15 @@ SENSITIVITY: dict[str, Values] = {
 }
 VARIANTS: dict[str, Values] = {**ABLATIONS, **CLUSTER_NUMBERS, **SENSITIVITY}
 
-TUNED: dict[tuple[str, str, str], Values] = {}
+_ON_ONE_NEGATIVE: Values = {
+    "method.contrast_weight": 0.3,
+    "method.distillation_weight": 0.01,
+    "method.adversary_weight": 0.1,
+}
+"""Chosen on Toys."""
+TUNED: dict[tuple[str, str, str], Values] = {
+    (dataset, "bce", OURS): _ON_ONE_NEGATIVE for dataset in ("amazon-toys", "amazon-beauty", "amazon-sports")
+}
 """``section.key`` that were chosen on validation data, by data set, base loss and method (``labels`` among them)."""
 
 PUBLISHED_FIGURES = (("hr", 5), ("hr", 20), ("ndcg", 5), ("ndcg", 20))
