@@ -33,7 +33,11 @@ class TransformerConfig(Settings):
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """Share of values dropped in training, after the embedding and inside each block."""
     norm: Literal["pre", "post"] = "pre"
-    """Where the layer norms stand: before each part of a block, or after its residual connection."""
+    """Where the layer norms stand: before each part of a block, or after its residual connection.
+
+    With one negative a label (``bce``) SASRec is far better with ``post``; with a full softmax ``pre`` is as good or
+    better, and BERT4Rec much better with it (``benchmarks/README.md``, quality).
+    """
     positions: Literal["oldest_first", "newest_first", "none"] = "oldest_first"
     """Learned position vectors, counted from the oldest or from the newest item, or none.
 
