@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from recdistill.methods.lists import contains, draw_places, list_logits, places
@@ -32,14 +33,16 @@ def test_a_short_row_is_drawn_whole() -> None:
     assert sorted(draw_places(torch.zeros(1, 2), 5, torch.Generator().manual_seed(0))[0].tolist()) == [0, 1]
 
 
-def test_gradients_of_logits_are_those_of_the_plain_formula() -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+def test_gradients_of_logits_are_those_of_the_plain_formula(dtype: torch.dtype, tolerance: float) -> None:
     draw = torch.Generator().manual_seed(0)
-    queries = torch.randn(3, 4, generator=draw, requires_grad=True)
-    embeddings = torch.randn(6, 4, generator=draw, requires_grad=True)
-    items, weights = torch.randint(0, 6, (3, 5), generator=draw, dtype=torch.int32), torch.randn(3, 5, generator=draw)
+    queries = torch.randn(3, 4, generator=draw).to(dtype).requires_grad_()
+    embeddings = torch.randn(6, 4, generator=draw).to(dtype).requires_grad_()
+    items = torch.randint(0, 6, (3, 5), generator=draw, dtype=torch.int32)
+    weights = torch.randn(3, 5, generator=draw).to(dtype)
     ours = (list_logits(queries, embeddings, items) * weights).sum()
     plain = (torch.einsum("bd,bkd->bk", queries, embeddings[items.long()]) * weights).sum()
     for gradient, expected in zip(
         torch.autograd.grad(ours, [queries, embeddings]), torch.autograd.grad(plain, [queries, embeddings]), strict=True
     ):
-        torch.testing.assert_close(gradient, expected)
+        torch.testing.assert_close(gradient, expected, rtol=tolerance, atol=tolerance)

@@ -73,8 +73,9 @@ def _spread(weights: Tensor, queries: Tensor, items: Tensor, n_rows: int) -> Ten
 
     Returns:
         ``(n_rows, D)``; on a CPU by a product with a sparse matrix, which takes a tenth of the time of adding vectors.
+        NumPy has no bf16, so that vectors of half precision are added.
     """
-    if queries.device.type != "cpu":
+    if queries.device.type != "cpu" or queries.dtype not in (torch.float32, torch.float64):
         each = (weights[:, :, None] * queries[:, None]).flatten(0, 1)
         return queries.new_zeros(n_rows, queries.shape[1]).index_add_(0, items.flatten(), each)
     n_lists, k = items.shape
