@@ -3,9 +3,9 @@
 A row is one SASRec: a data set, a method, a base loss by which labels are learned, a variant and a seed
 (``s4rec_rows``). Leave-one-out, all items ranked. Labels alone are learned by the recipes of ``quality``, on Toys and
 Sports by that of Beauty, and ML-1M is read 50 items at a time, as in the paper. Methods' settings are chosen on
-validation data (``--search``, rows in ``s4rec_search.csv``), rivals' with as many tries as S4Rec's, and stand in
-`s4rec_rows.TUNED`; the test cases are looked at once. Rows are on disk as soon as they are known, and what was stopped
-goes on where it was. ``--compare`` makes the paired tests of what is there, and sets it against the paper's figures.
+validation data (``--search``, rows in ``s4rec_search.csv``) and stand in `s4rec_rows.TUNED`; the test cases are looked
+at once. Rows are on disk as soon as they are known, and what was stopped goes on where it was. ``--compare`` makes the
+paired tests of what is there, and sets it against the paper's figures.
 """
 
 from __future__ import annotations
