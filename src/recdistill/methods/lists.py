@@ -72,8 +72,8 @@ def _spread(weights: Tensor, queries: Tensor, items: Tensor, n_rows: int) -> Ten
         n_rows: of the sum.
 
     Returns:
-        ``(n_rows, D)``; on a CPU by a product with a sparse matrix, which takes a tenth of the time of adding vectors.
-        NumPy has no bf16, so that vectors of half precision are added.
+        ``(n_rows, D)``; on a CPU by a product with a sparse matrix, which is far quicker than adding vectors.
+        NumPy has no bf16, so vectors of half precision are added.
     """
     if queries.device.type != "cpu" or queries.dtype not in (torch.float32, torch.float64):
         each = (weights[:, :, None] * queries[:, None]).flatten(0, 1)

@@ -35,8 +35,8 @@ class TransformerConfig(Settings):
     norm: Literal["pre", "post"] = "pre"
     """Where the layer norms stand: before each part of a block, or after its residual connection.
 
-    With one negative a label (``bce``) SASRec is far better with ``post``; with a full softmax ``pre`` is as good or
-    better, and BERT4Rec much better with it (``benchmarks/README.md``, quality).
+    With one negative a label (``bce``) SASRec is far better with ``post``; with a full softmax it depends on the data,
+    and BERT4Rec is better with ``pre`` (``benchmarks/README.md``, quality).
     """
     positions: Literal["oldest_first", "newest_first", "none"] = "oldest_first"
     """Learned position vectors, counted from the oldest or from the newest item, or none.
