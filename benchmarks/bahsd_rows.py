@@ -80,7 +80,10 @@ SMALL, ONE_NEGATIVE, ALSO_SMOOTHED = "quarter width", "sasrec-bce", "sasrec-smoo
 FAITHFUL = "faithful"
 """The variant of pure BAHSD that copies its teacher as closely as it can: each answer for itself, order and all."""
 BUDGETS = tuple(f"{budget:,} queries" for budget in (1_000, 5_000, 20_000))
-"""Batches are smaller by as much as there are fewer answers, so that all budgets take as many steps."""
+"""Batches are smaller by as much as there are fewer answers, so that all budgets take as many steps; not where rules
+answer what the budget does not buy."""
+NOTHING = "0 queries"
+"""The budget of a student that hears rules alone."""
 QUARTER = f"{QUERIES['amazon-beauty'] // 4:,} queries"
 """A quarter of what extraction's best walk."""
 SLOWLY = 4
@@ -156,7 +159,7 @@ class Row:
         if SMALL in self.variant:
             sections["student"] = {**values["student"], "dim": values["student"]["dim"] // 4}
         staged = SECOND_STAGE[self.dataset] if self.first else PURE[self.dataset] if self.regime == "pure" else {}
-        if self.budget is not None and self.regime == "pure":
+        if self.budget is not None and self.regime == "pure" and OPINION not in self.variant:
             staged = {**staged, **self._for_few_answers(self.budget, values["training"]["batch_size"], staged)}
         tuned = TUNED.get((self.dataset, self.student, self.regime, self.access, self.method), {})
         if FAITHFUL in self.variant:
@@ -297,6 +300,8 @@ def side() -> Iterator[Row]:
         for method in ("kd", "extraction", "bahsd"):
             yield Row("amazon-beauty", "sasrec", "sasrec", method, "pure", "lists", budget)
         yield Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "assisted", "lists", budget)
+    for budget in (NOTHING, *BUDGETS):
+        yield Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "pure", "lists", f"{OPINION}, {budget}")
     for budget in (*BUDGETS, QUARTER):
         yield Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "pure", "lists", f"{FAITHFUL}, {budget}")
     for dataset in DATASETS:
@@ -345,7 +350,10 @@ def rivals() -> Iterator[tuple[Row, Row]]:
         ours = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "pure", "lists", budget)
         for method in ("kd", "extraction"):
             yield ours, replace(ours, method=method)
-        yield replace(ours, variant=f"{FAITHFUL}, {budget}"), replace(ours, method="extraction")
+        for variant in (FAITHFUL, OPINION):
+            yield replace(ours, variant=f"{variant}, {budget}"), replace(ours, method="extraction")
+        advised = replace(ours, variant=f"{OPINION}, {budget}")
+        yield advised, replace(ours, variant=f"{OPINION}, {NOTHING}")
     for dataset in DATASETS:
         ours = Row(dataset, "sasrec", "sasrec", "bahsd", "pure", "lists", FAITHFUL)
         yield ours, replace(ours, method="extraction", variant="equal budget")

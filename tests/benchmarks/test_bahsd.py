@@ -199,6 +199,12 @@ def test_few_answers_are_learned_for_long() -> None:
     assert training("bahsd", "pure", "20,000 queries") == (229, 60, 1)
     assert training("extraction", "pure", "1,000 queries") == (256, 240, 4)
     assert training("bahsd", "assisted", "1,000 queries")[:2] == (256, 20)  # all users have labels
+    assert training("bahsd", "pure", "with a second opinion, 1,000 queries")[0] == 256  # or an answer of the rules
+
+
+def test_rules_answer_what_a_budget_does_not_buy() -> None:
+    row = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "pure", "lists", "with a second opinion, 0 queries")
+    assert (row.budget, row.run().dump()["method"]["second_opinion"]) == (0, 0.5)
 
 
 def test_what_the_student_of_a_row_may_ask(monkeypatch: pytest.MonkeyPatch) -> None:
