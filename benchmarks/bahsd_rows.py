@@ -196,6 +196,7 @@ class Row:
             settings["label_loss"] = {key: value for key, value in labels.items() if key != "name"}
         if self.method in ("kd", "bahsd"):
             settings["values"] = "ranks" if self.access == "lists" else "scores"
+            settings["second_opinion"] = 0.0
         return settings
 
 

@@ -35,7 +35,7 @@ def batch(rows: list[int], seed: int = 0) -> TrainingBatch:
 
 
 def ready(teacher: FakeTeacher | None = None, method: str = "bahsd", **settings: Any) -> BAHSD:
-    made = build_method(method, {"label_loss": {"precision": "fp32"}, "top_k": 4} | settings)
+    made = build_method(method, {"label_loss": {"precision": "fp32"}, "top_k": 4, "second_opinion": 0.0} | settings)
     made.prepare(Setting(Sequences.from_lists(ROWS), np.arange(len(ROWS)), N, teacher or FakeTeacher(N)))
     return made  # type: ignore[return-value]
 

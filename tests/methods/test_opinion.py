@@ -1,6 +1,7 @@
 """A second opinion on a teacher's answers."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
-from recdistill.methods.bahsd import BAHSD
+from recdistill.methods.bahsd import BAHSD, BAHSDConfig
 from recdistill.methods.base import Setting, build_method
 from recdistill.methods.kd import KD
 from recdistill.methods.opinion import advised
@@ -73,6 +74,18 @@ def test_lists_are_those_of_both(name: str) -> None:
     else:
         listed = method.answers.items if isinstance(method, KD) else method.listed
     assert listed[:3].tolist() == answers != alone
+
+
+def test_bahsd_hears_rules_beside_labels_unless_told_otherwise() -> None:
+    def share(**settings: Any) -> float:
+        method = build_method("bahsd", settings)
+        assert isinstance(method, BAHSD)
+        return method.config.second_opinion
+
+    assert (share(), share(labels=True), share(labels=False)) == (0.5, 0.5, 0.0)
+    assert (share(second_opinion=0.2), share(labels=False, second_opinion=0.2)) == (0.2, 0.2)
+    pure = BAHSDConfig(labels=False)
+    assert BAHSDConfig(**pure.model_dump()) == BAHSDConfig(**pure.model_dump(exclude_defaults=True)) == pure
 
 
 @pytest.mark.parametrize("name", ["rcekd", "ckd", "ce", "cd", "dcd", "unkd"])

@@ -10,7 +10,7 @@ catalogue. With lists alone and without that, a student collapses; and uniform d
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -61,6 +61,12 @@ def _scales(scales: tuple[float, ...]) -> tuple[float, ...]:
 class BAHSDConfig(KDConfig):
     """Distillation by reliability. ``temperature`` is that of an answer that is not to be relied on at all."""
 
+    second_opinion: float = Field(default=0.5, ge=0, lt=1)
+    """How much what followed what in the training histories counts in every answer, against 1 minus that for the
+    teacher: see `RulesTeacher`. A budget that ends leaves the other histories to them alone. 0, which is the default
+    without ``labels``, leaves the teacher alone: rules are made of the histories, which students of answers alone may
+    have no right to learn from.
+    """
     scales: Annotated[tuple[float, ...], AfterValidator(_scales)] = (0.5, 1.0)
     """Shares of each history that the teacher is shown, newest part; one query each. ``[1.0]`` does no probing."""
     depth: PositiveInt = 20
@@ -105,6 +111,11 @@ class BAHSDConfig(KDConfig):
     contrast_temperature: PositiveFloat = 0.2
     """At which cosines are compared."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_opinion_without_labels(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return {"second_opinion": 0.0, **settings} if settings.get("labels") is False else settings
+
     @model_validator(mode="after")
     def _prefixes_are_views(self) -> Self:
         if self.prefixes and not self.view_weight:
@@ -138,9 +149,10 @@ class BAHSD(WithIntents, name="bahsd"):
     switched on, as the outline has it: ``reliable_temperature`` for the dynamic temperature, ``contrast_weight`` for
     InfoNCE, ``ranking = "margin"`` with ``quorum = 0.5`` for the ranking consistency, ``target = "answer"``.
     ``scales = [1.0]`` leaves out the probing. Where answers alone are learned, ``prefixes = 4`` and ``view_weight = 4``
-    add most of all; beside labels, which cover those states already, they add nothing. There, on Beauty,
-    ``second_opinion = 0.5`` adds most of all: half of each answer is then what rules counted in the training histories
-    say, which is no part of the paper either.
+    add most of all; beside labels, which cover those states already, they add nothing. There ``second_opinion`` adds
+    most of all: half of each answer is what rules counted in the training histories say, which is no part of the paper
+    either. It helps where what is near in a history goes together, and not across visits of a shop: set it to 0 where
+    validation data say so.
     """
 
     Config = BAHSDConfig
