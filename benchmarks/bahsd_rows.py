@@ -175,11 +175,11 @@ class Row:
 
     def _for_few_answers(self, budget: int, batch_size: int, staged: Values) -> Values:
         """Return what lets a small budget's answers be learned for as long as it takes."""
+        fewer: Values = {"training.batch_size": math.ceil(batch_size * min(1.0, budget / HISTORIES[self.dataset]))}
         if self.method != "extraction":
-            share = min(1.0, budget / HISTORIES[self.dataset])
-            return {"training.batch_size": math.ceil(batch_size * share)}
+            return fewer
         longer = {f"training.{name}": SLOWLY * staged[f"training.{name}"] for name in ("epochs", "patience")}
-        return {**longer, "training.validate_every": SLOWLY}
+        return {**fewer, **longer, "training.validate_every": SLOWLY}
 
     def _method(self, recipe: Recipe, labels: Values) -> Values:
         settings: Values = {"name": self.method}

@@ -197,7 +197,7 @@ def test_few_answers_are_learned_for_long() -> None:
     assert training("bahsd", "pure", "") == training("extraction", "pure", "equal budget") == (256, 60, 1)
     assert training("bahsd", "pure", "1,000 queries") == (12, 60, 1)  # of 256 in 22,363 users
     assert training("bahsd", "pure", "20,000 queries") == (229, 60, 1)
-    assert training("extraction", "pure", "1,000 queries") == (256, 240, 4)
+    assert training("extraction", "pure", "1,000 queries") == (12, 240, 4)
     assert training("bahsd", "assisted", "1,000 queries")[:2] == (256, 20)  # all users have labels
     assert training("bahsd", "pure", "with a second opinion, 1,000 queries")[0] == 256  # or an answer of the rules
 
