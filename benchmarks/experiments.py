@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -286,7 +287,7 @@ def table_parser(
     """Return what the command of every benchmark with several tables understands; ``example``: part of a row's name."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", choices=list(tables), default="core")
-    parser.add_argument("--only", default="", help=f"part of a row's name, such as {example}")
+    parser.add_argument("--only", default="", help=f"part of a row's name, such as {example}; or a pattern")
     parser.add_argument("--seeds", type=int, nargs="*", default=seeds)
     parser.add_argument("--compare", action="store_true", help="make the paired tests of the rows that are there")
     parser.add_argument(
@@ -306,7 +307,7 @@ def path_of(*parts: str) -> str:
 def chosen(tables: Mapping[str, Callable[[], Iterator[AnyRow]]], arguments: argparse.Namespace) -> list[AnyRow]:
     """Return the rows of the table that arguments of `table_parser` name."""
     rows = tables[arguments.table]()
-    return [row for row in rows if arguments.only in row.name and row.seed in arguments.seeds]
+    return [row for row in rows if re.search(arguments.only, row.name) and row.seed in arguments.seeds]
 
 
 def search_key(key: Values, changes: Values, *, cases: str = "valid") -> Values:

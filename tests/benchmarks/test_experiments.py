@@ -74,6 +74,8 @@ def test_the_rows_of_a_table_are_chosen_by_name_and_seed() -> None:
     assert every == [row for row in core() if row.seed in (0, 1)]
     few = chosen(TABLES, parser.parse_args(["--table", "ablation", "--only", "with-sharper", "--seeds", "2"]))
     assert {(row.variant, row.seed) for row in few} == {("with sharper reliable answers", 2)}
+    last = chosen(TABLES, parser.parse_args(["--only", "labels$", "--seeds", "1"]))
+    assert {(row.method, row.variant) for row in last} == {("labels", "")}
 
 
 def test_a_try_stands_under_its_changes_and_figures_of_a_student_together(tmp_path: Path) -> None:
