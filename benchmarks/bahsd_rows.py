@@ -65,9 +65,9 @@ ABLATIONS: dict[str, dict[str, Values]] = {
 }
 """BAHSD with a part switched off, or one of the outline's parts that are off switched on; the last follows the public
 outline as closely as our formulas can."""
-QUERIES = {"amazon-beauty": 115_633, "ml-1m": 51_743}
+QUERIES = {"amazon-beauty": 115_633, "ml-1m": 153_798}
 """What BAHSD asks in the pure regime where its budget has no end: two queries a history, or a window of a long one, and
-one for each of four prefixes of those that have as many."""
+one for each of four prefixes, on `ml-1m` sixteen, of those that have as many."""
 HISTORIES = {"amazon-beauty": 22_363, "ml-1m": 8_641}
 """Histories, or windows of them."""
 EXTRACTIONS = {"equal budget": 1, "four times the budget": 4, "real histories": 0}
@@ -158,7 +158,9 @@ class Row:
         sections = {**values, "method": values["method"] if not self.regime else self._method(recipe, values["method"])}
         if SMALL in self.variant:
             sections["student"] = {**values["student"], "dim": values["student"]["dim"] // 4}
-        staged = SECOND_STAGE[self.dataset] if self.first else PURE[self.dataset] if self.regime == "pure" else {}
+        staged = SECOND_STAGE[self.dataset, self.student] if self.first else {}
+        if self.regime == "pure":
+            staged = PURE[self.dataset]
         if self.budget is not None and self.regime == "pure" and OPINION not in self.variant:
             staged = {**staged, **self._for_few_answers(self.budget, values["training"]["batch_size"], staged)}
         tuned = TUNED.get((self.dataset, self.student, self.regime, self.access, self.method), {})
@@ -202,18 +204,19 @@ class Row:
 
 _SHORTENED: Values = {"training.shorten": 0.5}
 _FALLING: Values = {**_SHORTENED, "training.learning_rate": 3e-4, "training.schedule": "cosine"}
-SECOND_STAGE: dict[str, Values] = {
-    "amazon-beauty": {**_FALLING, "training.epochs": 20, "training.patience": 20},
-    "ml-1m": {**_FALLING, "training.epochs": 10, "training.patience": 10},
+SECOND_STAGE: dict[tuple[str, str], Values] = {
+    (dataset, model): {**_FALLING, "training.epochs": epochs, "training.patience": epochs}
+    for dataset, model, epochs in (
+        ("amazon-beauty", "sasrec", 20),
+        ("amazon-beauty", "bert4rec", 30),
+        ("ml-1m", "sasrec", 10),
+        ("ml-1m", "bert4rec", 10),
+    )
 }
-"""How students that see labels go on from what labels alone have taught them."""
+"""How students that see labels go on from what labels alone have taught them, by data set and student."""
+_TO_THE_END: Values = {"training.schedule": "cosine", "training.epochs": 60, "training.patience": 60}
 PURE: dict[str, Values] = {
-    "amazon-beauty": {
-        **_SHORTENED,
-        "training.schedule": "cosine",
-        "training.epochs": 60,
-        "training.patience": 60,
-    },
+    "amazon-beauty": {**_SHORTENED, **_TO_THE_END},
     "ml-1m": {
         **_SHORTENED,
         "training.epochs": 100,
@@ -234,9 +237,8 @@ COPYING: Values = {
 """What makes a student of answers alone faithful: nothing that makes it recommend otherwise than its teacher."""
 SHARE = 0.5
 """How much rules count beside the teacher, where they do."""
-SHARES = {("amazon-beauty", "bert4rec", "pure"): 0.7}
+SHARES = {("amazon-beauty", "bert4rec", regime): 0.7 for regime in METHODS}
 """The same by data set, student and regime, where another was chosen on validation data."""
-_DROPOUT = {"sasrec": 0.2, "bert4rec": 0.1}
 TUNED: dict[tuple[str, str, str, str, str], Values] = {
     **{
         (dataset, model, regime, access, "bahsd"): changes
@@ -244,17 +246,25 @@ TUNED: dict[tuple[str, str, str, str, str], Values] = {
         for regime, changes in _BAHSD.items()
     },
     **{
-        ("amazon-beauty", model, "pure", access, method): {
-            "student.dropout": dropout,
+        ("amazon-beauty", "sasrec", "pure", access, method): {
+            "student.dropout": 0.2,
             **(_BAHSD["pure"] if method == "bahsd" else {}),
         }
-        for (model, dropout), access, method in itertools.product(
-            _DROPOUT.items(), ("lists", "scores"), METHODS["pure"]
+        for access, method in itertools.product(("lists", "scores"), METHODS["pure"])
+    },
+    **{
+        ("ml-1m", model, "pure", access, "bahsd"): {**_BAHSD["pure"], "method.prefixes": 16, **changes}
+        for (model, changes), access in itertools.product(
+            {"sasrec": _TO_THE_END, "bert4rec": {}}.items(), ("lists", "scores")
         )
     },
+    ("amazon-beauty", "bert4rec", "assisted", "lists", "bahsd"): {
+        **_BAHSD["assisted"],
+        "method.prefixes": 4,
+        "method.view_weight": 1,
+    },
     ("amazon-beauty", "bert4rec", "pure", "lists", "extraction"): {
-        "student.dropout": _DROPOUT["bert4rec"],
-        **{f"training.{name}": 180 for name in ("epochs", "patience")},
+        f"training.{name}": 180 for name in ("epochs", "patience")
     },
 }
 """Settings chosen on validation data, by data set, student, regime, access and method: ``section.key`` and value.

@@ -121,7 +121,7 @@ RECIPES = [
     Recipe(
         "amazon-beauty",
         "bert4rec",
-        model={"max_len": 50, "dropout": 0.3},
+        model={"max_len": 50, "dropout": 0.1},
         training={"batch_size": 128, "epochs": 200, "patience": 4, "validate_every": 2},
     ),
     Recipe("amazon-beauty", "sasrec", SMOOTHED, seeds=(0, 1, 2), **_BEAUTY),
