@@ -150,6 +150,8 @@ def _asked(row: Row, split: Split, teacher: Student) -> Iterator[Teacher]:
         assert first is not None, "a student votes that has learned labels"
         student = _train(first, first.run(), split, teacher)[0]
         yield EnsembleTeacher([black_box, local_teacher(student, split, gives_scores=row.access == "scores")])
+    elif row.budget == 0:
+        yield RulesTeacher(split.train, split.dataset.n_items, exclude_history=split.masks_seen)
     elif row.budget is not None and row.method != "extraction":  # which keeps to its budget by itself
         with tempfile.TemporaryDirectory() as folder, Ledger(f"{folder}/ledger.sqlite") as ledger:
             yield LedgerTeacher(black_box, ledger, budget=row.budget)

@@ -99,7 +99,7 @@ def probe(setting: Setting, *, scales: Sequence[float] = (1.0,), k: int) -> Prob
         lists.ask(scale, shuffled[asked[scale][shuffled]], newest, whole=scale == -1)
         if scale == -1:
             asked[:-1] &= lists.items[-1, :, 0] > 0
-            if not lists.items[-1].any():
+            if teacher.silent or not lists.items[-1].any():
                 raise TeacherError(
                     f"teacher {teacher.identity!r} answered none of {int(asked[-1].sum()):,} histories, so there is "
                     "nothing to distil; raise its budget, or look at what it answers."

@@ -1,6 +1,7 @@
 """A second opinion on a teacher's answers."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,15 +9,18 @@ import pytest
 import torch
 
 from recdistill.data.dataset import Sequences
-from recdistill.errors import SettingsError
+from recdistill.errors import SettingsError, TeacherError
 from recdistill.methods.bahsd import BAHSD, BAHSDConfig
 from recdistill.methods.base import Setting, build_method
 from recdistill.methods.kd import KD
 from recdistill.methods.opinion import advised
 from recdistill.methods.rrd import RRD
 from recdistill.methods.scored import Distillation, TeacherView
+from recdistill.probing import probe
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.fake import FakeTeacher
+from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.teachers.rules import RulesTeacher
 
 from .users import TRAIN, WITH_HISTORY, N, mf, scores_of, setting
@@ -74,6 +78,17 @@ def test_lists_are_those_of_both(name: str) -> None:
     else:
         listed = method.answers.items if isinstance(method, KD) else method.listed
     assert listed[:3].tolist() == answers != alone
+
+
+@pytest.mark.parametrize("name", ["kd", "bahsd", "rrd"])
+def test_rules_answer_what_the_budget_does_not_buy_but_not_everything(name: str, tmp_path: Path) -> None:
+    method = build_method(name, {"second_opinion": 0.5, "top_k": 5})
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        with pytest.raises(TeacherError, match="answered none of 3 histories"):
+            method.prepare(replace(asked(), teacher=LedgerTeacher(FakeTeacher(9), ledger, budget=0)))
+        teacher = LedgerTeacher(FakeTeacher(9), ledger, budget=1)
+        answers = probe(advised(replace(asked(), teacher=teacher), 0.5), k=5)
+        assert answers.answered[-1].sum() > teacher.rank_within_budget(HISTORIES, 5)[1].sum() == 1
 
 
 def test_bahsd_hears_rules_beside_labels_unless_told_otherwise() -> None:

@@ -25,6 +25,15 @@ class SecondOpinionConfig(Settings):
     """
 
 
+class AdvisedTeacher(EnsembleTeacher):
+    """A teacher and its adviser, who answers what the budget does not buy; where that is all, probing refuses it."""
+
+    @property
+    def silent(self) -> bool:
+        """Whether the teacher itself has answered nothing."""
+        return not self.heard[0]
+
+
 def advised(setting: Setting, share: float) -> Setting:
     """Return a setting whose teacher is advised by rules made of the training histories, to this ``share``.
 
@@ -42,6 +51,6 @@ def advised(setting: Setting, share: float) -> Setting:
         exclude_history=teacher.exclude_history,
         takes=teacher.takes,
     )
-    both = EnsembleTeacher([teacher, rules], weights=[1 - share, share])
+    both = AdvisedTeacher([teacher, rules], weights=[1 - share, share])
     both.max_history = teacher.max_history  # by which histories are cut for probing
     return replace(setting, teacher=both)

@@ -179,6 +179,11 @@ class Teacher(ABC):
         """Return what can be had, and ``(B,)`` which rows that is; a row that is not answered lists nothing."""
         return self.rank(histories, k, users=users), np.ones(len(histories), np.bool_)
 
+    @property
+    def silent(self) -> bool:
+        """Whether all its answers so far were its adviser's, where it has one."""
+        return False
+
     def scores(self, histories: Sequences, candidates: Ints, *, users: npt.NDArray[np.integer] | None = None) -> Scores:
         """Return the scores ``(B, C)`` of chosen items.
 

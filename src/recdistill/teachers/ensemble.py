@@ -57,6 +57,8 @@ class EnsembleTeacher(Teacher):
         self.exclude_history = teachers[0].exclude_history
         told = [teacher.max_history for teacher in teachers if teacher.max_history is not None]
         self.max_history = max(told) if len(told) == len(teachers) else None
+        self.heard: Bools = np.zeros(len(teachers), np.bool_)
+        """Which teachers have answered any question within their budget."""
 
     @property
     def identity(self) -> str:
@@ -80,6 +82,7 @@ class EnsembleTeacher(Teacher):
     ) -> tuple[Ranking, Bools]:
         """Return what can be had, and ``(B,)`` which rows that is: those that one teacher or more answered."""
         pairs = [teacher.rank_within_budget(histories, k, users=users) for teacher in self.teachers]
+        self.heard |= np.array([some.any() for _, some in pairs])
         answered: Bools = np.any([answered for _, answered in pairs], axis=0)
         return self._best([ranking for ranking, _ in pairs], histories, k, users=users), answered
 
