@@ -149,10 +149,11 @@ class BAHSD(WithIntents, name="bahsd"):
     switched on, as the outline has it: ``reliable_temperature`` for the dynamic temperature, ``contrast_weight`` for
     InfoNCE, ``ranking = "margin"`` with ``quorum = 0.5`` for the ranking consistency, ``target = "answer"``.
     ``scales = [1.0]`` leaves out the probing. Where answers alone are learned, ``prefixes = 4`` and ``view_weight = 4``
-    add most of all; beside labels, which cover those states already, they add nothing. There ``second_opinion`` adds
-    most of all: half of each answer is what rules counted in the training histories say, which is no part of the paper
-    either. It helps where what is near in a history goes together, and not across visits of a shop: set it to 0 where
-    validation data say so.
+    add most of all. Beside labels they add nothing for models that read one way, whose labels cover those states
+    already; one that reads both ways learns labels at masked places only. Beside labels
+    ``second_opinion`` adds most of all: half of each answer is what rules counted in the training histories say, which
+    is no part of the paper either. It helps where what is near in a history goes together, and not across visits of a
+    shop: set it to 0 where validation data say so.
     """
 
     Config = BAHSDConfig
