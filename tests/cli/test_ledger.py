@@ -11,9 +11,10 @@ import polars as pl
 import pytest
 
 from recdistill.data.dataset import IdMap, Sequences
+from recdistill.teachers.base import Answer, Failure
 from recdistill.teachers.callable import CallableTeacher
 from recdistill.teachers.fake import FakeTeacher
-from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger import Ledger, Question, digest
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 
 from .shell import call
@@ -245,3 +246,19 @@ def test_requests_of_a_living_process_are_not(capsys: pytest.CaptureFixture[str]
         page = ledger.page("circle", 2, 0)
         ledger.book(page, [b"0123456789abcdef"], None)
         assert call(capsys, "ledger", "verify", file)[0] == 0
+
+
+# forget
+
+
+def test_what_was_refused_for_good_is_forgotten(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "ledger.sqlite"
+    with Ledger(file) as ledger:
+        page = ledger.page("api", 5, 0)
+        questions = [Question(digest(text), text) for text in ('{"history":[1]}', '{"history":[2]}', '{"history":[3]}')]
+        ledger.book(page, [question.digest for question in questions], None)
+        outcomes = [Failure("who?", final=True), Failure("busy"), Answer([7])]
+        ledger.settle(page, zip(questions, outcomes, strict=True))
+    assert re.search(r"failures +2, 1 of them for good\n", call(capsys, "ledger", "stats", file)[1])
+    assert "questions that may be asked again: 1\n" in call(capsys, "ledger", "forget", file)[1]
+    assert re.search(r"failures +2\n", call(capsys, "ledger", "stats", file)[1])

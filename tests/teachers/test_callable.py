@@ -14,7 +14,7 @@ import torch
 
 from recdistill.data.dataset import IdMap, RawId, Sequences
 from recdistill.errors import SettingsError, TeacherError
-from recdistill.teachers.base import Answer, Outcome, Request, Take
+from recdistill.teachers.base import Answer, Failure, Outcome, Request, Take
 from recdistill.teachers.callable import CallableTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
@@ -452,6 +452,22 @@ def test_the_loop_ends_with_its_teacher() -> None:
     del teacher
     gc.collect()
     assert [loop.is_closed() for loop in shift.loops] == [True]
+
+
+def test_calls_that_failed_in_an_earlier_run_do_not_end_the_next() -> None:
+    """They are all that is left to ask."""
+
+    def fn(history: list[str], k: int) -> list[str]:
+        if history == ["b"]:
+            raise KeyError("model")
+        return ["a"]
+
+    teacher = CallableTeacher(fn, identity="mine", ids=IDS, batched=False, give_up_after=1)
+    waiting = iter([Request(0, ["b"], failed_before=True), Request(1, ["c"]), Request(2, ["b"])])
+    asking = teacher.answers(lambda n: list(islice(waiting, n)), 1)
+    assert [type(outcome) for block in islice(asking, 3) for _, outcome in block] == [Failure, Answer, Failure]
+    with pytest.raises(TeacherError, match="gave up after 1 failed calls"):
+        next(asking)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "concurrency", "give_up_after"])

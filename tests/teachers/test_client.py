@@ -159,6 +159,45 @@ def test_threads_share_one_rate(api: RawApi) -> None:
     assert time.monotonic() - start >= 19 / 50
 
 
+def test_threads_share_the_places_of_calls_in_flight(api: RawApi) -> None:
+    in_flight, most = [0], [0]
+
+    def count(body: Body) -> Iterator[bytes | float]:
+        in_flight[0] += 1
+        most[0] = max(most[0], in_flight[0])
+        yield 0.01
+        in_flight[0] -= 1
+        yield GOOD
+
+    api.answer = count
+    teacher = Paying(Paged(api.url), concurrency=2)
+    threads = [threading.Thread(target=teacher.rank, args=(histories(5), 1)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(api.asked), most[0]) == (20, 2)
+
+
+def test_what_waits_long_for_its_turn_is_not_taken_for_lost(
+    api: RawApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two labelling runs share a slow rate; each keeps what it has booked."""
+    monkeypatch.setattr("recdistill.teachers.ledger.STALE", 0.3)
+    monkeypatch.setattr("recdistill.teachers.ledger_teacher._RENEWED", 0.05)
+
+    def label() -> None:
+        with Ledger(tmp_path / "ledger.sqlite") as ledger:
+            LedgerTeacher(Paying(Paged(api.url), rate=20, concurrency=6), ledger).rank(histories(12), 1)
+
+    threads = [threading.Thread(target=label) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert rows_asked(api) == list(range(12))
+
+
 def test_turns_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
@@ -219,6 +258,48 @@ def test_nothing_but_failed_calls_is_given_up_after_a_time(api: RawApi) -> None:
 def test_waits_that_the_api_asked_for_are_no_failures(api: RawApi) -> None:
     api.answer = lambda body: response(b"", "503 Busy", Retry_After="0.3") if len(api.asked) <= 3 else GOOD
     assert len(Paying(Paged(api.url), dead_after=0.2).rank(histories(1), 1)) == 1
+
+
+def test_an_api_that_refuses_slowly_is_not_dead(api: RawApi) -> None:
+    """It lives, and does not know some users."""
+    api.answer = lambda body: GOOD if body["rows"] == [7] else [0.05, response(b"who?", "404 Not Found"), None]
+    outcomes: list[Outcome] = []
+    collect(Paying(Paged(api.url), dead_after=0.1, concurrency=1), 8, outcomes)
+    assert len(api.asked) == 8
+
+
+def test_a_silence_that_is_too_long_for_us_ends_the_asking(api: RawApi) -> None:
+    """The quota of the day is used up, say."""
+    api.answer = lambda body: GOOD if len(api.asked) < 5 else response(b"", "429 No", Retry_After="3600")
+    with pytest.raises(TeacherError, match=r"asks for a longer silence than longest_wait; the last: .*wait 3,600 s"):
+        Paying(Paged(api.url), concurrency=2).rank(histories(100), 1)
+    assert len(api.asked) <= 6
+
+
+def test_questions_refused_each_for_itself_are_borne_by_the_dozen_once_the_api_has_answered(api: RawApi) -> None:
+    """Users who came last are unknown to it, one after the other; an endless row of them is another matter."""
+    who = response(b"who?", "404 Not Found")
+    api.answer = lambda body: GOOD if body["rows"] == [0] else who
+    outcomes: list[Outcome] = []
+    collect(Paying(Paged(api.url), concurrency=1), 100, outcomes)
+    assert len(outcomes) == 100
+    with pytest.raises(TeacherError, match="gave up after 100 failed requests in a row"):
+        Paying(Paged(api.url), concurrency=1).rank(histories(200), 1)
+    api.answer = lambda body: who
+    with pytest.raises(TeacherError, match="gave up after 10 failed requests in a row"):
+        Paying(Paged(api.url), concurrency=1).rank(histories(200), 1)
+
+
+@pytest.mark.parametrize(("status", "asked_again"), [("404 Not Found", 0), ("500 Oops", 40)])
+def test_questions_that_failed_among_answers_do_not_end_the_next_run(
+    api: RawApi, ledger: Ledger, status: str, asked_again: int
+) -> None:
+    """They are all that it has left to ask; those that were refused for good are not asked at all."""
+    api.answer = lambda body: response(b"who?", status) if body["rows"][0] % 5 == 0 else GOOD
+    for _ in range(3):
+        _, answered = LedgerTeacher(Paying(Paged(api.url), attempts=1), ledger).rank_within_budget(histories(100), 1)
+        assert answered.sum() == 80
+    assert len(api.asked) == 100 + asked_again
 
 
 def test_an_api_that_answers_now_and_then_is_not_dead(api: RawApi) -> None:

@@ -225,6 +225,17 @@ def test_each_teacher_has_its_own_budget(ledger: Ledger) -> None:
     LedgerTeacher(FakeTeacher(50, identity="other"), ledger, budget=2).rank(histories(2), 1)
 
 
+def test_a_budget_that_begins_anew_beside_others_is_told(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    """As when the address of an API changed, after which it goes by another name."""
+    with caplog.at_level(logging.WARNING, logger="recdistill.teachers"):
+        LedgerTeacher(FakeTeacher(9, identity="old"), ledger, budget=5).rank(histories(1), 1)
+        LedgerTeacher(FakeTeacher(9, identity="old"), ledger, budget=5)
+    assert not caplog.text
+    with caplog.at_level(logging.WARNING, logger="recdistill.teachers"):
+        LedgerTeacher(FakeTeacher(9, identity="new"), ledger, budget=5)
+    assert "nothing of teacher 'new', whose budget begins anew, but of 'old'" in caplog.text
+
+
 def test_a_negative_budget_is_refused(ledger: Ledger) -> None:
     with pytest.raises(SettingsError, match="budget of -1"):
         LedgerTeacher(FakeTeacher(5), ledger, budget=-1)
@@ -253,16 +264,19 @@ def test_threads_share_one_budget_and_ask_nothing_twice(ledger: Ledger) -> None:
 class Choosy(FakeTeacher):
     """Refuses some items, one request after the other, and says whether that was paid for."""
 
-    def __init__(self, refused: set[int], *, paid: bool) -> None:
+    def __init__(self, refused: set[int], *, paid: bool, final: bool = False) -> None:
         super().__init__(50)
         self.refused = refused
         self.paid = paid
+        self.final = final
+        self.failed_before: list[bool] = []
 
     def answers(self, take: Take, k: int) -> Iterator[list[Outcome]]:
         while requests := take(1):
             (item,) = requests[0].history
             self.asked.append([int(item)])
-            refused = Failure("refused", calls=3, paid=self.paid)
+            self.failed_before.append(requests[0].failed_before)
+            refused = Failure("refused", calls=3, paid=self.paid, final=self.final)
             yield [(requests[0], refused if item in self.refused else Answer([int(item) + 1]))]
 
 
@@ -274,6 +288,76 @@ def test_one_failure_does_not_cost_the_other_answers(ledger: Ledger) -> None:
     teacher.refused = set()
     assert keeper.rank(histories(4), 1).items[:, 0].tolist() == [2, 3, 4, 5]
     assert teacher.asked == [[1], [2], [3], [4], [2]]
+
+
+def test_what_failed_before_is_asked_again_as_such(ledger: Ledger) -> None:
+    teacher = Choosy({2}, paid=False)
+    keeper = LedgerTeacher(teacher, ledger)
+    keeper.rank_within_budget(histories(3), 1)
+    keeper.rank_within_budget(histories(4), 1)
+    assert list(zip(teacher.asked[3:], teacher.failed_before[3:], strict=True)) == [([2], True), ([4], False)]
+
+
+def test_what_was_refused_for_good_is_not_asked_again_until_that_is_forgotten(
+    path: Path, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = Choosy({2}, paid=False, final=True)
+    keeper = LedgerTeacher(teacher, ledger)
+    keeper.rank_within_budget(histories(3), 1)
+    assert len(keeper.look_up(histories(3), 1)[1]) == 0
+    with caplog.at_level(logging.WARNING, logger="recdistill.teachers"):
+        _, answered = keeper.rank_within_budget(histories(3), 1)
+    assert (answered.tolist(), len(teacher.asked)) == ([True, False, True], 3)
+    assert f"1 were refused for good, 'recdistill ledger forget {path}'" in caplog.text
+    assert (keeper.stats().failures, keeper.stats().refused) == (1, 1)
+    teacher.refused = set()
+    assert ledger.forget_refusals() == 1
+    assert keeper.stats().refused == 0
+    assert keeper.rank(histories(3), 1).items[:, 0].tolist() == [2, 3, 4]
+    assert teacher.asked[3:] == [[2]]
+
+
+def test_what_was_refused_just_before_a_teacher_gave_up_is_asked_again(ledger: Ledger) -> None:
+    """All that it was asked last was refused: it may be the teacher that was at fault."""
+
+    class Ending(Choosy):
+        def answers(self, take: Take, k: int) -> Iterator[list[Outcome]]:
+            yield from super().answers(take, k)
+            raise TeacherError("gave up")
+
+    teacher = Ending({2, 4, 5}, paid=False, final=True)
+    keeper = LedgerTeacher(teacher, ledger)
+    with pytest.raises(TeacherError, match="gave up"):
+        keeper.rank_within_budget(histories(5), 1)
+    assert keeper.stats().refused == 1
+    with pytest.raises(TeacherError, match="gave up"):
+        keeper.rank_within_budget(histories(5), 1)
+    assert teacher.asked[5:] == [[4], [5]]
+
+
+def test_lists_that_name_nothing_we_know_are_not_bought_on(ledger: Ledger) -> None:
+    """As when the format of the ids was forgotten."""
+    asked: list[list[Any]] = []
+
+    def stranger(history: list[Any], k: int) -> list[str]:
+        asked.append(history)
+        return [f"item-{history[0]}"]
+
+    ids = IdMap([f"{item}" for item in range(1, 501)], first=1)
+    keeper = LedgerTeacher(CallableTeacher(stranger, identity="stranger", ids=ids, batched=False), ledger, budget=400)
+    with pytest.raises(
+        TeacherError, match=r"no item of the data in 100 lists, .* begins with \['item-100'\]; see item_f"
+    ):
+        keeper.rank_within_budget(histories(300), 1)
+    assert (len(asked), keeper.stats().answers) == (100, 100)
+
+
+def test_one_item_that_we_know_is_enough_to_go_on(ledger: Ledger) -> None:
+    ids = IdMap([f"{item}" for item in range(1, 501)], first=1)
+    teacher = CallableTeacher(
+        lambda history, k: ["7" if history[0] == "90" else "?"], identity="odd", ids=ids, batched=False
+    )
+    assert LedgerTeacher(teacher, ledger).rank(histories(300), 1).items.sum() == 7
 
 
 def test_within_a_budget_a_failure_is_reported_and_left_unanswered(
@@ -379,8 +463,26 @@ def test_a_ledger_of_a_later_format_is_refused(path: Path) -> None:
     later = sqlite3.connect(path)
     later.execute("PRAGMA user_version = 9")
     later.close()
-    with pytest.raises(TeacherError, match="is in format 9, this version of recdistill reads 1"):
+    with pytest.raises(TeacherError, match="is in format 9, this version of recdistill reads 1 to 2"):
         Ledger(path)
+
+
+def test_a_ledger_of_the_format_before_is_brought_up_to_date(path: Path) -> None:
+    with Ledger(path) as ledger:
+        LedgerTeacher(Choosy({2}, paid=True), ledger).rank_within_budget(histories(3), 1)
+    earlier = sqlite3.connect(path)
+    for statement in (
+        "DROP INDEX attempts_failed",
+        "ALTER TABLE failures DROP COLUMN final",
+        "ALTER TABLE attempts DROP COLUMN renewed_at",
+        "PRAGMA user_version = 1",
+    ):
+        earlier.execute(statement)
+    earlier.close()
+    with Ledger(path) as ledger:
+        teacher = Choosy(set(), paid=True)
+        LedgerTeacher(teacher, ledger).rank(histories(3), 1)
+    assert teacher.asked == [[2]]
 
 
 def test_a_damaged_ledger_is_named(path: Path) -> None:

@@ -153,7 +153,7 @@ def test_what_a_dead_process_was_asking_is_asked_again(api: Api, path: Path) -> 
 
 def test_a_query_in_flight_for_too_long_is_taken_for_lost(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hung process must not hold up the others for ever."""
-    monkeypatch.setattr("recdistill.teachers.ledger._STALE", -1.0)
+    monkeypatch.setattr("recdistill.teachers.ledger.STALE", -1.0)
     with Ledger(path) as ours, Ledger(path) as hung:
         nested, rows = LedgerTeacher(FakeTeacher(9), ours), Sequences.from_lists([[1]])
 

@@ -41,6 +41,16 @@ def export(
 
 
 @app.command()
+def forget(file: File) -> None:
+    """Let questions be asked again that teachers refused for good, such as users they did not know."""
+    from recdistill.teachers.ledger import Ledger
+
+    with Ledger(file, create=False) as ledger:
+        forgotten = ledger.forget_refusals()
+    typer.echo(f"{file}: questions that may be asked again: {forgotten:,}")
+
+
+@app.command()
 def verify(file: File) -> None:
     """Check that a ledger is whole and its figures add up; exit code 1 if not."""
     from recdistill.teachers.ledger import Ledger

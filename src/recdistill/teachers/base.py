@@ -80,6 +80,8 @@ class Request:
     """Items, oldest first."""
     user: RawId | None = None
     """The user, where users were given."""
+    failed_before: bool = False
+    """Whether an earlier run asked it in vain, so that another failure says nothing new of the teacher."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +102,8 @@ class Failure:
     calls: int = 1
     paid: bool = True
     """Whether it may have been paid for all the same; false only where the teacher surely did not serve it."""
+    final: bool = False
+    """Whether it would fare no better another time, so that no later run asks it."""
 
 
 Outcome: TypeAlias = tuple[Request, Answer | Failure]
@@ -318,6 +322,10 @@ class Teacher(ABC):
         scores = np.full(items.shape, -np.inf, np.float32)
         scores[row[kept], place] = flat[kept]
         return Ranking(items, scores)
+
+    def names_known(self, answer: Answer) -> bool:
+        """Return whether an answer lists an item that is in the id map."""
+        return bool((self._dense(answer.items) > 0).any())
 
     @property
     def dropped(self) -> Counter[str]:

@@ -64,7 +64,8 @@ class CallableTeacher(OutsideTeacher):
         exclude_history: whether items of the history are dropped from the lists.
         batch_size: most histories in one call, where calls are batched.
         concurrency: most calls at once, where the function is ``async``.
-        give_up_after: failed calls in a row after which no more are made, where calls are not batched.
+        give_up_after: failed calls in a row after which no more are made, where calls are not batched; those that
+            failed in an earlier run do not count.
     """
 
     def __init__(
@@ -196,7 +197,7 @@ class _Walk(Walk):
                 f"teacher {teacher.identity!r} raised {type(error).__name__} when asked about {len(requests)} {about}: "
                 f"{error}"
             )
-        self.failed_in_a_row += 1
+        self.failed_in_a_row += teacher.batched or not requests[0].failed_before
         if self.failed_in_a_row >= teacher.give_up_after:
             gave_up = f"gave up after {self.failed_in_a_row} failed calls in a row (give_up_after); the last: "
             why = TeacherError(reason if teacher.batched else f"{gave_up}{reason}")

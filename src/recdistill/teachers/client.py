@@ -13,8 +13,8 @@ a connection cut before or within the reply            sent again, after a wait 
 408, 425, 500, 502, 504, …: a passing error            sent again, after a wait that doubles              no
 429, 503: too much                                     nobody sends anything until the wait is over, then no
                                                        half as many at once; sent again
-``Retry-After``, as seconds or as a date to come       that wait instead of ours; a failure if longer     no
-                                                       than ``longest_wait``
+``Retry-After``, as seconds or as a date to come       that wait instead of ours                          no
+the same, longer than ``longest_wait``                 a failure; after 429 and 503 nothing more is sent  no
 401, 403: the key is refused                           a failure, and nothing more is sent                no
 401 to a token that was fetched                        sent again at once, once, with a new token         no
 a call that cannot be signed: no token, no package     a failure, and nothing more is sent                no
@@ -22,18 +22,19 @@ a header that HTTP does not allow                      a failure, and nothing mo
 an address that is too long, or none                   a failure; nothing is sent                         no
 a passing error where the token is fetched             tried again, after a wait that doubles             no
 3xx, to this or another host                           a failure: no redirect is followed                 no
-400, 404, 422, … and those named in ``permanent``      a failure                                          no
+400, 404, 422, … and those named in ``permanent``      a failure; no later run asks that again            no
 more than ``largest_reply`` bytes, packed or unpacked  not read on; a failure                             yes
 a body that cannot be unpacked                         a failure                                          yes
 no JSON, HTML, another shape, an error under 200,      a failure, with the beginning of the body; not     yes
-ids or scores of a wrong type, half characters,        sent again, as it would be paid for again
-scores NaN or infinite
+ids or scores of a wrong type, half characters,        sent again by any run, as it would be paid for
+scores NaN or infinite                                 again
 a list too long                                        cut by the shape                                   yes
 a short or empty list                                  an answer                                          yes
 items twice, unknown or of the history; any Unicode    an answer, kept as it is; such items are dropped,  yes
                                                        and counted, each time that it is read
 ``give_up_after`` failures in a row, or nothing but    what is in flight is finished, nothing more is
-failed calls for ``dead_after`` seconds                sent, and a `TeacherError` says so
+calls that did not get through for ``dead_after``      sent, and a `TeacherError` says so
+seconds
 =====================================================  =================================================  ==========
 """
 
@@ -43,10 +44,11 @@ import asyncio
 import math
 import random
 import ssl
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Annotated
@@ -62,6 +64,11 @@ from recdistill.teachers.loop import PrivateLoop
 from recdistill.teachers.meter import Charge, Meter, Pace, Unsent
 from recdistill.teachers.walk import Walk
 from recdistill.teachers.wire import Refused, Wire
+
+_POLL = 0.02
+"""Seconds between two looks at whether another thread's call has landed."""
+_EACH_FOR_ITSELF = 10
+"""How many times as many failures in a row are borne where the API lives, and refuses each question for what it is."""
 
 
 class TransportSettings(Settings):
@@ -82,11 +89,13 @@ class TransportSettings(Settings):
     first_wait: Annotated[float, Field(ge=0)] = 0.5
     """Seconds before the first retry; doubles each time, plus a random part as long, up to ``longest_wait``."""
     longest_wait: PositiveFloat = 60.0
-    """Most seconds between two calls for one request; where the API's Retry-After asks for more, the request fails."""
+    """Most seconds between two calls for one request; where the API's Retry-After asks for more, asking ends."""
     give_up_after: PositiveInt = 10
-    """Failed requests in a row after which no more are sent."""
+    """Failed requests in a row after which no more are sent; ten times as many where an API that has answered others
+    refuses each for what it is. Those that failed in an earlier run do not count."""
     dead_after: PositiveFloat = 120.0
-    """Seconds of nothing but failed calls after which no more are sent; waits that the API asked for do not count."""
+    """Seconds of nothing but calls that did not get through, after which no more are sent; waits that the API asked for
+    do not count, and neither does what it refuses for good."""
     largest_reply: PositiveInt = 16 * 1024 * 1024
     """Bytes of a reply, unpacked, beyond which it is not read on and the request fails."""
 
@@ -148,11 +157,25 @@ class Window:
     def __init__(self, most: int) -> None:
         self.most = most
         self.size = float(most)
+        self.in_flight = 0
         self._shrunk_at = -math.inf
+        self._lock = threading.Lock()
 
     def free(self, in_flight: int) -> int:
         """Return how many more may be sent."""
         return max(0, int(self.size) - in_flight)
+
+    def enter(self) -> bool:
+        """Take a place, if there is one, among the calls in flight of all threads."""
+        with self._lock:
+            entered = self.free(self.in_flight) > 0
+            self.in_flight += entered
+        return entered
+
+    def leave(self) -> None:
+        """Give a place back."""
+        with self._lock:
+            self.in_flight -= 1
 
     def grow(self) -> None:
         """Take note of a success."""
@@ -202,8 +225,8 @@ class _Walk(Walk):
         self.k = k
         self.meter = meter
         self.hide = hide
-        self.sending = 0
         self.landed = asyncio.Event()
+        self.has_answered = False
         self.failed_in_a_row = 0
         self.too_much_in_a_row = 0
         self.failing_since: float | None = None
@@ -219,11 +242,15 @@ class _Walk(Walk):
         try:
             if self.stopped.is_set():
                 raise _Stopped
-            outcomes: Sequence[Answer | Failure] = await self._talk(requests, tally)
+            outcomes: Sequence[Answer | Failure] = [
+                replace(outcome, final=True) if isinstance(outcome, Failure) else outcome
+                for outcome in await self._talk(requests, tally)
+            ]
             self.failed_in_a_row = 0
+            self.has_answered = True
         except Refused as refused:
-            self._count_failure(refused)
-            outcomes = [Failure(refused.reason, paid=tally.paid)] * len(requests)
+            self._count_failure(refused, requests)
+            outcomes = [Failure(refused.reason, paid=tally.paid, final=refused.final)] * len(requests)
         except (BudgetExhausted, _Stopped) as why:
             self.stopped.set()
             outcomes = [Unsent(str(why), paid=tally.paid)] * len(requests)
@@ -292,7 +319,7 @@ class _Walk(Walk):
                 self._note_reply()
                 return reply
             finally:
-                self.sending -= 1
+                self.window.leave()
                 self.landed.set()
             if not await self._rest(wait):
                 raise _Stopped(f"{call.url} was not asked again")
@@ -306,10 +333,11 @@ class _Walk(Walk):
 
     async def _wait_for_place(self) -> None:
         """Keep no more calls in flight than the API bears just now."""
-        while not self.window.free(self.sending):
+        while not self.window.enter():
             self.landed.clear()
-            await self.landed.wait()
-        self.sending += 1
+            with suppress(TimeoutError):  # other threads' calls land without a word
+                async with asyncio.timeout(_POLL):
+                    await self.landed.wait()
 
     async def _wait_for_turn(self) -> None:
         """Keep to the rate, and to the waits that the API asks for."""
@@ -339,6 +367,9 @@ class _Walk(Walk):
     def _note_refusal(self, refused: Refused, attempt: int, sent_at: float) -> float | None:
         """Slow everybody down where that is asked for; return the seconds before another try, ``None`` for no more."""
         now = time.monotonic()
+        if refused.final:
+            self.failing_since = None
+            return None
         alive_until = sent_at if refused.wait is None else now + refused.wait
         self.failing_since = alive_until if self.failing_since is None else self.failing_since
         if refused.wait is not None:
@@ -346,7 +377,9 @@ class _Walk(Walk):
         wait = self._back_off(attempt) if refused.wait is None else refused.wait
         if now - self.failing_since > self.settings.dead_after:
             self._give_up(f"gave up after {self.settings.dead_after:g} s of failed calls only (dead_after)", refused)
-        if refused.too_much and wait <= self.settings.longest_wait:
+        if refused.too_much and wait > self.settings.longest_wait:
+            self._give_up("gave up, as it asks for a longer silence than longest_wait", refused)
+        elif refused.too_much:
             self._slow_down(refused.wait, sent_at)
             wait = 0.0
         last = attempt == self.settings.attempts or self.stopped.is_set()
@@ -366,12 +399,15 @@ class _Walk(Walk):
         first, longest = self.settings.first_wait, self.settings.longest_wait
         return min(longest, first * 2.0 ** min(attempt - 1, 30) + random.uniform(0, first))
 
-    def _count_failure(self, refused: Refused) -> None:
+    def _count_failure(self, refused: Refused, requests: list[Request]) -> None:
         """Stop asking where it makes no sense any more."""
-        self.failed_in_a_row += 1
         if refused.fatal:
             self._give_up("gave up, as other requests will fare no better", refused)
-        elif self.failed_in_a_row >= self.settings.give_up_after:
+        if all(request.failed_before for request in requests):
+            return
+        self.failed_in_a_row += 1
+        borne = _EACH_FOR_ITSELF if refused.final and self.has_answered else 1
+        if self.failed_in_a_row >= self.settings.give_up_after * borne:
             self._give_up(f"gave up after {self.failed_in_a_row} failed requests in a row (give_up_after)", refused)
 
     def _give_up(self, why: str, last: Refused) -> None:

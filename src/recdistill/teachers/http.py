@@ -27,8 +27,9 @@ class HttpConfig(ShapeSettings, TransportSettings):
     """Where the API is, what it is asked, and how hard."""
 
     identity: str | None = None
-    """Name under which answers are kept; change it when the model behind the API changes. By default the url, and
-    where more than that has been set, a hash of what decides the answers."""
+    """Name under which answers are kept, and what its budget belongs to; change it when the model behind the API
+    changes. By default the url, and where more than that has been set, a hash of what decides the answers, without the
+    headers: where one of these names a model, name that here, too."""
     exclude_history: bool = True
     """Whether items of the history are dropped from the lists."""
 

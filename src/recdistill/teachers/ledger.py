@@ -19,6 +19,9 @@ budget is a ceiling whatever happens, for all threads and processes that share t
 What a teacher has spent is the sum of what its attempts were charged. A process that is killed leaves its attempts
 open; they stay charged, because they may have been paid for, and the next process asks them again.
 
+A question that failed is asked again by the next run, unless the teacher refused it for what it is: that stays so until
+the ledger is told to forget it.
+
 The file also keeps the turns of a rate and the waits that an API asks for, so that all processes keep to them; where
 the clock has been set back since, they are forgotten.
 
@@ -52,8 +55,8 @@ _BLOCK = 500
 """Requests looked up by one statement."""
 _NEWEST = 1000
 """Answers that are looked at to tell how long one takes."""
-_STALE = 15 * 60
-"""Seconds after which a query in flight is taken for lost even though its process lives."""
+STALE = 15 * 60
+"""Seconds after which a query in flight is taken for lost even though its process lives, if that does not renew it."""
 _UNNOTICED = 1.0
 """Seconds by which a clock may be set back unnoticed."""
 Digest: TypeAlias = bytes
@@ -98,6 +101,8 @@ class Stats:
     """The ceiling last given; ``None`` for none."""
     failures: int = 0
     """Attempts that ended without an answer; one request may fail several times."""
+    refused: int = 0
+    """Those of them that no later run repeats."""
     lost: int = 0
     """Attempts whose process ended before the answer came."""
     calls: int = 0
@@ -115,9 +120,14 @@ class Stats:
     def figures(self) -> dict[str, str]:
         """Return every figure by its name, as text."""
         ceiling = "no budget" if self.left is None else f"{self.left:,} left of {self.budget:,}"
-        counts = {"calls": self.calls, "failures": self.failures, "lost": self.lost, "open": self.open}
-        return {"answers": f"{self.answers:,}", "spent": f"{self.spent:,} {self.charge}, {ceiling}"} | {
-            name: f"{count:,}" for name, count in counts.items()
+        failures = f"{self.failures:,}" + (f", {self.refused:,} of them for good" if self.refused else "")
+        return {
+            "answers": f"{self.answers:,}",
+            "spent": f"{self.spent:,} {self.charge}, {ceiling}",
+            "calls": f"{self.calls:,}",
+            "failures": failures,
+            "lost": f"{self.lost:,}",
+            "open": f"{self.open:,}",
         }
 
 
@@ -192,6 +202,28 @@ class Ledger:
         with self._file.reading() as db:
             return _find(db, page, requests)
 
+    def failed(self, page: Page, requests: Sequence[Digest]) -> dict[Digest, Failure]:
+        """Return how requests failed the last time that they were asked."""
+        what = "SELECT request, reason, final FROM attempts JOIN failures ON attempt = id"
+        with self._file.reading() as db:
+            rows = _select(db, what, page, requests, "AND outcome = 'failed' ORDER BY id")
+            return {request: Failure(reason, calls=0, final=bool(final)) for request, reason, final in rows}
+
+    def forget_refusals(self, page: Page | None = None, requests: Sequence[Digest] | None = None) -> int:
+        """Let requests be asked again that were refused for good, all of them or some; return how many."""
+        forget = "UPDATE failures SET final = 0 WHERE final"
+        with self._file.writing() as db:
+            if page is None or requests is None:
+                return db.execute(forget).rowcount
+            return sum(
+                db.execute(
+                    f"{forget} AND attempt IN (SELECT id FROM attempts WHERE teacher = ? AND k = ? AND round = ? "
+                    "AND request = ? AND outcome = 'failed')",
+                    (*page, request),
+                ).rowcount
+                for request in requests
+            )
+
     def book(self, page: Page, requests: Sequence[Digest], budget: int | None) -> Booking:
         """Open attempts for as many requests as the budget allows, in their order, in one transaction."""
         now = time.time()
@@ -199,8 +231,8 @@ class Ledger:
             _forget_turns_of_a_later_time(db, now)
             answers = _find(db, page, requests)
             busy: set[Digest] = set()
-            for attempt, request, pid, started, booked_at in _in_flight(db, page, requests):
-                if now - booked_at < _STALE and alive(pid, started):
+            for attempt, request, pid, started, renewed_at in _in_flight(db, page, requests):
+                if now - renewed_at < STALE and alive(pid, started):
                     busy.add(request)
                 else:
                     db.execute("UPDATE attempts SET ended_at = ?, outcome = 'lost' WHERE id = ?", (now, attempt))
@@ -223,9 +255,17 @@ class Ledger:
         with self._file.reading() as db:
             return {
                 request
-                for _, request, pid, started, booked_at in _in_flight(db, page, requests)
-                if now - booked_at < _STALE and alive(pid, started)
+                for _, request, pid, started, renewed_at in _in_flight(db, page, requests)
+                if now - renewed_at < STALE and alive(pid, started)
             }
+
+    def renew(self, page: Page, requests: Iterable[Digest]) -> None:
+        """Note that booked requests are still in flight."""
+        now = time.time()
+        with self._file.writing() as db:
+            db.executemany(
+                f"UPDATE attempts SET renewed_at = ? {_OPEN}", [(now, *page, request) for request in requests]
+            )
 
     def charge(self, page: Page, requests: Sequence[Digest], budget: int | None) -> None:
         """Charge a call about booked requests, in one transaction with the check of the budget.
@@ -289,7 +329,10 @@ class Ledger:
                 if isinstance(outcome, Unsent):
                     db.execute(f"DELETE FROM attempts {_OPEN} AND charged = 0", key)
                 if isinstance(outcome, Failure):
-                    db.execute(f"INSERT INTO failures SELECT id, ? FROM attempts {_OPEN}", (outcome.reason, *key))
+                    db.execute(
+                        f"INSERT INTO failures SELECT id, ?, ? FROM attempts {_OPEN}",
+                        (outcome.reason, outcome.final, *key),
+                    )
                 name = "answered" if isinstance(outcome, Answer) else "failed"
                 db.execute(
                     f"UPDATE attempts SET ended_at = ?, outcome = ?, calls = ? {_OPEN}",
@@ -320,7 +363,10 @@ class Ledger:
                 "ifnull(sum(ended_at IS NULL), 0) FROM attempts WHERE teacher = ?",
                 (teacher,),
             ).fetchone()
-        return Stats(identity, answers, spent, budget, failures, lost, calls, charge, in_flight)
+            (refused,) = db.execute(
+                "SELECT ifnull(sum(final), 0) FROM failures JOIN attempts ON attempt = id WHERE teacher = ?", (teacher,)
+            ).fetchone()
+        return Stats(identity, answers, spent, budget, failures, refused, lost, calls, charge, in_flight)
 
     def spent(self, identity: str) -> int:
         """Return what a teacher has spent; unlike `stats`, this takes no time."""
@@ -375,7 +421,7 @@ def _find(db: sqlite3.Connection, page: Page, requests: Sequence[Digest]) -> dic
 def _in_flight(
     db: sqlite3.Connection, page: Page, requests: Sequence[Digest]
 ) -> list[tuple[int, Digest, int, int, float]]:
-    what = "SELECT id, request, pid, process_started, booked_at FROM attempts"
+    what = "SELECT id, request, pid, process_started, ifnull(renewed_at, booked_at) FROM attempts"
     return list(_select(db, what, page, requests, "AND ended_at IS NULL"))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from recdistill.errors import TeacherError
 
 _APPLICATION = 0x52444C47  # "RDLG", at a fixed place in the file: whose file it is
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE teachers (
     id INTEGER PRIMARY KEY,
@@ -45,6 +45,7 @@ CREATE TABLE attempts (
     pid INTEGER NOT NULL,
     process_started INTEGER NOT NULL,
     booked_at REAL NOT NULL,
+    renewed_at REAL,
     ended_at REAL,
     outcome TEXT CHECK (outcome IN ('answered', 'failed', 'lost')),
     calls INTEGER,
@@ -53,9 +54,17 @@ CREATE TABLE attempts (
 CREATE UNIQUE INDEX attempts_in_flight ON attempts (teacher, k, round, request) WHERE ended_at IS NULL;
 CREATE TABLE failures (
     attempt INTEGER PRIMARY KEY REFERENCES attempts,
-    reason TEXT NOT NULL
+    reason TEXT NOT NULL,
+    final INTEGER NOT NULL DEFAULT 0
 );
+CREATE INDEX attempts_failed ON attempts (teacher, k, round, request) WHERE outcome = 'failed';
 """
+_SINCE_1 = """
+ALTER TABLE attempts ADD COLUMN renewed_at REAL;
+ALTER TABLE failures ADD COLUMN final INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX attempts_failed ON attempts (teacher, k, round, request) WHERE outcome = 'failed';
+"""
+"""What the format before lacks."""
 _PATIENCE = 60.0
 """Seconds to wait for another process that is writing."""
 _POLL = 0.01
@@ -106,7 +115,7 @@ class LedgerFile:
             # as another process may be making it.
             db.execute("BEGIN")
             try:
-                self._refuse_foreign(db)
+                self._format(db)
             finally:
                 db.execute("ROLLBACK")
             if _switch_to_wal(db) != "wal":
@@ -115,28 +124,29 @@ class LedgerFile:
                     "put it on a local disk."
                 )
         with self.writing() as db:
-            if self._refuse_foreign(db):
+            found = self._format(db)
+            if found == _VERSION:
                 return
-            for statement in _SCHEMA.split(";\n"):
+            for statement in (_SINCE_1 if found else _SCHEMA).split(";\n"):
                 db.execute(statement)
             db.execute(f"PRAGMA application_id = {_APPLICATION}")
             db.execute(f"PRAGMA user_version = {_VERSION}")
 
-    def _refuse_foreign(self, db: sqlite3.Connection) -> bool:
-        """Return whether the file is a ledger already; if not, it is empty."""
+    def _format(self, db: sqlite3.Connection) -> int:
+        """Return which format the file has, 0 where it is still empty; refuse what is something else."""
         (application,) = db.execute("PRAGMA application_id").fetchone()
         (version,) = db.execute("PRAGMA user_version").fetchone()
         (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application == _APPLICATION and version == _VERSION:
-            return True
+        if application == _APPLICATION and version in range(1, _VERSION + 1):
+            return int(version)
         if application == _APPLICATION:
             raise TeacherError(
-                f"ledger {self.path} is in format {version}, this version of recdistill reads {_VERSION}; "
+                f"ledger {self.path} is in format {version}, this version of recdistill reads 1 to {_VERSION}; "
                 "use the version that wrote it."
             )
         if application or tables:
             raise TeacherError(f"{self.path} is a database of another program, not a ledger; give another file.")
-        return False
+        return 0
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:

@@ -6,7 +6,8 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,17 @@ import numpy.typing as npt
 from recdistill.data.dataset import Sequences
 from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
 from recdistill.teachers.base import Answer, Bools, Deputy, Failure, Outcome, Ranking, Request, Teacher
-from recdistill.teachers.ledger import Digest, Ledger, Page, Question, Stats, digest
+from recdistill.teachers.ledger import STALE, Digest, Ledger, Page, Question, Stats, digest
 from recdistill.teachers.meter import Charge, MeteredTeacher, Unsent
 
 _log = logging.getLogger("recdistill.teachers")
 
 _POLL = 0.05
 """Seconds between two looks at what another process is asking."""
+_RENEWED = STALE / 15
+"""Seconds after which what is in flight is renewed."""
+_LOOKED_AT = 100
+"""Lists, none of them empty, after which one of them must have named an item that we know."""
 
 
 class LedgerTeacher(Deputy):
@@ -43,8 +48,12 @@ class LedgerTeacher(Deputy):
         self.round = round
         self.watch: Callable[[Sequence[Outcome]], None] = lambda outcomes: None
         """Told what came back, once it is written down."""
+        self.strange_lists: int | None = 0
+        """How many lists came that name items, but none that we know; ``None`` once one named one."""
         self.charge: Charge = teacher.charge if isinstance(teacher, MeteredTeacher) else "queries"
         ledger.set_terms(teacher.identity, budget, self.charge)
+        if budget is not None:
+            self._warn_of_others()
 
     def stats(self) -> Stats:
         """Return what this teacher's answers have cost."""
@@ -65,7 +74,7 @@ class LedgerTeacher(Deputy):
         if failures:
             raise TeacherError(
                 f"teacher {self.identity!r} left {missing} unanswered; {len(failures):,} failed, the first: "
-                f"{failures[0].reason}. {kept}; run again to ask only for the rest."
+                f"{failures[0].reason}. {kept}; run again to ask only for the rest{self._refused(failures)}."
             )
         raise BudgetExhausted(
             f"the budget of {self.budget:,} {self.charge} for teacher {self.identity!r} is spent, and {missing} are "
@@ -80,7 +89,7 @@ class LedgerTeacher(Deputy):
         """Return what is answered within the budget, and ``(B,)`` which rows that is; the others list nothing.
 
         Rows are asked in their order, so the first ones are answered where the budget is short. A request that failed
-        is not answered either, and is reported; it is asked again the next time.
+        is not answered either, and is reported; it is asked again the next time, unless it was refused for good.
 
         Raises:
             TeacherError: when the teacher gave up.
@@ -88,21 +97,25 @@ class LedgerTeacher(Deputy):
         ranking, answered, failures = self._collect(histories, k, users)
         if failures:
             _log.warning(
-                "teacher %r failed on %d of %d requests, which stay unanswered; the first: %s",
+                "teacher %r failed on %d of %d requests, which stay unanswered; the first: %s%s",
                 self.identity,
                 len(failures),
                 len(histories),
                 failures[0].reason,
+                self._refused(failures),
             )
         return ranking, answered
 
     def look_up(
         self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None
     ) -> tuple[set[Digest], set[Digest]]:
-        """Return the different questions about these histories, and those without an answer on disk; asks nothing."""
+        """Return the different questions about these histories, and those still to be asked; asks nothing."""
         requests = self.teacher.requests(histories, users)
         asked = {self._question(request).digest for request in requests}
-        return asked, asked - self.ledger.find(self.ledger.page(self.identity, k, self.round), list(asked)).keys()
+        page = self.ledger.page(self.identity, k, self.round)
+        missing = asked - self.ledger.find(page, list(asked)).keys()
+        failed = self.ledger.failed(page, list(missing))
+        return asked, {question for question in missing if question not in failed or not failed[question].final}
 
     def _collect(
         self, histories: Sequences, k: int, users: npt.NDArray[np.integer] | None
@@ -116,12 +129,15 @@ class LedgerTeacher(Deputy):
             try:
                 for block in self._ask(errand, k):
                     errand.settle(block)
+                if errand.strange is not None:
+                    raise errand.strange
                 if errand.asked:
                     raise TeacherError(
                         f"teacher {self.identity!r} left {len(errand.asked)} requests without an outcome."
                     )
             except TeacherError as error:
                 errand.fail(str(error))
+                errand.doubt()
                 raise
             finally:
                 errand.lose()
@@ -142,6 +158,26 @@ class LedgerTeacher(Deputy):
             return self.teacher.answers(errand.take, k, meter=errand)
         return self.teacher.answers(errand.take, k)
 
+    def _warn_of_others(self) -> None:
+        """Say so where what has been spent before was spent in another name."""
+        others = [name for name in self.ledger.teachers() if name != self.identity and self.ledger.spent(name)]
+        if others and not self.ledger.spent(self.identity):
+            _log.warning(
+                "ledger %s has nothing of teacher %r, whose budget begins anew, but of %s; if they are the same, give "
+                "it that identity",
+                self.ledger.path,
+                self.identity,
+                ", ".join(repr(name) for name in others),
+            )
+
+    def _refused(self, failures: Sequence[Failure]) -> str:
+        """Say of failures how many no later run repeats, and what can be done about it."""
+        final = sum(failure.final for failure in failures)
+        if not final:
+            return ""
+        remedy = f"'recdistill ledger forget {self.ledger.path}' lets them be asked again"
+        return f"; {final:,} were refused for good, {remedy}"
+
     def _question(self, request: Request) -> Question:
         asked = {"history": request.history} if self.takes == "history" else {"user": request.user}
         text = json.dumps(asked, separators=(",", ":"), ensure_ascii=False)
@@ -161,20 +197,39 @@ class _Errand:
         self.waiting: deque[tuple[Request, Question]] = deque()
         self.busy: list[tuple[Request, Question]] = []
         self.asked: dict[int, Question] = {}
+        self.refused: list[Digest] = []
+        """Refused for good since the last answer."""
+        self.renewed_at = time.monotonic()
+        self.strange: TeacherError | None = None
+        """Why nothing more is asked, where the lists mean nothing to us."""
 
     def start(self, requests: list[Request], questions: list[Question]) -> None:
         """Answer from disk; what is not there waits to be asked, the same question only once."""
         self.answers = self.ledger.find(self.page, [question.digest for question in questions])
         seen = set(self.answers)
+        missing: list[tuple[Request, Question]] = []
         for request, question in zip(requests, questions, strict=True):
             if question.digest not in seen:
                 seen.add(question.digest)
+                missing.append((request, question))
+        self._wait(missing)
+
+    def _wait(self, missing: Sequence[tuple[Request, Question]]) -> None:
+        """Have requests asked, but for those that were refused for good."""
+        failed = self.ledger.failed(self.page, [question.digest for _, question in missing])
+        for request, question in missing:
+            failure = failed.get(question.digest)
+            if failure is None:
                 self.waiting.append((request, question))
+            elif failure.final:
+                self.failures.append(failure)
+            else:
+                self.waiting.append((replace(request, failed_before=True), question))
 
     def take(self, n: int) -> list[Request]:
         """Book up to ``n`` requests and hand them out."""
         taken: list[Request] = []
-        while self.waiting and not taken and not self.exhausted:
+        while self.waiting and not taken and not self.exhausted and self.strange is None:
             candidates = [self.waiting.popleft() for _ in range(min(n, len(self.waiting)))]
             booking = self.ledger.book(self.page, [question.digest for _, question in candidates], self.keeper.budget)
             self.answers |= booking.answers
@@ -197,6 +252,7 @@ class _Errand:
         Raises:
             BudgetExhausted: when it costs more than is left.
         """
+        self._renew()
         if self.keeper.charge != "queries":
             digests = [self.asked[request.row].digest for request in requests]
             self.ledger.charge(self.page, digests, self.keeper.budget)
@@ -213,6 +269,13 @@ class _Errand:
         """Return for how many seconds no process may ask the teacher."""
         return self.ledger.held(self.page)
 
+    def _renew(self) -> None:
+        """Keep others from taking what waits for its turn for lost; done as others of our calls have theirs."""
+        now = time.monotonic()
+        if now - self.renewed_at > _RENEWED:
+            self.renewed_at = now
+            self.ledger.renew(self.page, [question.digest for question in self.asked.values()])
+
     def settle(self, block: list[Outcome]) -> None:
         """Write down what came back; only then is it an answer."""
         outcomes = [(self.asked[request.row], outcome) for request, outcome in block]
@@ -221,12 +284,35 @@ class _Errand:
             del self.asked[request.row]
             if isinstance(outcome, Answer):
                 self.answers[question.digest] = outcome
+                self.refused.clear()
             elif isinstance(outcome, Unsent):
                 self.waiting.append((request, question))
             else:
                 self.failures.append(outcome)
                 self.exhausted &= outcome.paid
+                if outcome.final:
+                    self.refused.append(question.digest)
         self.keeper.watch(block)
+        self._look_at(outcome for _, outcome in block if isinstance(outcome, Answer) and outcome.items)
+
+    def _look_at(self, answers: Iterable[Answer]) -> None:
+        """Ask nothing more where lists are bought that mean nothing to us."""
+        keeper = self.keeper
+        for answer in answers:
+            if keeper.strange_lists is None or keeper.teacher.names_known(answer):
+                keeper.strange_lists = None
+                return
+            keeper.strange_lists += 1
+            if keeper.strange_lists >= _LOOKED_AT:
+                self.strange = TeacherError(
+                    f"teacher {keeper.identity!r} has named no item of the data in {keeper.strange_lists:,} lists, one "
+                    f"of which begins with {answer.items[:3]}; see item_format and item_file, or the ids that it was "
+                    f"given. Nothing more is asked; what was bought is in {self.ledger.path}"
+                )
+
+    def doubt(self) -> None:
+        """Let what was refused since the last answer be asked again: it may be the teacher that was at fault."""
+        self.ledger.forget_refusals(self.page, self.refused)
 
     def fail(self, reason: str) -> None:
         """Write down why the teacher gave up on what it was asked; it may have been paid for."""
@@ -257,6 +343,6 @@ class _Errand:
                 continue
             found = self.ledger.find(self.page, [digest for digest in digests if digest not in busy])
             self.answers |= found
-            self.waiting.extend(pair for pair in self.busy if pair[1].digest not in busy | found.keys())
+            self._wait([pair for pair in self.busy if pair[1].digest not in busy | found.keys()])
             self.busy = [pair for pair in self.busy if pair[1].digest in busy]
             self.exhausted = False

@@ -67,6 +67,11 @@ class Refused(Exception):
         self.too_much = too_much
         self.fatal = fatal
 
+    @property
+    def final(self) -> bool:
+        """Whether it lies in the question, so that it would fare no better another time."""
+        return not self.again and not self.fatal
+
 
 class Wire:
     """Sends calls of one shape, each over a connection of its own.
