@@ -259,10 +259,13 @@ TUNED: dict[tuple[str, str, str, str, str], Values] = {
             {"sasrec": {**_TO_THE_END, **COPYING}, "bert4rec": {}}.items(), ("lists", "scores")
         )
     },
-    ("amazon-beauty", "bert4rec", "assisted", "lists", "bahsd"): {
-        **_BAHSD["assisted"],
-        "method.prefixes": 4,
-        "method.view_weight": 1,
+    **{
+        (dataset, "bert4rec", "assisted", "lists", "bahsd"): {
+            **_BAHSD["assisted"],
+            "method.prefixes": prefixes,
+            "method.view_weight": 1,
+        }
+        for dataset, prefixes in (("amazon-beauty", 4), ("ml-1m", 16))
     },
     ("amazon-beauty", "bert4rec", "pure", "lists", "extraction"): {
         f"training.{name}": 180 for name in ("epochs", "patience")
@@ -270,7 +273,8 @@ TUNED: dict[tuple[str, str, str, str, str], Values] = {
 }
 """Settings chosen on validation data, by data set, student, regime, access and method: ``section.key`` and value.
 
-Those of the first cell hold for all; what was tried elsewhere is in ``bahsd_search.csv``.
+Those of the first cell hold for all, and prefixes on `ml-1m` are those that SASRec has there, unsearched for BERT4Rec;
+what was tried elsewhere is in ``bahsd_search.csv``.
 """
 
 

@@ -143,7 +143,7 @@ RECIPES = [
         "ml-1m",
         "bert4rec",
         model={"max_len": 200, "dropout": 0.05},
-        training={**_ML_SCHEDULE, "epochs": 45, "validate_every": 3},
+        training={**_ML_SCHEDULE, "epochs": 45, "validate_every": 3, "learning_rate": 4e-3},
     ),
 ]
 
