@@ -39,7 +39,8 @@ class HttpTeacher(MeteredTeacher):
     An API that is told the user alone (``reads = "user"``) needs ``users``. It cannot be asked about a part of a
     history, and neither can one that is told the last item alone: there is nothing to probe, so distil from these with
     method ``kd``. One that keeps sessions is told each history from its beginning, under a name that it has not heard
-    before: one call for each item. Of one whose answers vary the first is kept; another round of a ledger asks anew.
+    before: one call for each item, and all of them anew under another name when a step may have been lost. Of one whose
+    answers vary the first is kept; another round of a ledger asks anew.
 
     Args:
         ids: the items, in the ids of the data.

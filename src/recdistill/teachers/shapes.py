@@ -108,10 +108,13 @@ class DeclaredShape:
         return outcomes
 
     def _replay(self, request: Request, k: int) -> Generator[Call, Reply, Answer]:
-        """Walk through a history as a visitor whom the API has never seen; the last step's answer counts."""
+        """Walk through a history as a visitor whom the API has never seen; the last step's answer counts.
+
+        A step that was sent twice would put its item into the session twice.
+        """
         values = self._values([request], k)
         for item in request.history:
-            reply = yield self._call(values | {"item": item})
+            reply = yield replace(self._call(values | {"item": item}), repeatable=False)
         return self._read(_content(reply), k)
 
     def _turn_pages(self, request: Request, k: int) -> Generator[Call, Reply, Answer]:
