@@ -229,6 +229,74 @@ def test_a_reply_that_makes_no_sense_is_refused_by_what_is_wrong(reply: Any, sai
         talk(declared, [about("a")], [reply])
 
 
+@pytest.mark.parametrize(
+    ("declared", "reply"),
+    [
+        ({}, {}),
+        ({}, {"items": None}),
+        ({"items": "[*]"}, None),
+        ({"items": "page.hits[*].id"}, {"page": {}}),
+        ({"items": "hits[*]", "id": "id", "score": "score", "gives_scores": True}, {"hits": None}),
+        ({"gives_scores": True}, {"token": "t"}),
+    ],
+)
+def test_a_list_that_was_left_out_is_an_empty_answer_where_that_is_said(declared: dict[str, Any], reply: Any) -> None:
+    with pytest.raises(TeacherError, match="nothing at"):
+        talk(settings(**declared), [about("a")], [reply])
+    _, (outcome,) = talk(settings(missing_items="empty", **declared), [about("a")], [reply])
+    assert answer(outcome).items == []
+
+
+@pytest.mark.parametrize(
+    ("declared", "reply", "said"),
+    [
+        ({}, {"items": {}}, "a list, but it is an empty object"),
+        ({}, [], "an object with 'items', but it is an empty list"),
+        ({"items": "page.hits[*]"}, {"pages": 3}, "an object with 'page'"),
+        ({"gives_scores": True}, {"items": ["b"]}, "has 0 scores"),
+    ],
+)
+def test_only_the_list_itself_may_be_left_out(declared: dict[str, Any], reply: Any, said: str) -> None:
+    with pytest.raises(TeacherError, match=said):
+        talk(settings(missing_items="empty", **declared), [about("a")], [reply])
+
+
+@pytest.mark.parametrize(
+    ("declared", "told", "said"),
+    [
+        ({}, {"error": "warming up"}, "an error at 'error', 'warming up'"),
+        ({}, {"error": {"code": 17}}, """an error at 'error', '{"code": 17}'"""),
+        ({"error": "status.failed"}, {"status": {"failed": True}}, "an error at 'status.failed', 'true'"),
+        ({"error": "errors[*]"}, {"errors": ["", "no\nmodel"]}, r"an error at 'errors\[\*\]', 'no model'"),
+        ({}, {"error": "x" * 300}, "'x{200}…'"),
+    ],
+)
+def test_an_error_under_success_is_no_answer(declared: dict[str, Any], told: dict[str, Any], said: str) -> None:
+    """An empty list beside it would else be kept for ever."""
+    with pytest.raises(TeacherError, match=said):
+        talk(settings(missing_items="empty", **declared), [about("a")], [{"items": [], **told}])
+
+
+@pytest.mark.parametrize("told", [None, False, 0, "", [], {}])
+def test_an_error_that_says_nothing_is_none(told: Any) -> None:
+    _, (outcome,) = talk(settings(), [about("a")], [{"items": ["b"], "error": told}])
+    assert answer(outcome).items == ["b"]
+
+
+def test_errors_are_looked_for_nowhere_where_that_is_said() -> None:
+    _, (outcome,) = talk(settings(error=""), [about("a")], [{"items": ["b"], "error": "only the second shelf"}])
+    assert answer(outcome).items == ["b"]
+
+
+def test_what_an_error_says_is_told_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of one as well, where the message is cut."""
+    monkeypatch.setenv("SHOP_KEY", "s3cret")
+    declared = settings(headers={"X-Api-Key": "${SHOP_KEY}"})
+    with pytest.raises(TeacherError) as caught:
+        talk(declared, [about("a")], [{"items": [], "error": "x" * 197 + "s3cret"}])
+    assert "s3" not in str(caught.value)
+
+
 # Pages
 
 
@@ -326,6 +394,16 @@ def test_several_questions_in_one_call_of_which_no_answer_makes_sense_are_refuse
         talk(settings(**BATCH), [about("a"), about("b")], [{"predictions": [{"ids": []}, {"ids": []}]}])
 
 
+def test_an_error_is_looked_for_in_the_reply_and_in_each_answer_of_several() -> None:
+    fine, wrong = {"items": ["x"]}, {"items": [], "error": "no such item"}
+    _, outcomes = talk(settings(**BATCH), [about("a"), about("b")], [{"predictions": [fine, wrong]}])
+    assert answer(outcomes[0]).items == ["x"]
+    assert isinstance(outcomes[1], Failure)
+    assert "an error at 'error', 'no such item'" in outcomes[1].reason
+    with pytest.raises(TeacherError, match="an error at 'error', 'overloaded'"):
+        talk(settings(**BATCH), [about("a")], [{"predictions": [fine], "error": "overloaded"}])
+
+
 def test_another_number_of_answers_than_questions_is_refused() -> None:
     """They could not be told apart."""
     with pytest.raises(TeacherError, match=r"1 answers at 'predictions\[\*\]' to 2 questions"):
@@ -339,6 +417,11 @@ def test_a_session_is_replayed_from_its_beginning_under_a_new_name_and_the_last_
     calls, (outcome,) = talk(settings(**SESSION), [about("a", "b", "a")], [["x"], ["y"], ["z"]])
     assert [call.url for call in calls] == [f"{URL}?s=s1&i={item}" for item in "aba"]
     assert answer(outcome).items == ["z"]
+
+
+def test_a_session_of_which_a_step_was_not_taken_is_no_answer() -> None:
+    with pytest.raises(TeacherError, match="an error at 'error', 'busy'"):
+        talk(settings(**SESSION), [about("a", "b")], [{"error": "busy"}])
 
 
 def test_a_session_is_named_only_where_it_is_told() -> None:

@@ -27,9 +27,10 @@ a passing error where the token is fetched             tried again, after a wait
 400, 404, 422, … and those named in ``permanent``      a failure                                          no
 more than ``largest_reply`` bytes, packed or unpacked  not read on; a failure                             yes
 a body that cannot be unpacked                         a failure                                          yes
-no JSON, HTML, another shape, an error under 200,      a failure, with the beginning of the body; not     yes
-ids or scores of a wrong type, half characters,        sent again, as it would be paid for again
-scores NaN or infinite
+no JSON, HTML, another shape, something at ``error``   a failure, with the beginning of the body; not     yes
+under 200, ids or scores of a wrong type, half         sent again, as it would be paid for again
+characters, scores NaN or infinite
+no list, or null for it                                the same, or as ``missing_items`` says an answer   yes
 a list too long                                        cut by the shape                                   yes
 a short or empty list                                  an answer                                          yes
 items twice, unknown or of the history; any Unicode    an answer, kept as it is; such items are dropped,  yes
