@@ -455,9 +455,9 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def _integer(item: RawId) -> int | None:
-    """Return the id as a 64-bit integer, ``None`` if it is none."""
+    """Return the id as a 64-bit integer, ``None`` if it is none, or is written like none: 007 is another id than 7."""
     try:
         value = int(item)
     except ValueError:
         return None
-    return value if -(2**63) <= value < 2**63 else None
+    return value if -(2**63) <= value < 2**63 and str(value) == str(item) else None
