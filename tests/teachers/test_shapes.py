@@ -355,10 +355,22 @@ def test_an_empty_page_is_the_last() -> None:
     assert answer(outcome).items == [1]
 
 
-def test_an_api_that_gives_the_same_page_again_is_not_paid_for_more_of_them() -> None:
-    declared = settings(body={"h": "{history}", "from": "{offset}"}, max_k=1)
-    with pytest.raises(TeacherError, match="the page before once more"):
-        talk(declared, [about("a")], [{"items": [1]}, {"items": [1]}])
+@pytest.mark.parametrize("second", [[1, 2], [2, 1]])
+def test_an_api_that_gives_the_first_page_again_is_not_paid_for_more_of_them(second: list[int]) -> None:
+    """It does not turn pages at all, or not when asked in this way."""
+    declared = settings(body={"h": "{history}", "from": "{offset}"}, max_k=2)
+    with pytest.raises(TeacherError, match="the first page once more"):
+        talk(declared, [about("a")], [{"items": [1, 2]}, {"items": second}], k=100)
+
+
+@pytest.mark.parametrize("pages", [[[1, 2], [3, 4], [1, 2]], [[1, 2], [3, 4], [3, 4]], [[1, 2], [3, 4], [4, 1]]])
+def test_a_page_without_a_new_item_is_the_last(pages: list[list[int]]) -> None:
+    """An API that begins again behind the end of its list would else be paid for up to k pages."""
+    declared = settings(body={"h": "{history}", "page": "{page}"}, next_page="next", gives_scores=True)
+    replies = [{"items": page, "scores": [9 - n, 9 - n], "next": "t"} for n, page in enumerate(pages)]
+    calls, (outcome,) = talk(declared, [about("a")], replies, k=100)
+    assert len(calls) == 3
+    assert (answer(outcome).items, answer(outcome).scores) == ([1, 2, 3, 4], [9.0, 9.0, 8.0, 8.0])
 
 
 def test_scores_that_rise_from_page_to_page_are_refused() -> None:

@@ -82,7 +82,7 @@ class ShapeSettings(Settings):
 
     Where lists come in pages, ``{offset}`` is the number of items before a page, ``{page_number}`` its own number, and
     ``{page}`` what the reply before said under ``next_page``. Pages are put together as they come: an item that is on
-    two of them is one that the list names twice.
+    two of them is one that the list names twice, and the first page without a new one ends the list.
     """
 
     preset: str | None = None

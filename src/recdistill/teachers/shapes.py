@@ -123,23 +123,25 @@ class DeclaredShape:
         return self._read(reply, k)
 
     def _turn_pages(self, request: Request, k: int) -> Generator[Call, Reply, Answer]:
-        """Ask for page after page until there are k items, or no more."""
+        """Ask for page after page until there are k items, or no new ones."""
         values, size = self._values([request], k), min(k, self.settings.max_k or k)
         items: list[RawId] = []
         scores: list[float] = []
-        page, last = None, None
+        page, seen = None, set[RawId]()
         for page_number in count(self.settings.first_page):
             place = {"page": page, "page_number": page_number, "offset": len(items)}
             reply = _content((yield self._call(values | place)))
             found = self._read(reply, size)
-            if found.items and found.items == last:
-                raise TeacherError("the page before once more; see how the API wants to be asked for the next")
-            last = found.items
+            if seen.issuperset(found.items):
+                if found.items and page_number == self.settings.first_page + 1:
+                    raise TeacherError("the first page once more; see how the API wants to be asked for the next")
+                break
+            seen.update(found.items)
             items += found.items
             scores += found.scores or []
             page = self._token(reply)
             more = len(found.items) == size if self._next_page is None else page is not None
-            if not found.items or not more or len(items) >= k:
+            if not more or len(items) >= k:
                 break
         return Answer(items[:k], None if self._score is None else check_scores(scores, len(items))[:k])
 
