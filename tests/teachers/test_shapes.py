@@ -422,6 +422,7 @@ def test_another_number_of_answers_than_questions_is_refused() -> None:
         talk(settings(**BATCH), [about("a"), about("b")], [{"predictions": [{"items": []}]}])
 
 
+BOTH = {"body": {"user": "{user}", "history": "{history}"}}
 SESSION = {"reads": "session", "method": "GET", "query": {"s": "{session}", "i": "{item}"}, "items": "[*]"}
 
 
@@ -478,19 +479,48 @@ def test_a_teacher_of_users_is_told_the_users_of_the_data() -> None:
 
 def test_a_teacher_of_users_without_users_is_refused() -> None:
     with pytest.raises(
-        SettingsError, match=r"told the user alone.*pass users.*or choose a shape that is told the history"
+        SettingsError, match=r"told the user, so.*pass users.*or choose a shape that is told the history"
     ):
         HttpTeacher(ITEMS, url=URL, reads="user", body={"u": "{user}"})
 
 
 @pytest.mark.parametrize(
-    ("declared", "said"), [(SESSION, "a call for each item of its history"), ({"varies": True}, "reads too low")]
+    ("declared", "history"),
+    [
+        ({"body": {"u": "{user}", "h": "{history}"}}, {"h": ["a", "c"]}),
+        ({"body": {"u": "{user}", "i": "{last_item}"}, "reads": "last_item"}, {"i": "c"}),
+    ],
+)
+def test_the_user_is_told_beside_the_history(declared: dict[str, Any], history: dict[str, Any]) -> None:
+    users = IdMap([7, 9], first=0)
+    teacher = HttpTeacher(ITEMS, url=URL, user_format="u-{id}", users=users, **declared)
+    (request,) = teacher.requests(Sequences.from_lists([[1, 3]]), np.array([1]))
+    (call,), _ = talk(teacher.config, [request], [{"items": []}])
+    assert sent(call) == {"u": "u-9", **history}
+    assert (teacher.takes, teacher.needs_users) == ("history", True)
+    with pytest.raises(SettingsError, match="told the user, so it must know whom: pass users"):
+        HttpTeacher(ITEMS, url=URL, **declared)
+
+
+def test_braces_that_hold_no_name_are_sent_as_they_are() -> None:
+    declared = settings(body={"h": "{history}", "ask": "query { items(n: 3) {\n id } }", "like": "a{3}", "none": "{}"})
+    (call,), _ = talk(declared, [about("a")], [{"items": []}])
+    assert sent(call) == {"h": ["a"], "ask": "query { items(n: 3) {\n id } }", "like": "a{3}", "none": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        (SESSION, "a call for each item of its history"),
+        ({"varies": True}, "reads too low"),
+        (BOTH, "looks the user up"),
+    ],
 )
 def test_what_costs_more_or_is_worth_less_is_said_beforehand(
     declared: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="recdistill.teachers"):
-        HttpTeacher(ITEMS, url=URL, **declared)
+        HttpTeacher(ITEMS, url=URL, users=IdMap(["ann"], first=0), **declared)
     assert said in caplog.text
 
 
@@ -533,7 +563,14 @@ def test_a_file_of_ids_that_leaves_doubts_is_refused(tmp_path: File, content: st
     ("given", "said"),
     [
         ({"url": "{server}/x"}, r"url: {server} stands for nothing here; set values.server, or use one of: .*history"),
-        ({"body": {"u": "{user}"}}, r"body: {user} stands for nothing"),
+        ({"body": {"u": "{user}"}}, r"must name one of: history, last_item, length"),
+        ({**SESSION, "query": {"s": "{session}", "i": "{item}", "u": "{user}"}}, r"query: {user} stands for nothing"),
+        ({"reads": "user", "body": {"u": "{user}", "i": "{last_item}"}}, r"{last_item} stands .* set reads to 'hist"),
+        ({"url": "https://shop.example/{userId}/r"}, r"url: {userId} stands for nothing here; use one of: .*user"),
+        ({"body": {"h": "{history}", "t": "for {user-id}"}}, r"body: {user-id} stands for nothing here; use one of: "),
+        ({"query": {"n": "{K}"}}, r"query: {K} stands for nothing here; use one of: .*, k,"),
+        ({"headers": {"X-Shop": "{Shop}"}}, r"headers: {Shop} stands for nothing here; use one of: "),
+        ({"item": {"id": "{Item}"}}, r"item: {Item} stands for nothing here; use one of: item, time"),
         ({"body": {"k": "{k}"}}, r"reads is 'history', so url, query, body or question must name one of: history"),
         ({"reads": "user"}, r"body: {history} stands for nothing here"),
         ({"headers": {"X-Shop": "{shop}"}}, r"headers: {shop} stands for nothing here; set values.shop"),

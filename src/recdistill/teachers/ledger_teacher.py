@@ -143,7 +143,8 @@ class LedgerTeacher(Deputy):
         return self.teacher.answers(errand.take, k)
 
     def _question(self, request: Request) -> Question:
-        asked = {"history": request.history} if self.takes == "history" else {"user": request.user}
+        user = {"user": request.user} if self.needs_users else {}
+        asked = user | ({"history": request.history} if self.takes == "history" else {})
         text = json.dumps(asked, separators=(",", ":"), ensure_ascii=False)
         return Question(digest(text), text)
 
