@@ -137,7 +137,7 @@ class _Lists:
         setting, teacher = self.setting, self.teacher
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
-            users = setting.users[block] if teacher.takes == "user" else None
+            users = setting.users[block] if teacher.needs_users else None
             ranking, answered = teacher.rank_within_budget(shown(block), self.items.shape[2], users=users)
             try:
                 ranking.check(setting.n_items)

@@ -73,6 +73,26 @@ def test_it_labels_and_trains_nothing_and_training_then_asks_nothing(
     assert len(api.asked) == 60
 
 
+def test_an_api_that_is_told_user_and_history_is_asked_about_parts_of_histories(
+    capsys: pytest.CaptureFixture[str], run_file: Path, api: RawApi, tmp_path: Path
+) -> None:
+    body = [f'teacher.body.{name}="{{{name}}}"' for name in ("user", "history", "k")]
+    changed = [*body, "method.name=bahsd", "teacher.budget=1000"]
+    options = [option for setting in changed for option in ("--set", setting)]
+    assert call(capsys, "probe", run_file, "--out", tmp_path / "run", *options)[0] == 0
+    told: dict[str, list[list[str]]] = {}
+    for asked in api.asked:
+        told.setdefault(asked["user"], []).append(asked["history"])
+    assert len(told) == 60
+    for histories in told.values():
+        longest = max(histories, key=len)
+        assert all(history == longest[-len(history) :] for history in histories)
+    assert max(map(len, told.values())) > 1
+    n_asked = len(api.asked)
+    assert call(capsys, "distill", run_file, "--out", tmp_path / "run", *options)[0] == 0
+    assert len(api.asked) == n_asked
+
+
 def test_it_goes_on_where_the_budget_ended(
     capsys: pytest.CaptureFixture[str], run_file: Path, api: RawApi, tmp_path: Path
 ) -> None:

@@ -130,8 +130,9 @@ def test_a_student_that_reads_less_than_a_walk_is_refused() -> None:
         method.check(model, FakeTeacher(N))
 
 
-def test_a_teacher_of_users_cannot_write_histories() -> None:
+@pytest.mark.parametrize("told", [{"takes": "user"}, {"names_user": True}])
+def test_a_teacher_of_users_cannot_write_histories(told: dict[str, object]) -> None:
     teacher = FakeTeacher(N)
-    teacher.takes = "user"
+    vars(teacher).update(told)
     with pytest.raises(SettingsError, match="set queries to 'histories'"):
         Extraction().prepare(Setting(USERS, np.arange(3), N, teacher))

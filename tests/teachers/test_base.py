@@ -102,6 +102,14 @@ def test_integer_ids_are_known_also_when_they_come_as_text(listed: list[int | st
     assert ranking.items.tolist() == [[3, 1]]
 
 
+@pytest.mark.parametrize("listed", ["007", " 7 ", "7 ", "+7", "1_04", "７", "7.0", "-0", "0x7"])
+def test_text_that_no_integer_is_written_as_is_unknown_to_integer_ids(listed: str) -> None:
+    """The API may mean another item by it: "007" is not 7."""
+    teacher = Silent(IdMap([0, 7, 104], first=1))
+    assert teacher.ranking({0: Answer([listed])}, Sequences.from_lists([[3]]), 1).items.tolist() == [[0]]
+    assert teacher.dropped["unknown"] == 1
+
+
 def test_text_ids_are_known_also_when_they_come_as_integers() -> None:
     ranking = Silent(IdMap(["10", "20", "30"], first=1)).ranking({0: Answer([30])}, Sequences.from_lists([[2]]), 1)
     assert ranking.items.tolist() == [[3]]

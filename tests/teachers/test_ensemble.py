@@ -137,6 +137,13 @@ def test_one_teacher_of_lists_makes_it_one_of_lists() -> None:
         ensemble.scorer(HISTORIES, users=np.arange(2))
 
 
+def test_it_is_given_users_where_one_of_its_teachers_is_told_them_beside_the_history() -> None:
+    told = FakeTeacher(3)
+    assert not EnsembleTeacher([told, FakeTeacher(3)]).needs_users
+    told.names_user = True
+    assert EnsembleTeacher([FakeTeacher(3), told]).needs_users
+
+
 def test_without_scores_of_all_there_are_none() -> None:
     fused = EnsembleTeacher([Told([[4, 5]], [[9.0, 0.0]]), Told([[5, 4]])]).rank(HISTORIES, 2)
     assert fused.scores is None

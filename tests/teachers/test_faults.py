@@ -90,6 +90,58 @@ def test_what_was_cut_or_late_may_have_been_paid_for(api: RawApi) -> None:
     assert "broke the connection" in outcome.reason
 
 
+# what may not be sent again: a step of a session
+
+
+SESSION = {"reads": "session", "body": {"session": "{session}", "item": "{item}"}}
+
+
+@pytest.mark.parametrize(
+    ("fault", "begins_anew"),
+    [
+        ([None], True),
+        ([1.5, GOOD], True),
+        (response(b"oops", "500 Internal Server Error"), True),
+        (response(b"no answer from behind", "504 Gateway Timeout"), True),
+        (response(b"slow down", "429 Too Many Requests", Retry_After="0"), False),
+        (response(b"busy", "503 Service Unavailable", Retry_After="0"), False),
+    ],
+    ids=["cut", "late", "500", "504", "429", "503"],
+)
+def test_a_session_that_may_hold_an_item_already_is_begun_anew(
+    api: RawApi, tmp_path: Path, fault: Script, begins_anew: bool
+) -> None:
+    """Else the API would hold the item twice, and answer for another history; all calls are charged."""
+    sessions: dict[str, list[str]] = {}
+
+    def answer(body: Body) -> Script:
+        refused = len(api.asked) == 2 and not begins_anew
+        if not refused:
+            sessions.setdefault(body["session"], []).append(body["item"])
+        return fault if len(api.asked) == 2 else GOOD
+
+    api.answer = answer
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        asked = teacher(api, **SESSION, timeout=0.5, charge="calls")
+        keeper = LedgerTeacher(asked, ledger, budget=10)
+        assert keeper.rank(Sequences.from_lists([[1, 4, 5]]), 2).items.tolist() == [[2, 3]]
+        stats = keeper.stats()
+    whole = ["a", "d", "e"]
+    assert list(sessions.values()) == ([["a", "d"], whole] if begins_anew else [whole])
+    assert stats.calls == stats.spent == len(api.asked) == (5 if begins_anew else 4)
+
+
+def test_a_session_is_begun_no_more_often_than_a_call_may_be_sent(api: RawApi) -> None:
+    api.answer = lambda body: [None] if body["item"] == "b" else GOOD
+    waiting = [Request(0, ["a", "b"])]
+    blocks = list(teacher(api, **SESSION, attempts=3).answers(lambda n: [waiting.pop()] if waiting else [], 2))
+    (((_, outcome),),) = blocks
+    assert isinstance(outcome, Failure)
+    assert (outcome.paid, outcome.calls) == (True, 6)
+    assert [body["item"] for body in api.asked] == ["a", "b"] * 3
+    assert len({body["session"] for body in api.asked}) == 3
+
+
 # what does not pass: a failure that was paid for, and is not paid for again
 
 

@@ -18,6 +18,7 @@ from recdistill.teachers.base import Answer, Failure, Outcome, Take
 from recdistill.teachers.callable import CallableTeacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_check import verify
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 
 
@@ -126,9 +127,22 @@ def test_a_teacher_that_takes_users_is_asked_once_a_user(ledger: Ledger) -> None
     assert teacher.asked == [[1], [3]]
 
 
-def test_a_teacher_that_takes_users_needs_them(ledger: Ledger) -> None:
+def test_a_teacher_that_is_told_user_and_history_is_asked_once_for_both(ledger: Ledger) -> None:
     teacher = FakeTeacher(9)
-    teacher.takes = "user"
+    teacher.names_user = True
+    keeper = LedgerTeacher(teacher, ledger)
+    keeper.rank(Sequences.from_lists([[1], [1], [1], [2]]), 1, users=np.array([7, 7, 8, 8]))
+    assert teacher.asked == [[1], [1], [2]]
+    with ledger.reading() as db:
+        asked = [question for (question,) in db.execute("SELECT question FROM answers ORDER BY rowid")]
+    assert asked == [f'{{"user":{user},"history":[{item}]}}' for user, item in ((7, 1), (8, 1), (8, 2))]
+    assert verify(ledger) == []
+
+
+@pytest.mark.parametrize("told", [{"takes": "user"}, {"names_user": True}])
+def test_a_teacher_that_takes_users_needs_them(ledger: Ledger, told: dict[str, Any]) -> None:
+    teacher = FakeTeacher(9)
+    vars(teacher).update(told)
     with pytest.raises(TeacherError, match="pass the user of each history"):
         LedgerTeacher(teacher, ledger).rank(histories(1), 1)
 

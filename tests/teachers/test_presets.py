@@ -116,7 +116,7 @@ def test_the_request_that_arrives_and_the_ranking_that_comes_out(name: str, reco
             assert ranking.scores[np.isfinite(ranking.scores)].tolist() == pytest.approx(given)
 
 
-@pytest.mark.parametrize("name", ["personalize", "personalize-similar"])
+@pytest.mark.parametrize("name", [name for name in presets() if name.startswith("personalize")])
 def test_amazons_own_model_of_the_service_takes_the_request(name: str) -> None:
     from botocore.session import get_session
     from botocore.validate import validate_parameters

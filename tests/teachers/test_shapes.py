@@ -229,6 +229,74 @@ def test_a_reply_that_makes_no_sense_is_refused_by_what_is_wrong(reply: Any, sai
         talk(declared, [about("a")], [reply])
 
 
+@pytest.mark.parametrize(
+    ("declared", "reply"),
+    [
+        ({}, {}),
+        ({}, {"items": None}),
+        ({"items": "[*]"}, None),
+        ({"items": "page.hits[*].id"}, {"page": {}}),
+        ({"items": "hits[*]", "id": "id", "score": "score", "gives_scores": True}, {"hits": None}),
+        ({"gives_scores": True}, {"token": "t"}),
+    ],
+)
+def test_a_list_that_was_left_out_is_an_empty_answer_where_that_is_said(declared: dict[str, Any], reply: Any) -> None:
+    with pytest.raises(TeacherError, match="nothing at"):
+        talk(settings(**declared), [about("a")], [reply])
+    _, (outcome,) = talk(settings(missing_items="empty", **declared), [about("a")], [reply])
+    assert answer(outcome).items == []
+
+
+@pytest.mark.parametrize(
+    ("declared", "reply", "said"),
+    [
+        ({}, {"items": {}}, "a list, but it is an empty object"),
+        ({}, [], "an object with 'items', but it is an empty list"),
+        ({"items": "page.hits[*]"}, {"pages": 3}, "an object with 'page'"),
+        ({"gives_scores": True}, {"items": ["b"]}, "has 0 scores"),
+    ],
+)
+def test_only_the_list_itself_may_be_left_out(declared: dict[str, Any], reply: Any, said: str) -> None:
+    with pytest.raises(TeacherError, match=said):
+        talk(settings(missing_items="empty", **declared), [about("a")], [reply])
+
+
+@pytest.mark.parametrize(
+    ("declared", "told", "said"),
+    [
+        ({}, {"error": "warming up"}, "an error at 'error', 'warming up'"),
+        ({}, {"error": {"code": 17}}, """an error at 'error', '{"code": 17}'"""),
+        ({"error": "status.failed"}, {"status": {"failed": True}}, "an error at 'status.failed', 'true'"),
+        ({"error": "errors[*]"}, {"errors": ["", "no\nmodel"]}, r"an error at 'errors\[\*\]', 'no model'"),
+        ({}, {"error": "x" * 300}, "'x{200}…'"),
+    ],
+)
+def test_an_error_under_success_is_no_answer(declared: dict[str, Any], told: dict[str, Any], said: str) -> None:
+    """An empty list beside it would else be kept for ever."""
+    with pytest.raises(TeacherError, match=said):
+        talk(settings(missing_items="empty", **declared), [about("a")], [{"items": [], **told}])
+
+
+@pytest.mark.parametrize("told", [None, False, 0, "", [], {}])
+def test_an_error_that_says_nothing_is_none(told: Any) -> None:
+    _, (outcome,) = talk(settings(), [about("a")], [{"items": ["b"], "error": told}])
+    assert answer(outcome).items == ["b"]
+
+
+def test_errors_are_looked_for_nowhere_where_that_is_said() -> None:
+    _, (outcome,) = talk(settings(error=""), [about("a")], [{"items": ["b"], "error": "only the second shelf"}])
+    assert answer(outcome).items == ["b"]
+
+
+def test_what_an_error_says_is_told_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of one as well, where the message is cut."""
+    monkeypatch.setenv("SHOP_KEY", "s3cret")
+    declared = settings(headers={"X-Api-Key": "${SHOP_KEY}"})
+    with pytest.raises(TeacherError) as caught:
+        talk(declared, [about("a")], [{"items": [], "error": "x" * 197 + "s3cret"}])
+    assert "s3" not in str(caught.value)
+
+
 # Pages
 
 
@@ -287,10 +355,22 @@ def test_an_empty_page_is_the_last() -> None:
     assert answer(outcome).items == [1]
 
 
-def test_an_api_that_gives_the_same_page_again_is_not_paid_for_more_of_them() -> None:
-    declared = settings(body={"h": "{history}", "from": "{offset}"}, max_k=1)
-    with pytest.raises(TeacherError, match="the page before once more"):
-        talk(declared, [about("a")], [{"items": [1]}, {"items": [1]}])
+@pytest.mark.parametrize("second", [[1, 2], [2, 1]])
+def test_an_api_that_gives_the_first_page_again_is_not_paid_for_more_of_them(second: list[int]) -> None:
+    """It does not turn pages at all, or not when asked in this way."""
+    declared = settings(body={"h": "{history}", "from": "{offset}"}, max_k=2)
+    with pytest.raises(TeacherError, match="the first page once more"):
+        talk(declared, [about("a")], [{"items": [1, 2]}, {"items": second}], k=100)
+
+
+@pytest.mark.parametrize("pages", [[[1, 2], [3, 4], [1, 2]], [[1, 2], [3, 4], [3, 4]], [[1, 2], [3, 4], [4, 1]]])
+def test_a_page_without_a_new_item_is_the_last(pages: list[list[int]]) -> None:
+    """An API that begins again behind the end of its list would else be paid for up to k pages."""
+    declared = settings(body={"h": "{history}", "page": "{page}"}, next_page="next", gives_scores=True)
+    replies = [{"items": page, "scores": [9 - n, 9 - n], "next": "t"} for n, page in enumerate(pages)]
+    calls, (outcome,) = talk(declared, [about("a")], replies, k=100)
+    assert len(calls) == 3
+    assert (answer(outcome).items, answer(outcome).scores) == ([1, 2, 3, 4], [9.0, 9.0, 8.0, 8.0])
 
 
 def test_scores_that_rise_from_page_to_page_are_refused() -> None:
@@ -326,12 +406,23 @@ def test_several_questions_in_one_call_of_which_no_answer_makes_sense_are_refuse
         talk(settings(**BATCH), [about("a"), about("b")], [{"predictions": [{"ids": []}, {"ids": []}]}])
 
 
+def test_an_error_is_looked_for_in_the_reply_and_in_each_answer_of_several() -> None:
+    fine, wrong = {"items": ["x"]}, {"items": [], "error": "no such item"}
+    _, outcomes = talk(settings(**BATCH), [about("a"), about("b")], [{"predictions": [fine, wrong]}])
+    assert answer(outcomes[0]).items == ["x"]
+    assert isinstance(outcomes[1], Failure)
+    assert "an error at 'error', 'no such item'" in outcomes[1].reason
+    with pytest.raises(TeacherError, match="an error at 'error', 'overloaded'"):
+        talk(settings(**BATCH), [about("a")], [{"predictions": [fine], "error": "overloaded"}])
+
+
 def test_another_number_of_answers_than_questions_is_refused() -> None:
     """They could not be told apart."""
     with pytest.raises(TeacherError, match=r"1 answers at 'predictions\[\*\]' to 2 questions"):
         talk(settings(**BATCH), [about("a"), about("b")], [{"predictions": [{"items": []}]}])
 
 
+BOTH = {"body": {"user": "{user}", "history": "{history}"}}
 SESSION = {"reads": "session", "method": "GET", "query": {"s": "{session}", "i": "{item}"}, "items": "[*]"}
 
 
@@ -339,6 +430,11 @@ def test_a_session_is_replayed_from_its_beginning_under_a_new_name_and_the_last_
     calls, (outcome,) = talk(settings(**SESSION), [about("a", "b", "a")], [["x"], ["y"], ["z"]])
     assert [call.url for call in calls] == [f"{URL}?s=s1&i={item}" for item in "aba"]
     assert answer(outcome).items == ["z"]
+
+
+def test_a_session_of_which_a_step_was_not_taken_is_no_answer() -> None:
+    with pytest.raises(TeacherError, match="an error at 'error', 'busy'"):
+        talk(settings(**SESSION), [about("a", "b")], [{"error": "busy"}])
 
 
 def test_a_session_is_named_only_where_it_is_told() -> None:
@@ -383,19 +479,48 @@ def test_a_teacher_of_users_is_told_the_users_of_the_data() -> None:
 
 def test_a_teacher_of_users_without_users_is_refused() -> None:
     with pytest.raises(
-        SettingsError, match=r"told the user alone.*pass users.*or choose a shape that is told the history"
+        SettingsError, match=r"told the user, so.*pass users.*or choose a shape that is told the history"
     ):
         HttpTeacher(ITEMS, url=URL, reads="user", body={"u": "{user}"})
 
 
 @pytest.mark.parametrize(
-    ("declared", "said"), [(SESSION, "a call for each item of its history"), ({"varies": True}, "reads too low")]
+    ("declared", "history"),
+    [
+        ({"body": {"u": "{user}", "h": "{history}"}}, {"h": ["a", "c"]}),
+        ({"body": {"u": "{user}", "i": "{last_item}"}, "reads": "last_item"}, {"i": "c"}),
+    ],
+)
+def test_the_user_is_told_beside_the_history(declared: dict[str, Any], history: dict[str, Any]) -> None:
+    users = IdMap([7, 9], first=0)
+    teacher = HttpTeacher(ITEMS, url=URL, user_format="u-{id}", users=users, **declared)
+    (request,) = teacher.requests(Sequences.from_lists([[1, 3]]), np.array([1]))
+    (call,), _ = talk(teacher.config, [request], [{"items": []}])
+    assert sent(call) == {"u": "u-9", **history}
+    assert (teacher.takes, teacher.needs_users) == ("history", True)
+    with pytest.raises(SettingsError, match="told the user, so it must know whom: pass users"):
+        HttpTeacher(ITEMS, url=URL, **declared)
+
+
+def test_braces_that_hold_no_name_are_sent_as_they_are() -> None:
+    declared = settings(body={"h": "{history}", "ask": "query { items(n: 3) {\n id } }", "like": "a{3}", "none": "{}"})
+    (call,), _ = talk(declared, [about("a")], [{"items": []}])
+    assert sent(call) == {"h": ["a"], "ask": "query { items(n: 3) {\n id } }", "like": "a{3}", "none": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        (SESSION, "a call for each item of its history"),
+        ({"varies": True}, "reads too low"),
+        (BOTH, "looks the user up"),
+    ],
 )
 def test_what_costs_more_or_is_worth_less_is_said_beforehand(
     declared: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="recdistill.teachers"):
-        HttpTeacher(ITEMS, url=URL, **declared)
+        HttpTeacher(ITEMS, url=URL, users=IdMap(["ann"], first=0), **declared)
     assert said in caplog.text
 
 
@@ -438,7 +563,14 @@ def test_a_file_of_ids_that_leaves_doubts_is_refused(tmp_path: File, content: st
     ("given", "said"),
     [
         ({"url": "{server}/x"}, r"url: {server} stands for nothing here; set values.server, or use one of: .*history"),
-        ({"body": {"u": "{user}"}}, r"body: {user} stands for nothing"),
+        ({"body": {"u": "{user}"}}, r"must name one of: history, last_item, length"),
+        ({**SESSION, "query": {"s": "{session}", "i": "{item}", "u": "{user}"}}, r"query: {user} stands for nothing"),
+        ({"reads": "user", "body": {"u": "{user}", "i": "{last_item}"}}, r"{last_item} stands .* set reads to 'hist"),
+        ({"url": "https://shop.example/{userId}/r"}, r"url: {userId} stands for nothing here; use one of: .*user"),
+        ({"body": {"h": "{history}", "t": "for {user-id}"}}, r"body: {user-id} stands for nothing here; use one of: "),
+        ({"query": {"n": "{K}"}}, r"query: {K} stands for nothing here; use one of: .*, k,"),
+        ({"headers": {"X-Shop": "{Shop}"}}, r"headers: {Shop} stands for nothing here; use one of: "),
+        ({"item": {"id": "{Item}"}}, r"item: {Item} stands for nothing here; use one of: item, time"),
         ({"body": {"k": "{k}"}}, r"reads is 'history', so url, query, body or question must name one of: history"),
         ({"reads": "user"}, r"body: {history} stands for nothing here"),
         ({"headers": {"X-Shop": "{shop}"}}, r"headers: {shop} stands for nothing here; set values.shop"),

@@ -87,7 +87,8 @@ def test_another_number_of_scores_than_items_is_refused() -> None:
         ({"outputs": [{"name": "items", "shape": [2, 1], "data": 5}]}, "something that is no tensor"),
         ({"outputs": [5]}, "something that is no tensor"),
         ({"outputs": []}, r"nothing at '\[name=items\]"),
-        ({"error": "no such model"}, r"nothing at 'outputs\[\*\]'"),
+        ({"model": "m"}, r"nothing at 'outputs\[\*\]'"),
+        ({"error": "no such model"}, "an error at 'error', 'no such model'"),
     ],
 )  # fmt: skip
 def test_a_reply_that_has_not_a_row_for_each_question_is_refused(reply: Any, said: str) -> None:

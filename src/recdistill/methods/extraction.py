@@ -58,9 +58,9 @@ class Extraction(Method, name="extraction"):
     parts_of_histories = True
 
     def check_teacher(self, teacher: Teacher | None) -> Teacher:
-        """Refuse one that answers for users, too, where there are walks."""
+        """Refuse one that is told users, too, where there are walks."""
         teacher = super().check_teacher(teacher)
-        if self.config.queries == "random_walks" and teacher.takes == "user":
+        if self.config.queries == "random_walks" and teacher.needs_users:
             raise SettingsError(
                 f"teacher {teacher.identity!r} answers for users, and a made-up history has none: "
                 "set queries to 'histories'"

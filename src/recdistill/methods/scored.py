@@ -120,7 +120,7 @@ class TeacherView:
         self.setting, self.teacher = setting, setting.teacher
         self.rows = known(setting)
         self.knows = np.isin(np.arange(len(setting.train)), self.rows)
-        users = setting.users if self.teacher.takes == "user" else None
+        users = setting.users if self.teacher.needs_users else None
         self.scorer = scorer_of_some(self.teacher, setting.train, self.rows, users=users)
 
     def scores(self, rows: Tensor, items: Tensor) -> Tensor:
@@ -221,9 +221,9 @@ def known(setting: Setting) -> Ints:
 
 
 def asked_users(setting: Setting, rows: Ints) -> Ints | None:
-    """Return the users of some rows, where the teacher answers for users."""
+    """Return the users of some rows, where the teacher needs them."""
     assert setting.teacher is not None
-    return setting.users[rows] if setting.teacher.takes == "user" else None
+    return setting.users[rows] if setting.teacher.needs_users else None
 
 
 def blocks(rows: Ints, size: int = 2048) -> Iterator[Ints]:

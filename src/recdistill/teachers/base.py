@@ -139,6 +139,8 @@ class Teacher(ABC):
     """The teacher at stages of its training, the earliest first and itself last; empty where only the last is known."""
     takes: Literal["history", "user"] = "history"
     """What a query consists of."""
+    names_user: bool = False
+    """Whether a query that consists of a history names its user as well."""
     ids: IdMap | None = None
     """The items in the raw ids that the teacher speaks; ``None`` where it speaks dense ids."""
     user_ids: IdMap | None = None
@@ -157,6 +159,11 @@ class Teacher(ABC):
     """Whether its answers cost nothing and are always the same, so that no ledger need keep them."""
 
     @property
+    def needs_users(self) -> bool:
+        """Whether it must be given the user of each history."""
+        return self.names_user or self.takes == "user"
+
+    @property
     @abstractmethod
     def identity(self) -> str:
         """A name that stays the same over runs and differs between teachers; the ledger files answers under it.
@@ -171,7 +178,7 @@ class Teacher(ABC):
         Args:
             histories: B rows of dense item ids, oldest first.
             k: length of the lists.
-            users: ``(B,)`` dense users, for teachers that take the user.
+            users: ``(B,)`` dense users, for teachers that need them.
 
         Raises:
             TeacherError: when no sensible answer could be had.
@@ -243,9 +250,9 @@ class Teacher(ABC):
         """Put B histories, and their users where given, into the ids that the teacher speaks.
 
         Raises:
-            TeacherError: when the teacher takes users and none are given.
+            TeacherError: when the teacher needs users and none are given.
         """
-        if self.takes == "user":
+        if self.needs_users:
             users = self._check_users(users)
         told = histories if self.max_history is None else histories.newest(self.max_history)
         flat, offsets = told.flat()
@@ -388,6 +395,7 @@ class Deputy(Teacher):
         self.teacher = teacher
         self.gives_scores = teacher.gives_scores
         self.takes = teacher.takes
+        self.names_user = teacher.names_user
         self.max_history = teacher.max_history
         self.ids = teacher.ids
         self.exclude_history = teacher.exclude_history
@@ -463,9 +471,9 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def _integer(item: RawId) -> int | None:
-    """Return the id as a 64-bit integer, ``None`` if it is none."""
+    """Return the id as a 64-bit integer, ``None`` if it is none, or not written as that integer is: 007 is not 7."""
     try:
         value = int(item)
     except ValueError:
         return None
-    return value if -(2**63) <= value < 2**63 else None
+    return value if -(2**63) <= value < 2**63 and str(value) == str(item) else None

@@ -15,6 +15,8 @@ a connection cut before or within the reply            sent again, after a wait 
                                                        half as many at once; sent again
 ``Retry-After``, as seconds or as a date to come       that wait instead of ours                          no
 the same, longer than ``longest_wait``                 a failure; after 429 and 503 nothing more is sent  no
+a step of a session: cut, late, 500, 502, 504, …       the session is replayed under a new name, after   as above
+                                                       the same wait
 401, 403: the key is refused                           a failure, and nothing more is sent                no
 401 to a token that was fetched                        sent again at once, once, with a new token         no
 a call that cannot be signed: no token, no package     a failure, and nothing more is sent                no
@@ -25,9 +27,10 @@ a passing error where the token is fetched             tried again, after a wait
 400, 404, 422, … and those named in ``permanent``      a failure; no later run asks that again            no
 more than ``largest_reply`` bytes, packed or unpacked  not read on; a failure                             yes
 a body that cannot be unpacked                         a failure                                          yes
-no JSON, HTML, another shape, an error under 200,      a failure, with the beginning of the body; not     yes
-ids or scores of a wrong type, half characters,        sent again by any run, as it would be paid for
-scores NaN or infinite                                 again
+no JSON, HTML, another shape, something at ``error``   a failure, with the beginning of the body; not     yes
+under 200, ids or scores of a wrong type, half         sent again by any run, as it would be paid for
+characters, scores NaN or infinite                     again
+no list, or null for it                                the same, or an answer, as ``missing_items`` says  yes
 a list too long                                        cut by the shape                                   yes
 a short or empty list                                  an answer                                          yes
 items twice, unknown or of the history; any Unicode    an answer, kept as it is; such items are dropped,  yes
@@ -83,7 +86,8 @@ class TransportSettings(Settings):
     timeout: PositiveFloat = 30.0
     """Seconds for one call, from connecting to the last byte; at most half of them for connecting."""
     attempts: PositiveInt = 5
-    """Most sendings of one call, the first included; one more where a token that was fetched is refused."""
+    """Most sendings of one call, the first included, and most replays of a session; one more where a token that was
+    fetched is refused."""
     permanent: tuple[Annotated[int, Field(ge=400, le=599)], ...] = ()
     """Statuses that another try does not help, though it usually does: 500 where that means a user it does not know."""
     first_wait: Annotated[float, Field(ge=0)] = 0.5
@@ -203,6 +207,7 @@ class _Tally:
     def __init__(self) -> None:
         self.calls = 0
         self.paid = False
+        self.begun_anew = 0
 
 
 class _Walk(Walk):
@@ -265,14 +270,19 @@ class _Walk(Walk):
         return replace(outcome, reason=self.hide(outcome.reason)) if isinstance(outcome, Failure) else outcome
 
     async def _talk(self, requests: list[Request], tally: _Tally) -> list[Answer | Failure]:
-        """Make the calls of a conversation; returns what its shape made of the replies."""
-        conversation = self.shape.converse(requests, self.k)
-        said = self._advance(conversation, None, None)
-        while isinstance(said, Call):
-            reply = await self._fetch(said, requests, tally)
-            tally.paid = True
-            said = self._advance(conversation, said, reply)
-        return said
+        """Make the calls of a conversation, from its beginning where one was lost that may not be repeated.
+
+        Returns what its shape made of the replies.
+        """
+        while True:
+            conversation = self.shape.converse(requests, self.k)
+            said = self._advance(conversation, None, None)
+            while isinstance(said, Call) and (reply := await self._fetch(said, requests, tally)) is not None:
+                tally.paid = True
+                said = self._advance(conversation, said, reply)
+            if not isinstance(said, Call):
+                return said
+            tally.begun_anew += 1
 
     def _advance(
         self, conversation: Conversation, call: Call | None, reply: Reply | None
@@ -292,9 +302,9 @@ class _Walk(Walk):
             reason = f"{call.url} answered {reply.status} with {self.hide(str(error))}: {self.wire.excerpt(reply.body)}"
             raise Refused("senseless", reason) from error
 
-    async def _fetch(self, call: Call, requests: list[Request], tally: _Tally) -> Reply:
-        """Send a call until there is a reply, or no hope of one."""
-        attempt, renewed = 1, False
+    async def _fetch(self, call: Call, requests: list[Request], tally: _Tally) -> Reply | None:
+        """Send a call until there is a reply, or no hope of one; ``None`` where it must not be sent again."""
+        attempt, renewed = 1 + tally.begun_anew, False
         while True:
             await self._wait_for_place()
             token, sent_at = None, time.monotonic()
@@ -313,6 +323,7 @@ class _Walk(Walk):
                 wait = 0.0 if renewing else self._note_refusal(refused, attempt, sent_at)
                 if wait is None:
                     raise
+                lost = refused.heard and not call.repeatable
                 renewed |= renewing
                 attempt += not renewing
             else:
@@ -323,6 +334,8 @@ class _Walk(Walk):
                 self.landed.set()
             if not await self._rest(wait):
                 raise _Stopped(f"{call.url} was not asked again")
+            if lost:
+                return None
 
     def _drops(self, token: str | None, refused: Refused) -> bool:
         """Drop a token that was refused, and say whether there was one."""

@@ -54,6 +54,7 @@ class EnsembleTeacher(Teacher):
         self.free = all(teacher.free for teacher in teachers)
         self.n_items = next((teacher.n_items for teacher in teachers if teacher.n_items is not None), None)
         self.takes = teachers[0].takes
+        self.names_user = any(teacher.names_user for teacher in teachers)
         self.exclude_history = teachers[0].exclude_history
         told = [teacher.max_history for teacher in teachers if teacher.max_history is not None]
         self.max_history = max(told) if len(told) == len(teachers) else None

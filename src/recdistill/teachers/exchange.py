@@ -25,6 +25,8 @@ class Call:
     """With its query."""
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
+    repeatable: bool = True
+    """Whether it may be sent again when the API may have taken note of it; if not, its conversation is begun anew."""
 
 
 @dataclass(frozen=True, slots=True)

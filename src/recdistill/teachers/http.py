@@ -37,10 +37,14 @@ class HttpConfig(ShapeSettings, TransportSettings):
 class HttpTeacher(MeteredTeacher):
     """A recommender API; how calls are made, and what becomes of each fault, stands in `recdistill.teachers.client`.
 
-    An API that is told the user alone (``reads = "user"``) needs ``users``. It cannot be asked about a part of a
-    history, and neither can one that is told the last item alone: there is nothing to probe, so distil from these with
-    method ``kd``. One that keeps sessions is told each history from its beginning, under a name that it has not heard
-    before: one call for each item. Of one whose answers vary the first is kept; another round of a ledger asks anew.
+    An API that is told the user needs ``users``. One that is told nothing else (``reads = "user"``) cannot be asked
+    about a part of a history, and neither can one that is told the last item alone: there is nothing to probe, so
+    distil from these with method ``kd``. One that is told the user beside the history is asked about parts of it as
+    well, under the same user; if it looks the user up it answers from its own store, and consistency means little.
+
+    One that keeps sessions is told each history from its beginning, under a name that it has not heard before: one call
+    for each item, and all of them anew under another name when a step may have been lost. Of one whose answers vary the
+    first is kept; another round of a ledger asks anew.
 
     Args:
         ids: the items, in the ids of the data.
@@ -55,7 +59,8 @@ class HttpTeacher(MeteredTeacher):
         self.shape = DeclaredShape(self.config)
         self.ids = self.config.item_ids(ids)
         self.takes = "user" if self.config.reads == "user" else "history"
-        if self.takes == "user":
+        self.names_user = self.config.names_user
+        if self.needs_users:
             self.user_ids = self._known(users)
         self.max_history = self.config.newest
         self.gives_scores = self.config.gives_scores
@@ -86,8 +91,8 @@ class HttpTeacher(MeteredTeacher):
     def _known(self, users: IdMap | None) -> IdMap:
         if users is None:
             raise SettingsError(
-                f"teacher {self.identity!r} is told the user alone, so it must know whom: pass users, the ids of the "
-                "users of the data; or choose a shape that is told the history."
+                f"teacher {self.identity!r} is told the user, so it must know whom: pass users, the ids of the "
+                "users of the data; or choose a shape that is told the history alone."
             )
         return self.config.user_ids(users)
 
@@ -96,6 +101,12 @@ class HttpTeacher(MeteredTeacher):
         if self.config.reads == "session":
             _log.warning(
                 "teacher %r keeps sessions: a query takes a call for each item of its history; max_history limits that",
+                self.identity,
+            )
+        if self.names_user and self.max_history != 1:
+            _log.warning(
+                "teacher %r is told the user beside the history: if it looks the user up, what it says of parts of a "
+                "history comes from its own store, and consistency means little",
                 self.identity,
             )
         if self.config.varies:

@@ -179,7 +179,8 @@ class LedgerTeacher(Deputy):
         return f"; {final:,} were refused for good, {remedy}"
 
     def _question(self, request: Request) -> Question:
-        asked = {"history": request.history} if self.takes == "history" else {"user": request.user}
+        user = {"user": request.user} if self.needs_users else {}
+        asked = user | ({"history": request.history} if self.takes == "history" else {})
         text = json.dumps(asked, separators=(",", ":"), ensure_ascii=False)
         return Question(digest(text), text)
 

@@ -64,22 +64,29 @@ class Path:
         """
         return self.all(value)[0]
 
-    def all(self, value: Any) -> list[Any]:
+    def all(self, value: Any, *, or_empty: bool = False) -> list[Any]:
         """Return everything that lies there, in its order.
+
+        Args:
+            value: where to look.
+            or_empty: whether a list that is null, or no member where it should be one, is taken for an empty one.
 
         Raises:
             TeacherError: when there is nothing; names the path and what was found instead. An empty list is something.
         """
         found = [value]
-        for step in self.steps:
-            found = [inner for outer in found for inner in self._take(step, outer)]
+        for place, step in enumerate(self.steps):
+            may_be_missing = or_empty and _EACH in self.steps[place : place + 2]
+            found = [inner for outer in found for inner in self._take(step, outer, may_be_missing)]
         return found
 
-    def _take(self, step: Step, value: Any) -> list[Any]:
+    def _take(self, step: Step, value: Any, may_be_missing: bool) -> list[Any]:
         if isinstance(step, str):
-            if isinstance(value, dict) and step in value:
-                return [value[step]]
+            if isinstance(value, dict) and (may_be_missing or step in value):
+                return [value.get(step)]
             raise self._missing(f"an object with {step!r}", value)
+        if step == _EACH and may_be_missing and value is None:
+            return []
         if not isinstance(value, list):
             raise self._missing("a list", value)
         if step == _EACH:

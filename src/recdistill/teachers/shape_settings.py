@@ -77,12 +77,16 @@ class ShapeSettings(Settings):
     """How an API wants to be asked, and how it answers; by default ``{"history", "k"}`` and ``{"items", "scores"}``.
 
     Templates hold placeholders. Of whom is asked: ``{history}``, ``{length}``, ``{last_item}``; ``{item}`` in the
-    replay of a session; ``{user}``. Of what: ``{k}``, ``{gives_scores}``, ``{session}`` (new for each question),
-    ``{questions}`` where one call asks several. And each name in ``values``.
+    replay of a session; ``{user}``, alone or beside the first three. Of what: ``{k}``, ``{gives_scores}``,
+    ``{session}`` (new for each question), ``{questions}`` where one call asks several. And each name in ``values``.
+    Another name in braces is refused.
+
+    An API that wants some user's id and asks not whose is given ``{session}``, or one in ``values``: with ``{user}`` an
+    answer is kept for each user, and may come from what the API knows of them.
 
     Where lists come in pages, ``{offset}`` is the number of items before a page, ``{page_number}`` its own number, and
     ``{page}`` what the reply before said under ``next_page``. Pages are put together as they come: an item that is on
-    two of them is one that the list names twice.
+    two of them is one that the list names twice, and the first page without a new one ends the list.
     """
 
     preset: str | None = None
@@ -111,7 +115,8 @@ class ShapeSettings(Settings):
     added. What lies at ``answers`` is then the reply's tensors, and each answer its row of all of them."""
     reads: Reads = "history"
     """What it is told of whom it answers for: the ``history`` in one call; the history item by item, in a ``session``
-    that it keeps, one call each; the ``last_item`` alone; or the ``user``, whose history it knows by itself."""
+    that it keeps, one call each; the ``last_item`` alone; or the ``user``, whose history it knows by itself. With the
+    history, or the last item, ``{user}`` may be told as well."""
     max_history: PositiveInt | None = None
     """Newest items of a history that are sent; all where not given."""
     max_k: PositiveInt | None = None
@@ -129,6 +134,12 @@ class ShapeSettings(Settings):
     """Where the score is: in an entry of the list, or, with ``[*]``, in a list of its own; empty for nowhere."""
     next_page: OnePath | None = None
     """Where the reply says what to send as ``{page}`` for more; nothing there, or null, means that there is no more."""
+    missing_items: Literal["failure", "empty"] = "failure"
+    """What a reply is that leaves the list out, or has null for it: a ``failure``, or an ``empty`` answer, for an API
+    that leaves out what is empty."""
+    error: OnePath = "error"
+    """Where a reply under a status of success, or one answer of several, says that it is an error; what is there makes
+    it a failure, unless it is null, false, 0 or empty. Empty for nowhere."""
     gives_scores: bool = False
     """Whether to read scores; an answer without them is then a failure."""
     item_format: IdFormat | None = None
@@ -189,7 +200,7 @@ class ShapeSettings(Settings):
         own, shown = set(self.values), _SHOWS[self.reads]
         if wrong := [name for name in own if not _NAME.fullmatch(name) or name in _TAKEN]:
             raise _refusal(f"values.{wrong[0]}: choose a name of lower-case letters, digits and _ that is not taken")
-        one = own | shown | {"k", "gives_scores", "session"}
+        one = own | shown | self._beside | {"k", "gives_scores", "session"}
         call = one | _PLACES if self.question is None else own | {"k", "gives_scores"}
         more = {"page"} if self.question is None else set()
         for where, template, known in (
@@ -202,13 +213,19 @@ class ShapeSettings(Settings):
         ):
             if unknown := names(template) - known:
                 raise _refusal(
-                    f"{where}: {{{min(unknown)}}} stands for nothing here; set values.{min(unknown)}, or use one of: "
+                    f"{where}: {{{min(unknown)}}} stands for nothing here; {self._instead(min(unknown))}use one of: "
                     f"{', '.join(sorted(known))}"
                 )
         if not self.placeholders & shown:
             raise _refusal(
                 f"reads is {self.reads!r}, so url, query, body or question must name one of: {', '.join(sorted(shown))}"
             )
+
+    def _instead(self, unknown: str) -> str:
+        """Say what would make a placeholder stand for something."""
+        if self.reads == "user" and unknown in _SHOWS["history"]:
+            return "set reads to 'history' or 'last_item', with which {user} may stand as well, or "
+        return f"set values.{unknown}, or " if _NAME.fullmatch(unknown) and unknown not in _TAKEN else ""
 
     def _check_calls(self) -> None:
         """Refuse settings that contradict each other about how many calls a question takes."""
@@ -236,6 +253,16 @@ class ShapeSettings(Settings):
     def placeholders(self) -> set[str]:
         """What a call names."""
         return names([self.url, dict(self.query), self.body, self.question])
+
+    @property
+    def _beside(self) -> set[str]:
+        """The placeholders that may stand beside those for whom a question is about."""
+        return {"user"} if self.reads in ("history", "last_item") else set()
+
+    @property
+    def names_user(self) -> bool:
+        """Whether a call names the user beside the history."""
+        return bool(self.placeholders & self._beside)
 
     @property
     def address(self) -> str:

@@ -17,11 +17,13 @@ from recdistill.teachers.base import Answer, Failure, Request, check_items, chec
 from recdistill.teachers.exchange import Call, Conversation, Reply
 from recdistill.teachers.paths import Path
 from recdistill.teachers.shape_settings import ShapeSettings
-from recdistill.teachers.signing import Google, OAuth, fill_in, secret, variables
+from recdistill.teachers.signing import Google, OAuth, fill_in, hide, secret, variables
 from recdistill.teachers.templates import fill, names, text, write
 from recdistill.teachers.tensors import cut, stack
 from recdistill.teachers.tokens import Tokens
 
+_EXCERPT = 200
+"""Characters of an error that a message quotes."""
 _FIRST_TIME = datetime(2020, 1, 1, tzinfo=UTC)
 
 
@@ -42,6 +44,7 @@ class DeclaredShape:
         self._items = Path.parse(settings.items)
         self._id = Path.parse(settings.id)
         self._score = Path.parse(settings.score) if settings.gives_scores else None
+        self._error = Path.parse(settings.error) if settings.error else None
         self._in_url = names(settings.url)
         self._in_pages = settings.in_pages
         self._names_session = "session" in settings.placeholders
@@ -95,6 +98,7 @@ class DeclaredShape:
         reply = _content((yield self._call(self._values(requests, k))))
         if self._answers is None:
             return [self._read(reply, k)]
+        self._check_error(reply)
         answers = self._answers.all(reply)
         if self.settings.tensors is not None:
             answers = cut(answers, len(requests))
@@ -108,30 +112,36 @@ class DeclaredShape:
         return outcomes
 
     def _replay(self, request: Request, k: int) -> Generator[Call, Reply, Answer]:
-        """Walk through a history as a visitor whom the API has never seen; the last step's answer counts."""
+        """Walk through a history as a visitor whom the API has never seen; the last step's answer counts.
+
+        A step that was sent twice would put its item into the session twice.
+        """
         values = self._values([request], k)
         for item in request.history:
-            reply = yield self._call(values | {"item": item})
-        return self._read(_content(reply), k)
+            reply = _content((yield replace(self._call(values | {"item": item}), repeatable=False)))
+            self._check_error(reply)
+        return self._read(reply, k)
 
     def _turn_pages(self, request: Request, k: int) -> Generator[Call, Reply, Answer]:
-        """Ask for page after page until there are k items, or no more."""
+        """Ask for page after page until there are k items, or no new ones."""
         values, size = self._values([request], k), min(k, self.settings.max_k or k)
         items: list[RawId] = []
         scores: list[float] = []
-        page, last = None, None
+        page, seen = None, set[RawId]()
         for page_number in count(self.settings.first_page):
             place = {"page": page, "page_number": page_number, "offset": len(items)}
             reply = _content((yield self._call(values | place)))
             found = self._read(reply, size)
-            if found.items and found.items == last:
-                raise TeacherError("the page before once more; see how the API wants to be asked for the next")
-            last = found.items
+            if seen.issuperset(found.items):
+                if found.items and page_number == self.settings.first_page + 1:
+                    raise TeacherError("the first page once more; see how the API wants to be asked for the next")
+                break
+            seen.update(found.items)
             items += found.items
             scores += found.scores or []
             page = self._token(reply)
             more = len(found.items) == size if self._next_page is None else page is not None
-            if not found.items or not more or len(items) >= k:
+            if not more or len(items) >= k:
                 break
         return Answer(items[:k], None if self._score is None else check_scores(scores, len(items))[:k])
 
@@ -193,16 +203,30 @@ class DeclaredShape:
             return Failure(f"{self.settings.address} answered one of several with {error}")
 
     def _read(self, answer: Any, k: int) -> Answer:
-        entries = self._items.all(answer)
+        self._check_error(answer)
+        or_empty = self.settings.missing_items == "empty"
+        entries = self._items.all(answer, or_empty=or_empty)
         ids = [self._id.one(entry) for entry in entries]
         end = self._end(ids)
         items = check_items(ids[:end])
         if self._score is None:
             return Answer(items[:k])
         apart = self._score.leads_to_many
-        scores = self._score.all(answer) if apart else [self._score.one(entry) for entry in entries]
+        scores = self._score.all(answer, or_empty=or_empty) if apart else [self._score.one(entry) for entry in entries]
         told = scores[:end] if len(scores) == len(ids) else scores
         return Answer(items[:k], check_scores(told, len(items))[:k])
+
+    def _check_error(self, told: Any) -> None:
+        """Refuse what says that it is an error."""
+        try:
+            found = [] if self._error is None else self._error.all(told)
+        except TeacherError:
+            return
+        if wrong := next(filter(None, found), None):
+            said = wrong if isinstance(wrong, str) else json.dumps(wrong, ensure_ascii=False)
+            line = " ".join(hide(said, self.secrets()).split())
+            shown = repr(line if len(line) <= _EXCERPT else f"{line[:_EXCERPT]}…")
+            raise TeacherError(f"an error at {self.settings.error!r}, {shown}")
 
     def _end(self, ids: list[Any]) -> int:
         """Return where a list ends: in a tensor, where padding begins."""

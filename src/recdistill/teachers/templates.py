@@ -1,8 +1,8 @@
 """What is sent, with placeholders: ``{"user": "{user}", "count": "{k}"}``.
 
 A text that is one placeholder and nothing else becomes the value itself, a number, a list, an object; inside a longer
-text the value is written out. A member or parameter whose placeholder has no value (``None``) is left out. Only
-lower-case names in braces are placeholders, so ``${NAME}`` and JSON braces in a text stay as they are.
+text the value is written out. A member or parameter whose placeholder has no value (``None``) is left out. Names in
+braces are placeholders; ``${NAME}`` and JSON braces in a text stay as they are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_PLACEHOLDER = re.compile(r"(?<!\$)\{([a-z][a-z0-9_]*)\}")
+_PLACEHOLDER = re.compile(r"(?<!\$)\{([A-Za-z_][\w-]*)\}")
 
 
 def names(template: Any) -> set[str]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _RETRIED = {408, 425, 429, *range(500, 600)}
 _TOO_MUCH = {429, 503}
+_NOT_HEARD = {408, 425, *_TOO_MUCH}
+"""Passing errors of an API that took no note of the call."""
 _HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
 """A header's name (RFC 9110, section 5.1)."""
 _EXCERPT = 200
@@ -41,6 +43,7 @@ class Refused(Exception):
         kind: the class of fault, in a word or two.
         reason: what was asked and what came back.
         paid: whether the API may have served it.
+        heard: whether the API may have taken note of it, as it has where it may have served it.
         again: whether another try may do better.
         wait: seconds that the API asks to wait before.
         too_much: whether the API says that it is asked too hard.
@@ -53,6 +56,7 @@ class Refused(Exception):
         reason: str,
         *,
         paid: bool = False,
+        heard: bool = False,
         again: bool = False,
         wait: float | None = None,
         too_much: bool = False,
@@ -62,6 +66,7 @@ class Refused(Exception):
         self.kind = kind
         self.reason = reason
         self.paid = paid
+        self.heard = heard or paid
         self.again = again
         self.wait = wait
         self.too_much = too_much
@@ -197,7 +202,8 @@ class Wire:
         wait = retry_after(response.headers.get("Retry-After"))
         if wait is not None and wait > self.settings.longest_wait:
             reason += f"; it asks to wait {wait:,.0f} s, more than longest_wait ({self.settings.longest_wait:g} s)"
-        return Refused(str(status), reason, again=True, wait=wait, too_much=status in _TOO_MUCH)
+        heard, too_much = status not in _NOT_HEARD, status in _TOO_MUCH
+        return Refused(str(status), reason, heard=heard, again=True, wait=wait, too_much=too_much)
 
     def excerpt(self, body: bytes) -> str:
         """Return the beginning of a body in one line, without secrets."""
