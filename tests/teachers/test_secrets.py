@@ -210,6 +210,16 @@ def test_the_search_finds_what_it_looks_for() -> None:
     ("given", "place"),
     [
         ({"headers": {"X-Api-Key": SECRET}}, "header X-Api-Key carries a secret"),
+        ({"headers": {"X-Api-Key": "sk-Zx9 ${SHOP_ID}"}}, "header X-Api-Key carries a secret"),
+        ({"headers": {"Authorization": "Bearer Zx9${SHOP_ID}"}}, "header Authorization carries a secret"),
+        ({"headers": {"Cookie": "session=Zx9; shop=${SHOP_ID}"}}, "header Cookie carries a secret"),
+        ({"headers": {"X-Pwd": "Zx9"}}, "header X-Pwd carries a secret"),
+        ({"query": {"pwd": "Zx9"}}, "query: pwd must hold no secret"),
+        ({"query": {"apiSig": "Zx9"}}, "query: apiSig must hold no secret"),
+        ({"query": {"hmac_sign": "Zx9"}}, "query: hmac_sign must hold no secret"),
+        ({"query": {"PHPSESSID": "Zx9"}}, "query: PHPSESSID must hold no secret"),
+        ({"body": {"h": "{history}", "user_pass": "Zx9"}}, "body: user_pass must hold no secret"),
+        ({"values": {"session": "Zx9"}}, "values: session must hold no secret"),
         ({"query": {"api_key": SECRET}}, "query: api_key must hold no secret"),
         ({"values": {"token": SECRET}}, "values: token must hold no secret"),
         ({"body": {"h": "{history}", "auth": {"password": SECRET}}}, "body: password must hold no secret"),
@@ -230,8 +240,33 @@ def test_a_secret_in_the_settings_is_refused_without_being_shown(given: dict[str
 
 
 def test_what_only_sounds_like_a_secret_may_be_sent() -> None:
-    body = {"history": "{history}", "tokens": 3, "sort_key": "{sort}"}
+    names = {"passage": "1", "design": "b", "session_kind": "web"}
+    body = {"history": "{history}", "tokens": 3, "sort_key": "{sort}", **names}
     assert HttpConfig.parse({"url": "https://shop.example", "body": body, "values": {"sort": "price"}}).body == body
+
+
+@pytest.mark.parametrize(
+    "value", ["${A}", "Bearer ${A}", "Basic ${A}:${B}", 'Token token="${A}"', "session=${A}; id=${B}", "ApiKey ${A}"]
+)
+def test_beside_a_variable_a_header_may_name_scheme_and_parameters(value: str) -> None:
+    assert HttpConfig.parse({"url": "https://shop.example", "headers": {"Authorization": value}}).headers
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"url": "https://shop.example/${SHOP_ID}"},
+        {"query": {"client": "${SHOP_ID}"}},
+        {"values": {"client": "${SHOP_ID}"}},
+        {"body": {"history": "{history}", "clients": ["a ${SHOP_ID}"]}},
+        {"item": {"item": "{item}", "client": "${SHOP_ID}"}},
+        {"signature": OAUTH | {"token_url": f"{LOGIN}/${{SHOP_ID}}/token"}},
+    ],
+)
+def test_a_variable_that_would_not_be_filled_in_is_refused(given: dict[str, Any]) -> None:
+    (place,) = given
+    with pytest.raises(SettingsError, match=rf"{place}: \$\{{SHOP_ID\}} would be sent as it stands, .* in a header"):
+        HttpConfig.parse({"url": "https://shop.example", **given})
 
 
 @pytest.mark.parametrize("auth", AUTH.values(), ids=AUTH)

@@ -22,9 +22,19 @@ from recdistill.errors import SettingsError
 from recdistill.settings import Settings
 from recdistill.teachers.exchange import Call
 
-SOUNDS_SECRET = re.compile(r"auth|cookie|key|token|secret|passw|signature|credential", re.IGNORECASE)
-"""Names whose values must not stand in settings."""
+_SECRET = re.compile(
+    r"auth|cookie|key|token|secret|passw|passphrase|passcode|pwd|jwt|bearer|signature|credential"
+    r"|sess(?:ion)?_?id$|(?:^|_)(?:pass|pw|sig|sign|sid|otp|session)$"
+)
+"""What names of secrets hold, or end in as a word."""
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+_PART = rf'(?:[a-z][\w.-]*=)?"?{_VARIABLE.pattern}"?'
+_PROOF = re.compile(
+    r"(?:(?:basic|bearer|digest|dpop|jwt|oauth|token|key|api[-_]?key|geniekey|aws|splunk|ssws|bot)\s+)?"
+    rf"{_PART}(?:[;,:./|-]\s*{_PART})*",
+    re.IGNORECASE,
+)
+"""A header that holds nothing of a secret: variables, after a scheme, names of parameters, and between separators."""
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _FORM = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
 _GOOGLE = "https://oauth2.googleapis.com/token"
@@ -40,6 +50,25 @@ def variables(text: str) -> list[str]:
     ['SHOP_TOKEN']
     """
     return _VARIABLE.findall(text)
+
+
+def sounds_secret(name: str) -> bool:
+    """Say whether a value of that name must not stand in settings.
+
+    >>> [sounds_secret(name) for name in ("X-Api-Key", "userPwd", "sig", "passage", "design")]
+    [True, True, True, False, False]
+    """
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return any(_SECRET.search(spelled.lower()) for spelled in (name, "_".join(words)))
+
+
+def names_secrets(text: str) -> bool:
+    """Say whether a header's value names its secrets, and holds none.
+
+    >>> [names_secrets(text) for text in ("Bearer ${TOKEN}", "id=${ID}; key=${KEY}", "sk-live-1 ${TENANT}")]
+    [True, True, False]
+    """
+    return _PROOF.fullmatch(text) is not None
 
 
 def fill_in(text: str) -> str:
@@ -102,7 +131,7 @@ def _checked_address(url: str) -> str:
         raise SettingsError(
             f"http teacher: token_url must be a full address like https://login.example/token, but is {url!r}"
         )
-    if "@" in address.netloc or any(SOUNDS_SECRET.search(name) for name, _ in parse_qsl(address.query)):
+    if "@" in address.netloc or any(sounds_secret(name) for name, _ in parse_qsl(address.query)):
         raise SettingsError("http teacher: token_url must hold no secret, it is written to results")
     return url
 
