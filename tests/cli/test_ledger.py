@@ -257,7 +257,7 @@ def test_what_was_refused_for_good_is_forgotten(capsys: pytest.CaptureFixture[st
         page = ledger.page("api", 5, 0)
         questions = [Question(digest(text), text) for text in ('{"history":[1]}', '{"history":[2]}', '{"history":[3]}')]
         ledger.book(page, [question.digest for question in questions], None)
-        outcomes = [Failure("who?", final=True), Failure("busy"), Answer([7])]
+        outcomes: list[Answer | Failure] = [Failure("who?", final=True), Failure("busy"), Answer([7])]
         ledger.settle(page, zip(questions, outcomes, strict=True))
     assert re.search(r"failures +2, 1 of them for good\n", call(capsys, "ledger", "stats", file)[1])
     assert "questions that may be asked again: 1\n" in call(capsys, "ledger", "forget", file)[1]

@@ -3,13 +3,15 @@
 import html
 import json
 import logging
-from base64 import b64encode
+import re
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
+import httpx2
 import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
@@ -30,12 +32,16 @@ TOKEN = 'Yt7+/k"j%5'
 BASIC = f"{quote(SECRET, '')}:{quote(SECRET, '')}"
 """What is sent for it there, in base 64."""
 AWS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-NAMES = ("SHOP_ID", "SHOP_KEY", "GOOGLE_SERVICE_ACCOUNT_KEY", *AWS)
+HELD = {"SHOP_LOGIN": f"Bearer {SECRET}", "SHOP_PAIR": b64encode(f"ann:{SECRET}".encode()).decode()}
+"""Variables that hold the secret as a part of what a header says."""
+NAMES = ("SHOP_ID", "SHOP_KEY", "GOOGLE_SERVICE_ACCOUNT_KEY", *AWS, *HELD)
 LOGIN = "https://login.example"
 """Stands for the server of a test."""
 OAUTH = {"kind": "oauth", "token_url": f"{LOGIN}/token", "client_id": "SHOP_ID", "client_secret": "SHOP_KEY"}
 AUTH: dict[str, dict[str, Any]] = {
     "header": {"headers": {"Authorization": "Bearer ${SHOP_KEY}"}},
+    "whole header": {"headers": {"Authorization": "${SHOP_LOGIN}"}},
+    "pair": {"headers": {"Authorization": "Basic ${SHOP_PAIR}"}},
     "hmac": {"signature": {"kind": "hmac", "key": "SHOP_KEY"}},
     "sigv4": {"signature": {"kind": "sigv4", "region": "eu-west-1"}},
     "google": {"signature": {"kind": "google"}},
@@ -45,10 +51,20 @@ AUTH: dict[str, dict[str, Any]] = {
 
 
 def forms(secret: str) -> list[str]:
+    """Return a secret as APIs quote it: as it is, in JSON, HTML, addresses, forms and in base 64."""
+
+    def escaped(form: str) -> str:
+        return "".join(char if char.isalnum() else form.format(ord(char)) for char in secret)
+
     encoded = b64encode(secret.encode()).decode()
     in_json = json.dumps(secret)[1:-1]
-    in_text = [secret, in_json, in_json.replace("/", r"\/"), html.escape(secret)]
-    return [*in_text, quote(secret, ""), quote(secret), encoded.rstrip("="), encoded]
+    in_code = [escaped(r"\u{:04X}"), escaped(r"\u{:04x}"), escaped(r"\x{:02x}")]
+    in_text = [secret, in_json, in_json.replace("/", r"\/"), *in_code]
+    in_html = [html.escape(secret), escaped("&#{};"), escaped("&#{:03};"), escaped("&#x{:X};"), escaped("&#x{:x};")]
+    in_address = [quote(secret, ""), quote(secret), quote_plus(secret), quote(quote(secret, ""), "")]
+    lower = [re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), written) for written in in_address]
+    in_base_64 = [encoded.rstrip("="), encoded, quote(encoded, ""), urlsafe_b64encode(secret.encode()).decode()]
+    return [*in_text, *in_html, *in_address, *lower, secret.replace("+", " "), *in_base_64]
 
 
 def answers(request: Request) -> Response:
@@ -61,7 +77,7 @@ def repeats(status: int, **headers: str) -> Callable[[Request], Response]:
 
     def answer(request: Request) -> Response:
         proof = request.headers.get("Authorization", "").partition(" ")[2]
-        told = [*forms(proof), request.get_data(as_text=True), *forms(SECRET), str(request.headers)]
+        told = [SECRET, proof, *forms(SECRET), *forms(proof), request.get_data(as_text=True), str(request.headers)]
         return Response(" ".join([*told, str(request.environ["REQUEST_URI"])]), status, headers)
 
     return answer
@@ -81,6 +97,11 @@ def repeats_in_json(request: Request) -> Response:
 
 def repeats_as_item(request: Request) -> Response:
     return Response(json.dumps({"items": [{"id": SECRET}]}), mimetype="application/json")
+
+
+def repeats_in_a_list(request: Request) -> Response:
+    listed = ["p1", SECRET, f"unknown key {quote(SECRET, '')}", "p2"]
+    return Response(json.dumps({"items": listed}), mimetype="application/json")
 
 
 def repeats_in_one_of_several(request: Request) -> Response:
@@ -107,7 +128,7 @@ LOGIN_FAULTS = {name: FAULTS[name] for name in ("refused", "broken", "busy", "no
 @pytest.fixture(autouse=True)
 def secrets(monkeypatch: pytest.MonkeyPatch, api_server: HTTPServer) -> None:
     for name in NAMES:
-        monkeypatch.setenv(name, SECRET)
+        monkeypatch.setenv(name, HELD.get(name, SECRET))
     signer = SimpleNamespace(key_id=None, sign=lambda message: b"signature")
     account = SimpleNamespace(signer=signer, email="shop@project.example", token_url=api_server.url_for("/token"))
     monkeypatch.setattr(signing, "_google_account", lambda key, name: account)
@@ -150,7 +171,7 @@ def _toml(value: Any) -> str:
 
 def assert_clean(where: dict[str, bytes]) -> None:
     """Look for the secret and what is made of it, in every form that they may have, in everything there is."""
-    sought = [form for secret in (SECRET, TOKEN, BASIC) for form in forms(secret)]
+    sought = [form for secret in (SECRET, TOKEN, BASIC) for form in forms(secret)] + ["hmac_sign="]
     found = [(place, form) for place, content in where.items() for form in sought if form.encode() in content]
     assert found == []
 
@@ -159,12 +180,17 @@ def assert_clean(where: dict[str, bytes]) -> None:
     ("auth", "answer", "login"),
     [(AUTH[name], answers, gives_a_token) for name in AUTH]
     + [(AUTH["header"], FAULTS[name], gives_a_token) for name in FAULTS]
+    + [(AUTH[name], FAULTS["broken"], gives_a_token) for name in ("whole header", "pair")]
+    + [(AUTH["header"], repeats_in_a_list, gives_a_token)]
     + [(AUTH["header"] | SEVERAL, repeats_in_one_of_several, gives_a_token)]
     + [(AUTH["oauth"], FAULTS[name], gives_a_token) for name in ("refused", "unknown", "broken", "no JSON")]
     + [(AUTH[form], answers, login) for form in ("oauth", "oauth in body") for login in LOGIN_FAULTS.values()],
     ids=[
         *AUTH,
         *FAULTS,
+        "whole header, broken",
+        "pair, broken",
+        "list",
         "one of several",
         *[f"oauth, {name}" for name in ("refused", "unknown", "broken", "no JSON")],
         *[f"{form}, login {name}" for form in ("oauth", "oauth in body") for name in LOGIN_FAULTS],
@@ -193,8 +219,7 @@ def test_a_run_leaves_no_secret_anywhere(
     assert any(path.endswith(LEDGER) for path in files)
     assert code == (2 if {answer, login} & {*FAULTS.values(), *LOGIN_FAULTS.values()} else 0), err
 
-    # The lowest layer's log for debugging quotes the API's own headers, such as the address that it redirects to.
-    log = "\n".join(record.getMessage() for record in caplog.records if not record.name.startswith("httpcore"))
+    log = "\n".join(record.getMessage() for record in caplog.records if record.name != "werkzeug")  # the API's own
     texts = {"stdout": out, "stderr": err, "log": log, "errors": errors}
     assert_clean({place: text.encode() for place, text in texts.items()} | files)
 
@@ -206,10 +231,68 @@ def test_the_search_finds_what_it_looks_for() -> None:
             assert_clean({"log": f"key {form} refused".encode()})
 
 
+@pytest.mark.parametrize("secret", [SECRET, TOKEN, BASIC, "two words/é\n"])
+def test_a_secret_is_hidden_in_every_form(secret: str) -> None:
+    """All but the end of base 64, which says nothing."""
+    for form in forms(secret):
+        assert re.fullmatch(r"key \*\*\*(=|%3D)* refused", signing.hide(f"key {form} refused", [secret]))
+
+
+@pytest.mark.parametrize(
+    ("held", "quoted"),
+    [
+        ("Bearer Zx9+k8", "Zx9+k8"),
+        ("Basic YW5uOlp4OQ==", "ann:Zx9"),
+        ("YW5uOlp4OQ", "Zx9"),
+        ("session=Zx9+k8; theme=dark", "Zx9+k8"),
+        ('Token token="Zx9+k8", id=1', "Zx9+k8"),
+        ("ApiKey shop:Zx9+k8", "Zx9+k8"),
+    ],
+)
+def test_what_is_secret_within_a_header_is_hidden_by_itself(
+    held: str, quoted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOP_LOGIN", held)
+    shape = DeclaredShape(HttpConfig.parse({"url": "https://shop.example", **AUTH["whole header"]}))
+    said = "no Bearer, Basic, or ApiKey token of a dark shop: "
+    assert signing.hide(said + quoted, shape.secrets()) == f"{said}***"
+
+
+def test_the_log_of_other_calls_over_http_is_left_alone(
+    serve: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    base = serve(answers, gives_a_token)
+    with caplog.at_level(logging.INFO, logger="httpx2"):
+        HttpTeacher(IdMap(["p0"], first=1), url=f"{base}/recommend").rank(Sequences.from_lists([[1]]), 1)
+        httpx2.post(f"{base}/token")
+    logged = [record.getMessage() for record in caplog.records if record.name == "httpx2"]
+    assert logged == [f'HTTP Request: POST {base}/token "HTTP/1.1 200 OK"']
+
+
+def test_an_item_that_is_called_like_a_variable_is_kept(
+    serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A header may well hold what is no secret, such as a version."""
+    monkeypatch.setenv("SHOP_KEY", "1")
+    url = f"{serve(answers, gives_a_token)}/recommend"
+    teacher = HttpTeacher(IdMap(["p0", "p1"], first=1), url=url, **AUTH["header"])
+    assert teacher.rank(Sequences.from_lists([[1]]), 3).items.tolist() == [[2, 0, 0]]
+
+
 @pytest.mark.parametrize(
     ("given", "place"),
     [
         ({"headers": {"X-Api-Key": SECRET}}, "header X-Api-Key carries a secret"),
+        ({"headers": {"X-Api-Key": "sk-Zx9 ${SHOP_ID}"}}, "header X-Api-Key carries a secret"),
+        ({"headers": {"Authorization": "Bearer Zx9${SHOP_ID}"}}, "header Authorization carries a secret"),
+        ({"headers": {"Cookie": "session=Zx9; shop=${SHOP_ID}"}}, "header Cookie carries a secret"),
+        ({"headers": {"X-Pwd": "Zx9"}}, "header X-Pwd carries a secret"),
+        ({"query": {"pwd": "Zx9"}}, "query: pwd must hold no secret"),
+        ({"query": {"apiSig": "Zx9"}}, "query: apiSig must hold no secret"),
+        ({"query": {"hmac_sign": "Zx9"}}, "query: hmac_sign must hold no secret"),
+        ({"query": {"PHPSESSID": "Zx9"}}, "query: PHPSESSID must hold no secret"),
+        ({"body": {"h": "{history}", "user_pass": "Zx9"}}, "body: user_pass must hold no secret"),
+        ({"values": {"session": "Zx9"}}, "values: session must hold no secret"),
         ({"query": {"api_key": SECRET}}, "query: api_key must hold no secret"),
         ({"values": {"token": SECRET}}, "values: token must hold no secret"),
         ({"body": {"h": "{history}", "auth": {"password": SECRET}}}, "body: password must hold no secret"),
@@ -230,8 +313,33 @@ def test_a_secret_in_the_settings_is_refused_without_being_shown(given: dict[str
 
 
 def test_what_only_sounds_like_a_secret_may_be_sent() -> None:
-    body = {"history": "{history}", "tokens": 3, "sort_key": "{sort}"}
+    names = {"passage": "1", "design": "b", "session_kind": "web"}
+    body = {"history": "{history}", "tokens": 3, "sort_key": "{sort}", **names}
     assert HttpConfig.parse({"url": "https://shop.example", "body": body, "values": {"sort": "price"}}).body == body
+
+
+@pytest.mark.parametrize(
+    "value", ["${A}", "Bearer ${A}", "Basic ${A}:${B}", 'Token token="${A}"', "session=${A}; id=${B}", "ApiKey ${A}"]
+)
+def test_beside_a_variable_a_header_may_name_scheme_and_parameters(value: str) -> None:
+    assert HttpConfig.parse({"url": "https://shop.example", "headers": {"Authorization": value}}).headers
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"url": "https://shop.example/${SHOP_ID}"},
+        {"query": {"client": "${SHOP_ID}"}},
+        {"values": {"client": "${SHOP_ID}"}},
+        {"body": {"history": "{history}", "clients": ["a ${SHOP_ID}"]}},
+        {"item": {"item": "{item}", "client": "${SHOP_ID}"}},
+        {"signature": OAUTH | {"token_url": f"{LOGIN}/${{SHOP_ID}}/token"}},
+    ],
+)
+def test_a_variable_that_would_not_be_filled_in_is_refused(given: dict[str, Any]) -> None:
+    (place,) = given
+    with pytest.raises(SettingsError, match=rf"{place}: \$\{{SHOP_ID\}} would be sent as it stands, .* in a header"):
+        HttpConfig.parse({"url": "https://shop.example", **given})
 
 
 @pytest.mark.parametrize("auth", AUTH.values(), ids=AUTH)

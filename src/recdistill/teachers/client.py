@@ -120,7 +120,7 @@ class Client:
 
     @cached_property
     def certificates(self) -> ssl.SSLContext:
-        """Whom to trust over TLS; read once, as that takes a while."""
+        """Whom to trust over TLS: the system's, or the file ``SSL_CERT_FILE``; read once, as that takes a while."""
         return httpx2.create_ssl_context()
 
     def answers(

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from recdistill.data.dataset import IdMap
 from recdistill.errors import SettingsError
-from recdistill.teachers.base import Outcome, Take
+from recdistill.teachers.base import Answer, Failure, Outcome, Take
 from recdistill.teachers.client import Client, TransportSettings
 from recdistill.teachers.meter import Meter, MeteredTeacher
 from recdistill.teachers.shape_settings import ShapeSettings
@@ -45,6 +46,8 @@ class HttpTeacher(MeteredTeacher):
     One that keeps sessions is told each history from its beginning, under a name that it has not heard before: one call
     for each item, and all of them anew under another name when a step may have been lost. Of one whose answers vary the
     first is kept; another round of a ledger asks anew.
+
+    What an API quotes of the secrets in its calls is hidden; an id that does is unknown, and kept without them.
 
     Args:
         ids: the items, in the ids of the data.
@@ -83,7 +86,18 @@ class HttpTeacher(MeteredTeacher):
             SettingsError: when an environment variable that the settings name is not set.
         """
         self.shape.secrets()  # a variable that is not set is missed here, before anything is taken and booked
-        return self.client.answers(self.shape, take, k, meter=meter, hide=self._hide)
+        blocks = self.client.answers(self.shape, take, k, meter=meter, hide=self._hide)
+        return ([(request, self._discreet(outcome)) for request, outcome in block] for block in blocks)
+
+    def _discreet(self, outcome: Answer | Failure) -> Answer | Failure:
+        """Take secrets out of a list that names them; an item of the data is none."""
+        if isinstance(outcome, Failure):
+            return outcome
+        told = "\n".join(map(str, outcome.items))
+        if self._hide(told) == told:
+            return outcome
+        known = zip(outcome.items, self._dense(outcome.items) > 0, strict=True)
+        return replace(outcome, items=[item if is_known else self._hide(str(item)) for item, is_known in known])
 
     def _hide(self, text: str) -> str:
         return hide(text, self.shape.secrets())

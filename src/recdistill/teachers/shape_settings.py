@@ -19,7 +19,7 @@ from recdistill.errors import SettingsError
 from recdistill.settings import Settings
 from recdistill.teachers.paths import Path
 from recdistill.teachers.presets import with_preset
-from recdistill.teachers.signing import SOUNDS_SECRET, Signature, variables
+from recdistill.teachers.signing import Signature, names_secrets, sounds_secret, variables
 from recdistill.teachers.templates import names, write
 from recdistill.teachers.tensors import Stacking
 
@@ -99,7 +99,8 @@ class ShapeSettings(Settings):
     values: dict[str, Plain] = Field(default_factory=dict)
     """What further placeholders stand for, such as the name of a campaign; no secrets."""
     headers: dict[str, str] = Field(default_factory=dict)
-    """Headers of each call; ``${NAME}`` stands for the environment variable NAME, the only place for a secret."""
+    """Headers of each call; ``${NAME}`` stands for the environment variable NAME, the only place for a secret. Beside
+    it a header whose name sounds secret holds no more than a scheme such as ``Bearer``."""
     query: dict[str, Plain] = Field(default_factory=dict)
     """Parameters of the address, templates; no secrets."""
     body: JsonValue = Field(default_factory=_history_and_k)
@@ -165,6 +166,7 @@ class ShapeSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._check_secrets()
+        self._check_variables()
         self._check_placeholders()
         self._check_calls()
         address = urlsplit(self.address)
@@ -180,19 +182,27 @@ class ShapeSettings(Settings):
         """Refuse what looks like a secret, without showing it."""
         address = urlsplit(self.address)
         given = {"url": dict(parse_qsl(address.query)), "query": self.query, "values": self.values, "body": self.body}
-        found = [
-            f"{table}: {name}" for table, value in given.items() for name in _texts(value) if SOUNDS_SECRET.search(name)
-        ]
+        found = [f"{table}: {name}" for table, value in given.items() for name in _texts(value) if sounds_secret(name)]
         if "@" in address.netloc or found:
             place = found[0] if found else "url"
             raise _refusal(
                 f"{place} must hold no secret, it is written to results; send it in a header from the environment"
             )
         for name, value in self.headers.items():
-            if SOUNDS_SECRET.search(name) and not variables(value):
+            if sounds_secret(name) and not names_secrets(value):
                 raise _refusal(
-                    f"header {name} carries a secret, which settings must not hold; write ${{NAME}} and put it "
-                    "into the environment variable NAME"
+                    f"header {name} carries a secret, which settings must not hold; write ${{NAME}}, alone or after a "
+                    "scheme such as Bearer, and put the rest into the environment variable NAME"
+                )
+
+    def _check_variables(self) -> None:
+        """Refuse environment variables where they are not put in."""
+        told = self.model_dump(include={"url", "query", "values", "body", "question", "item", "signature"})
+        for place, value in told.items():
+            if named := variables(json.dumps(value)):
+                raise _refusal(
+                    f"{place}: ${{{named[0]}}} would be sent as it stands, as environment variables are put into "
+                    "headers alone; send a secret in a header, or by signature, and write out what is none"
                 )
 
     def _check_placeholders(self) -> None:

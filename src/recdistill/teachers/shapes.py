@@ -17,7 +17,7 @@ from recdistill.teachers.base import Answer, Failure, Request, check_items, chec
 from recdistill.teachers.exchange import Call, Conversation, Reply
 from recdistill.teachers.paths import Path
 from recdistill.teachers.shape_settings import ShapeSettings
-from recdistill.teachers.signing import Google, OAuth, fill_in, hide, secret, variables
+from recdistill.teachers.signing import Google, OAuth, credentials, fill_in, hide, secret, variables
 from recdistill.teachers.templates import fill, names, text, write
 from recdistill.teachers.tensors import cut, stack
 from recdistill.teachers.tokens import Tokens
@@ -82,7 +82,7 @@ class DeclaredShape:
         named = [name for value in self.settings.headers.values() for name in variables(value)]
         signature = self.settings.signature
         return [
-            *[secret(name) for name in named],
+            *[part for name in named for part in credentials(secret(name))],
             *([] if signature is None else signature.secrets()),
             *([] if self.tokens is None else self.tokens.issued),
         ]

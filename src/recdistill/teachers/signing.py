@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hmac
-import html
 import json
 import logging
 import os
 import re
 import time
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
+from html.entities import html5
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
@@ -22,13 +22,25 @@ from recdistill.errors import SettingsError
 from recdistill.settings import Settings
 from recdistill.teachers.exchange import Call
 
-SOUNDS_SECRET = re.compile(r"auth|cookie|key|token|secret|passw|signature|credential", re.IGNORECASE)
-"""Names whose values must not stand in settings."""
+_SECRET = re.compile(
+    r"auth|cookie|key|token|secret|passw|passphrase|passcode|pwd|jwt|bearer|signature|credential"
+    r"|sess(?:ion)?_?id$|(?:^|_)(?:pass|pw|sig|sign|sid|otp|session)$"
+)
+"""What names of secrets hold, or end in as a word."""
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+_PART = rf'(?:[a-z][\w.-]*=)?"?{_VARIABLE.pattern}"?'
+_PROOF = re.compile(
+    r"(?:(?:basic|bearer|digest|dpop|jwt|oauth|token|key|api[-_]?key|geniekey|aws|splunk|ssws|bot)\s+)?"
+    rf"{_PART}(?:[;,:./|-]\s*{_PART})*",
+    re.IGNORECASE,
+)
+"""A header that holds nothing of a secret: variables, after a scheme, names of parameters, and between separators."""
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _FORM = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
 _GOOGLE = "https://oauth2.googleapis.com/token"
 """Whom a service account must address to get a token, wherever it asks for it."""
+_SHORTEST = 6
+"""Letters of what is hidden as a part of a header; shorter ones are settings such as ``secure=true``."""
 _ASSERTED = 3600
 """Seconds for which a service account says who it is; no token of Google lasts longer."""
 
@@ -40,6 +52,25 @@ def variables(text: str) -> list[str]:
     ['SHOP_TOKEN']
     """
     return _VARIABLE.findall(text)
+
+
+def sounds_secret(name: str) -> bool:
+    """Say whether a value of that name must not stand in settings.
+
+    >>> [sounds_secret(name) for name in ("X-Api-Key", "userPwd", "sig", "passage", "design")]
+    [True, True, True, False, False]
+    """
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return any(_SECRET.search(spelled.lower()) for spelled in (name, "_".join(words)))
+
+
+def names_secrets(text: str) -> bool:
+    """Say whether a header's value names its secrets, and holds none.
+
+    >>> [names_secrets(text) for text in ("Bearer ${TOKEN}", "id=${ID}; key=${KEY}", "sk-live-1 ${TENANT}")]
+    [True, True, False]
+    """
+    return _PROOF.fullmatch(text) is not None
 
 
 def fill_in(text: str) -> str:
@@ -72,20 +103,76 @@ def secret(name: str) -> str:
     return value
 
 
-def hide(text: str, secrets: Iterable[str]) -> str:
-    r"""Take secrets out of a text, also where they are written for an address, in JSON or HTML, or in base 64.
+def credentials(value: str) -> list[str]:
+    """Return what a header may say, and what is secret in it by itself: no scheme, each parameter, a pair in base 64.
 
-    >>> hide(r"key s3cret/1, s3cret%2F1, s3cret\/1", ["s3cret/1"])
-    'key ***, ***, ***'
+    >>> credentials("Basic YW5uOmh1bnRlcjIy")
+    ['Basic YW5uOmh1bnRlcjIy', 'YW5uOmh1bnRlcjIy', 'ann:hunter22', 'hunter22']
+    >>> credentials("theme=dark; session=9f8e7d6c")
+    ['theme=dark; session=9f8e7d6c', '9f8e7d6c']
     """
-    for value in secrets:
-        in_json = json.dumps(value)[1:-1]
-        in_base_64 = b64encode(value.encode()).decode().rstrip("=")
-        in_address = {quote(value), quote(value, "")}
-        forms = {value, *in_address, in_json, in_json.replace("/", r"\/"), html.escape(value), in_base_64}
-        for form in sorted(forms, key=len, reverse=True):
-            text = text.replace(form, "***")
+    scheme, _, rest = value.partition(" ")
+    bare = rest.strip() if rest and re.fullmatch(r"[\w-]+", scheme) else value
+    parts = [re.split("[=:]", part, maxsplit=1)[-1].strip(' "') for part in re.split("[;,]", bare)]
+    pairs = [pair for part in (bare, *parts) if (pair := _pair(part))]
+    passwords = [pair.partition(":")[2] for pair in pairs]
+    long = [part for part in (*parts, *pairs) if len(part) >= _SHORTEST]
+    return list(dict.fromkeys([value, bare, *long, *filter(None, passwords)]))
+
+
+def hide(text: str, secrets: Iterable[str]) -> str:
+    r"""Take secrets out of a text, however they are written: for an address, in JSON, HTML or code, or in base 64.
+
+    >>> hide(r"key s3cret/1, s3cret%2f1, s3cret\/1, s3cret\u002F1, s3cret&#47;1", ["s3cret/1"])
+    'key ***, ***, ***, ***, ***'
+    """
+    forms = {form for value in secrets for form in (value, *_in_base_64(value))}
+    for form in sorted(forms, key=len, reverse=True):
+        text = _spelled(form).sub("***", text)
     return text
+
+
+def _pair(text: str) -> str:
+    """Return the user and password that HTTP Basic authentication writes so; empty for anything else."""
+    encoded = text.rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        plain = b64decode(encoded + "=" * (-len(encoded) % 4), validate=True).decode()
+    except ValueError:
+        return ""
+    return plain if ":" in plain and plain.isprintable() else ""
+
+
+def _in_base_64(value: str) -> tuple[str, str]:
+    """Return a text in base 64, as it is usually written, and for addresses."""
+    encoded = b64encode(value.encode()).decode().rstrip("=")
+    return encoded, encoded.replace("+", "-").replace("/", "_")
+
+
+@lru_cache(maxsize=256)
+def _spelled(value: str) -> re.Pattern[str]:
+    """Return a pattern for a text whose characters may be written in any way each."""
+    return re.compile("".join(map(_spelling, value)))
+
+
+def _spelling(char: str) -> str:
+    """Return a pattern for a character, as it stands or in the ways that addresses, forms, JSON, HTML and code have."""
+    if char.isascii() and char.isalnum():
+        return char
+    in_form = {" ": r"[+\s]", "+": "[+ ]"}.get(char, re.escape(char))
+    in_address = "".join(f"%(?:25){{0,3}}{byte:02x}" for byte in char.encode())
+    in_json = re.escape(json.dumps(char)[1:-1])
+    in_code = rf"\\{{1,8}}(?:{re.escape(char)}|u{ord(char):04x}|x{ord(char):02x})"
+    in_html = "|".join([f"#0{{0,6}}{ord(char)}", f"#x0{{0,6}}{ord(char):x}", *_entities().get(char, [])])
+    return f"(?:{in_form}|(?i:{in_address}|{in_json}|{in_code}|&(?:amp;){{0,3}}(?:{in_html});?))"
+
+
+@cache
+def _entities() -> dict[str, list[str]]:
+    """Return the names that HTML has for a character."""
+    names: dict[str, list[str]] = {}
+    for name, char in html5.items():
+        names.setdefault(char, []).append(name.rstrip(";"))
+    return names
 
 
 def _checked_name(name: str) -> str:
@@ -102,7 +189,7 @@ def _checked_address(url: str) -> str:
         raise SettingsError(
             f"http teacher: token_url must be a full address like https://login.example/token, but is {url!r}"
         )
-    if "@" in address.netloc or any(SOUNDS_SECRET.search(name) for name, _ in parse_qsl(address.query)):
+    if "@" in address.netloc or any(sounds_secret(name) for name, _ in parse_qsl(address.query)):
         raise SettingsError("http teacher: token_url must hold no secret, it is written to results")
     return url
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -34,6 +36,18 @@ _EXCERPT = 200
 """Characters of a reply that an error message quotes."""
 _ERROR_BYTES = 64 * 1024
 """Bytes that are read of a reply that is an error."""
+_LOGS = ["httpx2", *[f"httpcore2.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")]]
+"""Where the HTTP library writes down addresses, and with them signatures, and the headers of replies."""
+_sending = ContextVar("sending", default=False)
+"""Whether what runs is a call of ours."""
+
+
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    return not _sending.get()
+
+
+for _log in _LOGS:
+    logging.getLogger(_log).addFilter(_is_not_ours)
 
 
 class Refused(Exception):
@@ -157,7 +171,7 @@ class Wire:
         """
         try:
             async with asyncio.timeout(self.settings.timeout):
-                with self.lines.free() as line:
+                with self.lines.free() as line, _unlogged():
                     return await self._exchange(line, url, signed)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise Refused("unreachable", f"{url} cannot be reached: {_name(error)}", again=True) from error
@@ -247,6 +261,16 @@ class _Lines:
         )
         self.all.append(line)
         return line
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Let the HTTP library write nothing down."""
+    before = _sending.set(True)
+    try:
+        yield
+    finally:
+        _sending.reset(before)
 
 
 def _check_headers(headers: Mapping[str, str]) -> None:
