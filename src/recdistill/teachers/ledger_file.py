@@ -59,7 +59,7 @@ _PATIENCE = 60.0
 """Seconds to wait for another process that is writing."""
 _POLL = 0.01
 """Seconds between two tries to open a file that another process is making."""
-_MAKING = 2.0
+_MAKING = 5.0
 """Seconds within which whoever is making a file has made it a ledger."""
 _DURABLE = 1.0
 """Seconds after which a commit waits until the disk has everything, and the file itself has it, too."""
