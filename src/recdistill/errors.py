@@ -28,7 +28,7 @@ class TeacherError(RecDistillError):
 
 
 class BudgetExhausted(TeacherError):
-    """The query budget is spent; every answer bought so far is in the ledger."""
+    """The budget buys no more answers; every one bought so far is in the ledger."""
 
     def __init__(
         self, message: str, *, ranking: Ranking | None = None, answered: npt.NDArray[np.bool_] | None = None

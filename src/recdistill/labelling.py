@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from recdistill.data.dataset import Sequences
+from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Method, Setting
 from recdistill.run import Report, load_same_split, load_split, set_up_run
@@ -27,16 +27,21 @@ from recdistill.teachers.ledger_teacher import LedgerTeacher
 
 _REFRESH = 0.1
 """Least seconds between two reports of progress."""
+_ROUNDING = 1 + 1e-9
+"""How much more a sum of parts of a call may seem to be."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """What a run would ask, and what that takes."""
 
     questions: int
     """Different ones, over all that the method asks."""
-    missing: int
-    """Those that the ledger has no answer to."""
+    calls: Ints
+    """``(m,)`` how many calls each takes that the ledger has no answer to, in the order in which they are asked: of a
+    session exactly, of a list in pages at most, and together with others where a call carries several."""
+    batch_size: int
+    """Most questions in one call."""
     stats: Stats
     """What was spent before."""
     concurrency: int
@@ -46,22 +51,37 @@ class Plan:
     """From booking a question to its answer, as measured before; ``None`` without any answer."""
 
     @property
-    def cost_each(self) -> float:
-        """What an answer costs, in what the budget counts: as measured before, else 1."""
-        return self.stats.spent / self.stats.answers if self.stats.answers else 1.0
+    def missing(self) -> int:
+        """How many questions the ledger has no answer to."""
+        return len(self.calls)
+
+    @property
+    def costs(self) -> npt.NDArray[np.float64]:
+        """``(m,)`` what each missing answer costs, in what the budget counts."""
+        told = {"queries": np.ones_like(self.calls), "calls": self.calls / self.batch_size, "rows": self.calls}
+        return self._measured(told[self.stats.charge], self.stats.spent)
 
     @property
     def affordable(self) -> int:
         """How many of the missing answers the budget buys."""
-        return self.missing if self.stats.left is None else min(self.missing, int(self.stats.left / self.cost_each))
+        if self.stats.left is None:
+            return self.missing
+        return int(np.searchsorted(np.cumsum(self.costs), self.stats.left * _ROUNDING, side="right"))
 
     @property
     def seconds(self) -> float | None:
         """How long these take; ``None`` while nothing was measured and no rate is set."""
-        calls_each = max(1.0, self.stats.calls / self.stats.answers) if self.stats.answers else 1.0
-        by_rate = 0.0 if self.rate is None else self.affordable * calls_each / self.rate
-        by_latency = 0.0 if self.seconds_each is None else self.affordable * self.seconds_each / self.concurrency
-        return max(by_rate, by_latency) or (0.0 if not self.affordable else None)
+        n, at_once = self.affordable, self.concurrency * self.batch_size
+        calls = float(self._measured(self.calls / self.batch_size, self.stats.calls)[:n].sum())
+        by_rate = 0.0 if self.rate is None else calls / self.rate
+        by_latency = 0.0 if self.seconds_each is None else n * self.seconds_each / at_once
+        return max(by_rate, by_latency) or (0.0 if not n else None)
+
+    def _measured(self, told: npt.NDArray[np.number], total: int) -> npt.NDArray[np.float64]:
+        """Return what answers took before, on average; before the first, or where they differ, what is told of each."""
+        if not self.stats.answers or (told != told[:1]).any():
+            return told.astype(np.float64)
+        return np.full(len(told), total / self.stats.answers)
 
 
 def plan(run: Run, folder: Path) -> Plan:
@@ -149,13 +169,13 @@ class _Rehearsal(Deputy):
         super().__init__(keeper)
         self.keeper = keeper
         self.asked: set[tuple[int, bytes]] = set()
-        self.missing: set[tuple[int, bytes]] = set()
+        self.calls: dict[tuple[int, bytes], int] = {}
 
     def rank(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Ranking:
         """Return the first items of the catalogue for everybody."""
         asked, missing = self.keeper.look_up(histories, k, users=users)
         self.asked |= {(k, question) for question in asked}
-        self.missing |= {(k, question) for question in missing}
+        self.calls |= {(k, question): self.keeper.calls(request, k) for question, request in missing.items()}
         items = np.tile(np.arange(1, k + 1, dtype=np.int32), (len(histories), 1))
         return Ranking(items, -items.astype(np.float32) if self.gives_scores else None)
 
@@ -165,7 +185,8 @@ def _plan(settings: ApiTeacher, method: Method, setting: Setting, keeper: Ledger
     method.prepare(replace(setting, teacher=rehearsal))
     return Plan(
         questions=len(rehearsal.asked),
-        missing=len(rehearsal.missing),
+        calls=np.array(list(rehearsal.calls.values()), np.int64),
+        batch_size=settings.batch_size,
         stats=keeper.stats(),
         concurrency=settings.concurrency,
         rate=settings.rate,

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -83,6 +84,19 @@ def test_a_file_of_another_kind_is_refused_with_the_remedy(
     assert re.search("is not a ledger, or is damaged.*give another file", err)
 
 
+@pytest.mark.parametrize("command", ["stats", "verify", "export"])
+def test_a_copy_without_its_log_is_not_called_sound(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recdistill.teachers.ledger_file._MAKING", 0.05)
+    with Ledger(tmp_path / "used.sqlite") as ledger:
+        LedgerTeacher(FakeTeacher(9), ledger).rank(Sequences.from_lists([[1]]), 2)
+        copy = shutil.copy(tmp_path / "used.sqlite", tmp_path / "copy.sqlite")
+    code, out, err = call(capsys, "ledger", command, copy, *([tmp_path / "answers.csv"] if command == "export" else []))
+    assert (code, out) == (2, "")
+    assert "copy.sqlite holds nothing" in err
+
+
 # export
 
 
@@ -150,10 +164,14 @@ def test_export_keeps_numbers_of_64_bits_as_numbers(capsys: pytest.CaptureFixtur
     assert json.loads((tmp_path / "answers.jsonl").read_text())["items"] == [2**63 - 1]
 
 
+@pytest.mark.parametrize(
+    "changed",
+    ["items = '[2'", "items = '7'", "items = '[2.9,3]'", "scores = '[NaN,NaN]'", "scores = '[1]'", "question = '7'"],
+)
 def test_export_of_an_answer_that_cannot_be_read_says_what_to_do(
-    capsys: pytest.CaptureFixture[str], file: Path
+    capsys: pytest.CaptureFixture[str], file: Path, changed: str
 ) -> None:
-    write(file, "UPDATE answers SET items = '[2' WHERE rowid = 1")
+    write(file, f"UPDATE answers SET {changed} WHERE rowid = 1")
     code, _, err = call(capsys, "ledger", "export", file, file.with_suffix(".csv"))
     assert code == 2
     assert "holds an answer that cannot be read" in err
@@ -194,6 +212,10 @@ def test_a_sound_ledger(capsys: pytest.CaptureFixture[str], file: Path) -> None:
         ("UPDATE answers SET items = '[1' WHERE rowid = 2", "answer 2 cannot be used: .*rowid = 2"),
         ("UPDATE answers SET items = '[1.5, 2]' WHERE rowid = 2", "answer 2 cannot be used: item ids must be"),
         ("UPDATE answers SET items = '7' WHERE rowid = 2", "answer 2 cannot be used: its items are 7"),
+        ("UPDATE answers SET items = '[null, 3]' WHERE rowid = 2", "answer 2 cannot be used: item ids must be"),
+        ("UPDATE answers SET items = 'null' WHERE rowid = 2", "answer 2 cannot be used: its items are null"),
+        ("UPDATE answers SET scores = '[NaN,NaN]' WHERE rowid = 2", "answer 2 cannot be used: .* but one is nan"),
+        ("UPDATE answers SET scores = '7' WHERE rowid = 2", "answer 2 cannot be used: its scores are 7"),
         ("UPDATE answers SET scores = '[1.0]' WHERE rowid = 2", "answer 2 cannot be used: a list of 2 items has 1"),
         ("UPDATE answers SET question = '{\"history\":[7]}' WHERE rowid = 2", "filed under another question"),
         ("UPDATE answers SET question = '[7]' WHERE rowid = 2", r"its question is \[7\]"),

@@ -1,9 +1,11 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from recdistill.labelling import Plan
@@ -143,6 +145,96 @@ def test_an_api_that_refuses_is_an_error_and_what_was_bought_is_kept(
         assert ledger.stats(api.url).answers == 20
 
 
+SESSION = ("--set", 'teacher.body={s="{session}", i="{item}"}', "--set", "teacher.reads=session")
+PAGES = ("--set", 'teacher.body={o="{offset}", h="{history}"}', "--set", "teacher.max_k=2")
+BATCH = (
+    *("--set", 'teacher.body={q="{questions}"}', "--set", 'teacher.question={h="{history}"}'),
+    *("--set", 'teacher.answers="a[*]"', "--set", "teacher.batch_size=20"),
+)
+
+
+def two_a_page(body: Body) -> bytes:
+    """Answer whatever is asked, in the form in which it is asked."""
+    items = [f"p{body.get('o', 0) + place}" for place in range(2)]
+    return response({"a": [{"items": items}] * len(body["q"])} if "q" in body else {"items": items})
+
+
+@pytest.mark.parametrize(
+    ("shape", "charge", "budget", "told", "answers", "spent"),
+    [
+        ((*SESSION, "--set", "teacher.max_history=4"), "calls", 21, "at 4 an answer: buys 5, 7 too few", 5, 20),
+        ((*SESSION, "--set", "teacher.max_history=4"), "rows", 21, "at 4 an answer: buys 5, 7 too few", 5, 20),
+        (PAGES, "calls", 21, "at 2 an answer: buys 10, 50 too few", 10, 20),
+        (PAGES, "rows", 21, "at 2 an answer: buys 10, 50 too few", 10, 20),
+        (BATCH, "calls", 2, "at 0.05 an answer: buys 40, 20 too few", 40, 2),
+        (BATCH, "calls", 5, "at 0.05 an answer: enough", 60, 3),
+        (BATCH, "rows", 50, "at 1 an answer: buys 50, 10 too few", 50, 50),
+        (PAGES, "queries", 50, "at 1 an answer: buys 50, 10 too few", 50, 50),
+    ],
+)
+def test_a_dry_run_knows_what_an_answer_costs_before_the_first(
+    capsys: pytest.CaptureFixture[str],
+    run_file: Path,
+    api: RawApi,
+    tmp_path: Path,
+    shape: tuple[str, ...],
+    charge: str,
+    budget: int,
+    told: str,
+    answers: int,
+    spent: int,
+) -> None:
+    """And nothing is spent on replays, or on pages, that do not come to their end.
+
+    The newest four items are of twelve kinds.
+    """
+    api.answer = two_a_page
+    options = (*shape, "--set", f"teacher.charge={charge}", "--set", f"teacher.budget={budget}")
+    _, out, _ = call(capsys, "probe", run_file, "--out", tmp_path / "run", "--dry-run", *options)
+    assert f"{budget} of {budget} {charge} left, {told}\n" in out
+    assert call(capsys, "probe", run_file, "--out", tmp_path / "run", *options)[0] == 0
+    assert of_the_run(tmp_path / "run") == (answers, spent, 0)
+
+
+def of_the_run(folder: Path) -> tuple[int, int, int]:
+    """Return how many answers a run has, what it spent, and how many of its attempts failed."""
+    with Ledger(folder / "ledger.sqlite") as ledger:
+        (stats,) = (ledger.stats(teacher) for teacher in ledger.teachers())
+    return stats.answers, stats.spent, stats.failures
+
+
+def test_sessions_are_counted_each_by_its_length(
+    capsys: pytest.CaptureFixture[str], run_file: Path, api: RawApi, tmp_path: Path
+) -> None:
+    """Of four to eight items, in the order in which they are asked."""
+    api.answer = two_a_page
+    options = (*SESSION, "--set", "teacher.charge=calls", "--set", "teacher.budget=100")
+    _, out, _ = call(capsys, "probe", run_file, "--out", tmp_path / "run", "--dry-run", *options)
+    (buys,) = re.findall(r"at 6 an answer: buys (\d+),", out)
+    call(capsys, "probe", run_file, "--out", tmp_path / "run", *options)
+    answers, spent, failures = of_the_run(tmp_path / "run")
+    assert (answers, failures) == (int(buys), 0)
+    assert 100 - 8 < spent <= 100
+
+
+def test_a_budget_that_buys_no_answer_says_what_the_first_takes(
+    capsys: pytest.CaptureFixture[str], run_file: Path, api: RawApi, tmp_path: Path
+) -> None:
+    options = (*SESSION, "--set", "teacher.max_history=4", "--set", "teacher.charge=calls", "--set", "teacher.budget=3")
+    code, out, _ = call(capsys, "probe", run_file, "--out", tmp_path / "run", *options)
+    assert (code, api.asked) == (2, [])
+    assert "3 of 3 calls left, at 4 an answer: buys 0, 12 too few; the first takes 4\n" in out
+
+
+def test_a_rate_counts_every_call_of_a_session(
+    capsys: pytest.CaptureFixture[str], run_file: Path, tmp_path: Path
+) -> None:
+    """Twelve histories of each of 4 to 8 items are 360 calls."""
+    options = (*SESSION, "--set", "teacher.rate=1")
+    _, out, _ = call(capsys, "probe", run_file, "--out", tmp_path / "run", "--dry-run", *options)
+    assert "time: 6:00\n" in out
+
+
 def test_only_an_api_is_probed(capsys: pytest.CaptureFixture[str], run_file: Path, tmp_path: Path) -> None:
     without_teacher, _, _ = run_file.read_text().partition("[teacher]")
     run_file.write_text(f'{without_teacher}[teacher]\nkind = "run"\nfolder = "somewhere"\n')
@@ -161,10 +253,21 @@ def test_only_an_api_is_probed(capsys: pytest.CaptureFixture[str], run_file: Pat
     ],
 )
 def test_what_a_budget_buys_and_how_long_it_takes(stats: Stats, affordable: int, seconds: float) -> None:
-    plan = Plan(1200, 1000, stats, concurrency=8, rate=10.0, seconds_each=0.2)
+    plan = Plan(1200, np.ones(1000, np.int64), 1, stats, concurrency=8, rate=10.0, seconds_each=0.2)
     assert plan.affordable == affordable
     assert plan.seconds == pytest.approx(seconds)
 
 
 def test_without_a_rate_time_is_what_an_answer_took() -> None:
-    assert Plan(1000, 1000, Stats("api"), concurrency=8, rate=None, seconds_each=0.4).seconds == pytest.approx(50)
+    plan = Plan(1000, np.ones(1000, np.int64), 1, Stats("api"), concurrency=8, rate=None, seconds_each=0.4)
+    assert plan.seconds == pytest.approx(50)
+    assert replace(plan, batch_size=5).seconds == pytest.approx(10)
+
+
+def test_what_was_measured_counts_unless_questions_are_known_to_differ() -> None:
+    """Pages that ended early cost 1.5 calls, not 2; a session of four items takes four calls, whatever others took."""
+    stats = Stats("api", answers=10, spent=15, budget=25, calls=15, charge="calls")
+    pages = Plan(30, np.full(20, 2), 1, stats, concurrency=8, rate=1.0, seconds_each=None)
+    assert (pages.affordable, pages.seconds) == (6, 9.0)
+    sessions = replace(pages, calls=np.array([4, 3, 2, 9]))
+    assert (sessions.affordable, sessions.seconds) == (3, 9.0)

@@ -37,6 +37,9 @@ class Paged:
     pages: int = 1
     tokens: None = None
 
+    def calls(self, request: Request, k: int) -> int:
+        return self.pages
+
     def converse(self, requests: Sequence[Request], k: int) -> Conversation:
         for page in range(self.pages):
             rows = ",".join(str(request.row) for request in requests)
@@ -462,14 +465,51 @@ def test_the_budget_is_a_ceiling_on_calls_and_rows_and_is_spent_to_the_last(
 
 
 def test_an_unanswered_page_is_charged_but_the_question_is_not_answered(api: RawApi, ledger: Ledger) -> None:
-    """Two pages a question, and a budget of three calls."""
-    keeper = LedgerTeacher(Paying(Paged(api.url, 1, 2), charge="calls", concurrency=1), ledger, budget=3)
+    """Two pages a question, and a budget of two calls, of which the first has to be made again."""
+    api.answer = lambda body: BUSY if len(api.asked) == 1 else GOOD
+    keeper = LedgerTeacher(Paying(Paged(api.url, 1, 2), charge="calls", concurrency=1), ledger, budget=2)
     _, answered = keeper.rank_within_budget(histories(2), 1)
-    assert answered.tolist() == [True, False]
-    assert (keeper.stats().spent, len(api.asked)) == (3, 3)
+    assert answered.tolist() == [False, False]
+    assert (keeper.stats().spent, len(api.asked)) == (2, 2)
     larger = LedgerTeacher(Paying(Paged(api.url, 1, 2), charge="calls"), ledger, budget=10)
     larger.rank(histories(2), 1)
-    assert larger.stats().spent == 5
+    assert larger.stats().spent == 6
+
+
+@pytest.mark.parametrize("charge", ["calls", "rows"])
+def test_no_conversation_is_begun_that_the_budget_does_not_last_for(
+    api: RawApi, ledger: Ledger, caplog: pytest.LogCaptureFixture, charge: Charge
+) -> None:
+    """Eight at once of four calls each would spend all ten on first pages, and be answered nothing."""
+    keeper = LedgerTeacher(Paying(Paged(api.url, 1, 4), charge=charge, concurrency=8), ledger, budget=10)
+    _, answered = keeper.rank_within_budget(histories(20), 1)
+    assert answered.tolist() == [True] * 2 + [False] * 18
+    assert (keeper.stats().spent, len(api.asked)) == (8, 8)
+    assert "has 2 left while the next request takes 4, and 18 of 20 requests are not answered" in caplog.text
+
+
+def test_a_budget_that_buys_no_answer_is_not_spent_and_says_what_one_takes(api: RawApi, ledger: Ledger) -> None:
+    keeper = LedgerTeacher(Paying(Paged(api.url, 1, 4), charge="calls"), ledger, budget=3)
+    with pytest.raises(BudgetExhausted, match="has 3 left while the next request takes 4, and 5 of 5 requests"):
+        keeper.rank(histories(5), 1)
+    assert (keeper.stats().spent, api.asked) == (0, [])
+
+
+def test_what_a_failed_conversation_did_not_take_buys_another(api: RawApi, ledger: Ledger) -> None:
+    """Ten calls last for two at once of four; the first page of one of them is refused, so that nine remain for two."""
+    api.answer = lambda body: response(b"", "404 Not Found") if body["rows"] == [0] else GOOD
+    keeper = LedgerTeacher(Paying(Paged(api.url, 1, 4), charge="calls", concurrency=8), ledger, budget=10)
+    _, answered = keeper.rank_within_budget(histories(20), 1)
+    assert answered.tolist() == [False, True, True] + [False] * 17
+    assert keeper.stats().spent == 9
+
+
+def test_several_requests_in_a_call_take_one_together(api: RawApi, ledger: Ledger) -> None:
+    """Two calls of four pay for eight, although there are eight places."""
+    keeper = LedgerTeacher(Paying(Paged(api.url, 4), charge="calls", concurrency=8), ledger, budget=2)
+    _, answered = keeper.rank_within_budget(histories(20), 1)
+    assert answered.tolist() == [True] * 8 + [False] * 12
+    assert keeper.stats().failures == 0
 
 
 def test_openings_of_one_ledger_share_a_budget_of_calls(api: RawApi, tmp_path: Path) -> None:

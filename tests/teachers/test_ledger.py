@@ -1,5 +1,6 @@
 import logging
 import os
+import shutil
 import sqlite3
 import tempfile
 import threading
@@ -509,15 +510,38 @@ def test_a_damaged_ledger_is_named(path: Path) -> None:
         LedgerTeacher(FakeTeacher(3000), ledger).rank(histories(2000), 10)
 
 
-def test_an_answer_that_cannot_be_read_is_named(path: Path, ledger: Ledger) -> None:
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ("items = '[2'", "delimiter"),
+        ("items = '7'", "its items are 7"),
+        ("items = 'null'", "its items are null"),
+        ('items = \'{"2":1,"3":1}\'', "its items are {"),
+        ("items = '[null,3]'", "item ids must be integers or strings, but one is None"),
+        ("items = '[2.9,3]'", r"but one is 2\.9"),
+        ("items = '[true,3]'", "but one is True"),
+        ("items = '[[2],3]'", r"but one is \[2\]"),
+        ("items = '[\"\\ud800\",3]'", "half of a character"),
+        ("items = CAST(x'ff5b325d' AS BLOB)", "decode"),
+        ("scores = '[1]'", "a list of 2 items has 1 scores"),
+        ("scores = 'null'", "its scores are null"),
+        ("scores = '[NaN,NaN]'", "finite numbers, but one is nan"),
+        ("scores = '[1.0,-Infinity]'", "but one is -inf"),
+        ("scores = '[1e39,0]'", r"but one is 1e\+39"),
+        ("scores = '[true,0]'", "but one is True"),
+        ("scores = '[\"1\",0]'", "but one is '1'"),
+        ("scores = '[0,1]'", "scores rise"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_named(path: Path, ledger: Ledger, changed: str, said: str) -> None:
     """SQLite does not notice when a text has changed."""
-    keeper = LedgerTeacher(FakeTeacher(9), ledger)
-    keeper.rank(histories(1), 1)
+    keeper = LedgerTeacher(FakeTeacher(9, gives_scores=True), ledger)
+    keeper.rank(histories(1), 2)
     with sqlite3.connect(path) as db:
-        db.execute("UPDATE answers SET items = '[2'")
+        db.execute(f"UPDATE answers SET {changed}")
     db.close()
-    with pytest.raises(TeacherError, match=r"holds an answer that cannot be read.*ledger verify"):
-        keeper.rank(histories(1), 1)
+    with pytest.raises(TeacherError, match=rf"holds an answer that cannot be read: .*{said}.*ledger verify"):
+        keeper.rank(histories(1), 2)
 
 
 def test_a_folder_is_no_ledger(tmp_path: Path) -> None:
@@ -529,6 +553,39 @@ def test_an_empty_file_becomes_a_ledger(path: Path) -> None:
     path.touch()
     with Ledger(path) as ledger:
         assert LedgerTeacher(FakeTeacher(9), ledger).rank(histories(1), 1).items.tolist() == [[2]]
+
+
+@pytest.fixture
+def copy(path: Path, ledger: Ledger, tmp_path: Path) -> Path:
+    """The file of a ledger in use, copied without the one beside it that holds three answers."""
+    LedgerTeacher(FakeTeacher(9), ledger).rank(histories(3), 1)
+    (tmp_path / "copy").mkdir()
+    return Path(shutil.copy(path, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_copy_without_its_log_is_not_taken_for_a_new_ledger(
+    path: Path, copy: Path, create: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else all that was bought would be bought again."""
+    monkeypatch.setattr("recdistill.teachers.ledger_file._MAKING", 0.05)
+    before = copy.read_bytes()
+    with pytest.raises(TeacherError, match=r"holds nothing, as a copy does .* without ledger\.sqlite-wal"):
+        Ledger(copy, create=create)
+    assert copy.read_bytes() == before
+    shutil.copy(f"{path}-wal", f"{copy}-wal")
+    with Ledger(copy, create=create) as whole:
+        assert whole.stats("fake").answers == 3
+
+
+def test_what_was_written_over_a_second_ago_is_in_the_file_itself(
+    path: Path, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a copy without the log lacks a second's answers, not a day's."""
+    monkeypatch.setattr("recdistill.teachers.ledger_file._DURABLE", -1.0)
+    LedgerTeacher(FakeTeacher(9), ledger).rank(histories(3), 1)
+    with Ledger(shutil.copy(path, tmp_path / "copy.sqlite"), create=False) as copied:
+        assert copied.stats("fake").answers == 3
 
 
 def test_a_closed_ledger_says_so(path: Path) -> None:

@@ -437,6 +437,30 @@ def test_a_session_of_which_a_step_was_not_taken_is_no_answer() -> None:
         talk(settings(**SESSION), [about("a", "b")], [{"error": "busy"}])
 
 
+@pytest.mark.parametrize(
+    ("declared", "k", "calls"),
+    [
+        ({}, 20, 1),
+        ({"max_k": 5}, 20, 1),  # lists end there
+        ({"body": {"h": "{history}", "o": "{offset}"}, "max_k": 5}, 20, 4),
+        ({"body": {"h": "{history}", "o": "{offset}"}, "max_k": 5}, 21, 5),
+        ({"body": {"h": "{history}", "p": "{page}"}, "next_page": "next"}, 20, 1),  # pages of an unknown size
+        ({"reads": "session", "body": {"s": "{session}", "i": "{item}"}}, 20, 3),
+        ({"reads": "last_item", "body": {"i": "{last_item}"}}, 20, 1),
+        ({"question": {"h": "{history}"}, "answers": "a[*]", "batch_size": 8, "body": {"q": "{questions}"}}, 20, 1),
+    ],
+)
+def test_how_many_calls_a_conversation_takes(declared: dict[str, Any], k: int, calls: int) -> None:
+    assert DeclaredShape(settings(**declared)).calls(about("a", "b", "c"), k) == calls
+
+
+def test_without_an_item_no_call_is_made() -> None:
+    for reads, item in (("session", "{item}"), ("last_item", "{last_item}")):
+        declared = settings(reads=reads, body={"s": "{session}", "i": item})
+        assert DeclaredShape(declared).calls(about(), 3) == 0
+    assert DeclaredShape(settings()).calls(about(), 3) == 1
+
+
 def test_a_session_is_named_only_where_it_is_told() -> None:
     """Naming one draws random bytes, for each question."""
     shape = DeclaredShape(settings(), new_session=lambda: pytest.fail("a session was named"))

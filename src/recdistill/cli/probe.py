@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,9 +43,9 @@ def _print_plan(plan: Plan) -> None:
     )
     if stats.left is not None:
         short = plan.missing - plan.affordable
-        typer.echo(
-            f"budget: {stats.left:,} of {stats.budget:,} {stats.charge} left, at {plan.cost_each:.3g} an answer: "
-            + (f"buys {plan.affordable:,}, {short:,} too few" if short else "enough")
-        )
+        each = f", at {plan.costs.mean():.3g} an answer" if plan.missing else ""
+        buys = f"buys {plan.affordable:,}, {short:,} too few" if short else "enough"
+        needed = f"; the first takes {math.ceil(plan.costs[0]):,}" if short and not plan.affordable else ""
+        typer.echo(f"budget: {stats.left:,} of {stats.budget:,} {stats.charge} left{each}: {buys}{needed}")
     took = "not known before the first answers" if plan.seconds is None else duration(plan.seconds)
     typer.echo(f"time: {took}")

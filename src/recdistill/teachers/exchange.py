@@ -59,6 +59,10 @@ class Shape(Protocol):
         """The tokens that its calls carry; ``None`` where they carry none that are fetched."""
         ...
 
+    def calls(self, request: Request, k: int) -> int:
+        """Return how many calls a conversation about a request takes, retries aside; most, where it may end early."""
+        ...
+
     def converse(self, requests: Sequence[Request], k: int) -> Conversation:
         """Ask about some histories at once: one call, several pages, or the replay of a session."""
         ...

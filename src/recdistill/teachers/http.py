@@ -59,7 +59,7 @@ class HttpTeacher(MeteredTeacher):
         self, ids: IdMap, config: HttpConfig | None = None, *, users: IdMap | None = None, **settings: Any
     ) -> None:
         self.config = config if config is not None else HttpConfig.parse(settings, where="http teacher")
-        self.shape = DeclaredShape(self.config)
+        self.shape: DeclaredShape = DeclaredShape(self.config)
         self.ids = self.config.item_ids(ids)
         self.takes = "user" if self.config.reads == "user" else "history"
         self.names_user = self.config.names_user

@@ -25,7 +25,8 @@ the ledger is told to forget it.
 The file also keeps the turns of a rate and the waits that an API asks for, so that all processes keep to them; where
 the clock has been set back since, they are forgotten.
 
-What was committed survives a kill at any instant. A power cut may take the answers of the last second.
+What was committed survives a kill at any instant. A power cut may take the answers of the last second. So may a copy of
+a ledger in use, or of one whose process was killed, unless the ``-wal`` file beside it is copied, too.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias
 
-from recdistill.errors import BudgetExhausted, SettingsError
-from recdistill.teachers.base import Answer, Failure
-from recdistill.teachers.ledger_file import LedgerFile
+from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
+from recdistill.teachers.base import Answer, Failure, check_items, check_scores
+from recdistill.teachers.ledger_file import LedgerFile, UnreadableAnswer
 from recdistill.teachers.liveness import alive, process_started
 from recdistill.teachers.meter import Charge, Unsent
 
@@ -390,6 +391,45 @@ def digest(question: str) -> Digest:
     return hashlib.blake2b(question.encode(), digest_size=16).digest()
 
 
+def read_question(text: str) -> dict[str, Any]:
+    """Return a question as it was filed.
+
+    Raises:
+        UnreadableAnswer: when that is none.
+    """
+    asked = _load(text)
+    if not isinstance(asked, dict) or not asked.keys() <= {"history", "user"}:
+        raise UnreadableAnswer(f"its question is {text}")
+    return asked
+
+
+def read_answer(items: str, scores: str | None) -> Answer:
+    """Return an answer as it was filed.
+
+    Raises:
+        UnreadableAnswer: when that is no list of ids, or not one finite score for each, the best first.
+    """
+    try:
+        listed = check_items(_load_list("items", items))
+        return Answer(listed, None if scores is None else check_scores(_load_list("scores", scores), len(listed)))
+    except TeacherError as error:
+        raise UnreadableAnswer(str(error)) from error
+
+
+def _load_list(what: str, text: str) -> list[object]:
+    listed = _load(text)
+    if not isinstance(listed, list):
+        raise UnreadableAnswer(f"its {what} are {text}")
+    return listed
+
+
+def _load(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableAnswer(str(error)) from error
+
+
 def _teacher(db: sqlite3.Connection, identity: str) -> int:
     """Return the number of a teacher, which gets one if it has none."""
     db.execute("INSERT OR IGNORE INTO teachers (identity) VALUES (?)", (identity,))
@@ -412,10 +452,7 @@ def _forget_turns_of_a_later_time(db: sqlite3.Connection, now: float) -> None:
 
 def _find(db: sqlite3.Connection, page: Page, requests: Sequence[Digest]) -> dict[Digest, Answer]:
     rows = _select(db, "SELECT request, items, scores FROM answers", page, requests, "")
-    return {
-        request: Answer(json.loads(items), None if scores is None else json.loads(scores))
-        for request, items, scores in rows
-    }
+    return {request: read_answer(items, scores) for request, items, scores in rows}
 
 
 def _in_flight(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from recdistill.errors import TeacherError
-from recdistill.teachers.base import check_items, check_scores
-from recdistill.teachers.ledger import Ledger, digest
+from recdistill.teachers.ledger import Ledger, digest, read_answer, read_question
+from recdistill.teachers.ledger_file import UnreadableAnswer
 from recdistill.teachers.liveness import alive
 
 _SHOWN = 5
@@ -56,7 +54,7 @@ def _broken_answers(db: sqlite3.Connection) -> Iterator[str]:
     ):
         try:
             _check_answer(request, question, items, scores)
-        except (ValueError, TypeError, TeacherError) as error:
+        except UnreadableAnswer as error:
             yield (
                 f"answer {row} cannot be used: {error}; delete it, and it is asked again: "
                 f"sqlite3 FILE 'DELETE FROM answers WHERE rowid = {row}'"
@@ -64,17 +62,10 @@ def _broken_answers(db: sqlite3.Connection) -> Iterator[str]:
 
 
 def _check_answer(request: bytes, question: str, items: str, scores: str | None) -> None:
-    asked = json.loads(question)
-    if not isinstance(asked, dict) or not asked.keys() <= {"history", "user"}:
-        raise TeacherError(f"its question is {question}")
+    read_question(question)
     if digest(question) != request:
-        raise TeacherError("it is filed under another question")
-    listed = json.loads(items)
-    if not isinstance(listed, list):
-        raise TeacherError(f"its items are {items}")
-    check_items(listed)
-    if scores is not None:
-        check_scores(json.loads(scores), len(listed))
+        raise UnreadableAnswer("it is filed under another question")
+    read_answer(items, scores)
 
 
 def _unbooked_answers(db: sqlite3.Connection) -> Iterator[str]:

@@ -11,8 +11,8 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from recdistill.errors import SettingsError
-from recdistill.teachers.ledger import Ledger
-from recdistill.teachers.ledger_file import unreadable
+from recdistill.teachers.ledger import Ledger, read_answer, read_question
+from recdistill.teachers.ledger_file import UnreadableAnswer, unreadable
 
 FORMATS = (".parquet", ".csv", ".jsonl")
 _BLOCK = 10_000
@@ -49,7 +49,7 @@ def export(ledger: Ledger, path: Path) -> None:
     try:
         _write(ledger, path.suffix, partial)
         partial.replace(path)
-    except json.JSONDecodeError as error:
+    except UnreadableAnswer as error:
         raise unreadable(ledger.path, error) from error
     except OSError as error:
         raise SettingsError(f"cannot write {path}: {error.strerror or error}; give another file") from error
@@ -102,13 +102,13 @@ def _blocks(ledger: Ledger, schema: pl.Schema) -> Iterator[pl.DataFrame]:
 
 def _record(row: tuple[Any, ...], *, as_text: bool) -> tuple[Any, ...]:
     _, identity, k, round, question, items, scores, at = row
-    asked: dict[str, Any] = json.loads(question)
-    user, history, listed = asked.get("user"), asked.get("history"), json.loads(items)
+    asked, answer = read_question(question), read_answer(items, scores)
+    user, history, listed = asked.get("user"), asked.get("history"), list(answer.items)
     if as_text:
         user = None if user is None else str(user)
         history = None if history is None else [str(item) for item in history]
         listed = [str(item) for item in listed]
-    return identity, k, round, user, history, listed, json.loads(scores or "null"), int(at * 1_000_000)
+    return identity, k, round, user, history, listed, answer.scores, int(at * 1_000_000)
 
 
 def _as_json(lists: pl.Series) -> pl.Series:

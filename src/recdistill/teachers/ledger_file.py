@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import threading
@@ -69,8 +68,14 @@ _PATIENCE = 60.0
 """Seconds to wait for another process that is writing."""
 _POLL = 0.01
 """Seconds between two tries to open a file that another process is making."""
+_MAKING = 5.0
+"""Seconds within which whoever is making a file has made it a ledger."""
 _DURABLE = 1.0
-"""Seconds after which a commit waits until the disk has everything."""
+"""Seconds after which a commit waits until the disk has everything, and the file itself has it, too."""
+
+
+class UnreadableAnswer(Exception):
+    """An answer that is damaged where SQLite does not look; says how."""
 
 
 class LedgerFile:
@@ -98,7 +103,7 @@ class LedgerFile:
         except (OSError, sqlite3.Error) as error:
             raise TeacherError(f"ledger {self.path} cannot be opened: {error}.") from error
         try:
-            self._prepare()
+            self._prepare(create=create)
         except BaseException:
             self._db.close()
             raise
@@ -108,16 +113,12 @@ class LedgerFile:
         with self._lock:
             self._db.close()
 
-    def _prepare(self) -> None:
+    def _prepare(self, *, create: bool) -> None:
         """Make a new file a ledger, and refuse one that is something else."""
         with self.reading() as db:
-            # Looked at before anything is written, so that somebody else's file stays as it is; and in one transaction,
-            # as another process may be making it.
-            db.execute("BEGIN")
-            try:
-                self._format(db)
-            finally:
-                db.execute("ROLLBACK")
+            # Looked at before anything is written, so that somebody else's file stays as it is.
+            if not self._made(db) and (not create or _journal(db) == "wal"):
+                self._wait_until_made(db)
             if _switch_to_wal(db) != "wal":
                 raise TeacherError(
                     f"ledger {self.path} cannot be kept here: its file system does not support a write-ahead log; "
@@ -131,6 +132,27 @@ class LedgerFile:
                 db.execute(statement)
             db.execute(f"PRAGMA application_id = {_APPLICATION}")
             db.execute(f"PRAGMA user_version = {_VERSION}")
+
+    def _made(self, db: sqlite3.Connection) -> bool:
+        """Return whether the file is a ledger already, in one transaction, as another process may be making it."""
+        db.execute("BEGIN")
+        try:
+            return self._format(db) > 0
+        finally:
+            db.execute("ROLLBACK")
+
+    def _wait_until_made(self, db: sqlite3.Connection) -> None:
+        """Wait until a file without tables, which somebody else has begun to make, is a ledger."""
+        give_up = time.monotonic() + _MAKING
+        while not self._made(db):
+            if time.monotonic() > give_up:
+                wal = self.path.with_name(f"{self.path.name}-wal")
+                raise TeacherError(
+                    f"ledger {self.path} holds nothing, as a copy does that was made without {wal.name}, where the "
+                    f"answers are as long as the ledger is in use, or after a kill; copy that to {wal} as well, or, "
+                    "if nothing was bought yet, delete the ledger."
+                )
+            time.sleep(_POLL)
 
     def _format(self, db: sqlite3.Connection) -> int:
         """Return which format the file has, 0 where it is still empty; refuse what is something else."""
@@ -160,7 +182,7 @@ class LedgerFile:
         with self._lock:
             try:
                 yield self._db
-            except json.JSONDecodeError as error:
+            except UnreadableAnswer as error:
                 raise unreadable(self.path, error) from error
             except sqlite3.ProgrammingError as error:
                 raise TeacherError(f"ledger {self.path} cannot be used: {error} Open it again.") from error
@@ -194,7 +216,14 @@ class LedgerFile:
                     db.execute("ROLLBACK")
                 raise
             if durable:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
                 self._durable_at = time.monotonic()
+
+
+def _journal(db: sqlite3.Connection) -> str:
+    """Return how the file keeps what is not committed yet."""
+    (mode,) = db.execute("PRAGMA journal_mode").fetchone()
+    return str(mode)
 
 
 def _switch_to_wal(db: sqlite3.Connection) -> str:
@@ -211,7 +240,7 @@ def _switch_to_wal(db: sqlite3.Connection) -> str:
             return str(mode)
 
 
-def unreadable(path: Path, error: json.JSONDecodeError) -> TeacherError:
+def unreadable(path: Path, error: UnreadableAnswer) -> TeacherError:
     """Say what to do about an answer that is damaged where SQLite does not look."""
     return TeacherError(
         f"ledger {path} holds an answer that cannot be read: {error}. 'recdistill ledger verify {path}' says which, "

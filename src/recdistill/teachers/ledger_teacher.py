@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,7 +36,8 @@ class LedgerTeacher(Deputy):
         teacher: whom to ask.
         ledger: where answers are.
         budget: most that may ever be spent on this teacher, over all runs that share the ledger, those before included;
-            no limit where not given. What it counts is the teacher's ``charge``: queries, calls or rows.
+            no limit where not given. What it counts is the teacher's ``charge``: queries, calls or rows. A request that
+            takes several calls is asked only where the budget lasts to its end, beside those that are being asked.
         round: another round asks everything anew, for teachers whose answers vary.
     """
 
@@ -63,22 +65,25 @@ class LedgerTeacher(Deputy):
         """Return the top ``k`` for each history; every answer is on disk before it is returned.
 
         Raises:
-            BudgetExhausted: when the budget is too small; it has been spent, and the error carries what is answered.
+            BudgetExhausted: when the budget is too small; what buys answers of it has been spent, and the error carries
+                these.
             TeacherError: when requests failed; all others have been asked and their answers kept.
         """
-        ranking, answered, failures = self._collect(histories, k, users)
+        ranking, answered, errand = self._collect(histories, k, users)
         if answered.all():
             return ranking
         missing = f"{len(answered) - answered.sum():,} of {len(answered):,} requests"
         kept = f"all answers are in {self.ledger.path}"
-        if failures:
+        if errand.failures:
             raise TeacherError(
-                f"teacher {self.identity!r} left {missing} unanswered; {len(failures):,} failed, the first: "
-                f"{failures[0].reason}. {kept}; run again to ask only for the rest{self._refused(failures)}."
+                f"teacher {self.identity!r} left {missing} unanswered; {len(errand.failures):,} failed, the first: "
+                f"{errand.failures[0].reason}. {kept}; run again to ask only for the rest"
+                f"{self._refused(errand.failures)}."
             )
         raise BudgetExhausted(
-            f"the budget of {self.budget:,} {self.charge} for teacher {self.identity!r} is spent, and {missing} are "
-            f"not answered; {kept}. Raise the budget or ask for fewer.",
+            f"the budget of {self.budget:,} {self.charge} for teacher {self.identity!r} "
+            f"{errand.shortage or 'is spent'}, and {missing} are not answered; {kept}. Raise the budget or ask for "
+            "fewer.",
             ranking=ranking,
             answered=answered,
         )
@@ -94,32 +99,56 @@ class LedgerTeacher(Deputy):
         Raises:
             TeacherError: when the teacher gave up.
         """
-        ranking, answered, failures = self._collect(histories, k, users)
-        if failures:
+        ranking, answered, errand = self._collect(histories, k, users)
+        if errand.failures:
             _log.warning(
                 "teacher %r failed on %d of %d requests, which stay unanswered; the first: %s%s",
                 self.identity,
-                len(failures),
+                len(errand.failures),
                 len(histories),
-                failures[0].reason,
-                self._refused(failures),
+                errand.failures[0].reason,
+                self._refused(errand.failures),
+            )
+        if errand.shortage and not answered.all():
+            _log.warning(
+                "the budget of %d %s for teacher %r %s, and %d of %d requests are not answered",
+                self.budget,
+                self.charge,
+                self.identity,
+                errand.shortage,
+                len(histories) - answered.sum(),
+                len(histories),
             )
         return ranking, answered
 
     def look_up(
         self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None
-    ) -> tuple[set[Digest], set[Digest]]:
-        """Return the different questions about these histories, and those still to be asked; asks nothing."""
+    ) -> tuple[set[Digest], dict[Digest, Request]]:
+        """Return the different questions about these histories, and those still to be asked, in their order.
+
+        Nothing is asked.
+        """
         requests = self.teacher.requests(histories, users)
-        asked = {self._question(request).digest for request in requests}
+        asked = {self._question(request).digest: request for request in requests}
         page = self.ledger.page(self.identity, k, self.round)
-        missing = asked - self.ledger.find(page, list(asked)).keys()
-        failed = self.ledger.failed(page, list(missing))
-        return asked, {question for question in missing if question not in failed or not failed[question].final}
+        done = set(self.ledger.find(page, list(asked)))
+        done |= {question for question, failure in self.ledger.failed(page, list(asked)).items() if failure.final}
+        return set(asked), {question: request for question, request in asked.items() if question not in done}
+
+    def calls(self, request: Request, k: int) -> int:
+        """Return how many calls a request takes, retries aside; most, where pages may end early."""
+        return self.teacher.shape.calls(request, k) if isinstance(self.teacher, MeteredTeacher) else 1
+
+    @property
+    def in_one_charge(self) -> int:
+        """Most requests that are charged once."""
+        if self.charge != "calls" or not isinstance(self.teacher, MeteredTeacher):
+            return 1
+        return self.teacher.shape.batch_size
 
     def _collect(
         self, histories: Sequences, k: int, users: npt.NDArray[np.integer] | None
-    ) -> tuple[Ranking, Bools, list[Failure]]:
+    ) -> tuple[Ranking, Bools, _Errand]:
         """Answer from disk what is there, ask for the rest, and translate."""
         requests = self.teacher.requests(histories, users)
         questions = [self._question(request) for request in requests]
@@ -151,7 +180,7 @@ class LedgerTeacher(Deputy):
         }
         answered = np.zeros(len(histories), np.bool_)
         answered[list(answers)] = True
-        return self.teacher.ranking(answers, histories, k), answered, errand.failures
+        return self.teacher.ranking(answers, histories, k), answered, errand
 
     def _ask(self, errand: _Errand, k: int) -> Iterator[list[Outcome]]:
         if isinstance(self.teacher, MeteredTeacher):
@@ -195,6 +224,8 @@ class _Errand:
         self.answers: dict[Digest, Answer] = {}
         self.failures: list[Failure] = []
         self.exhausted = False
+        self.shortage = ""
+        """Why what is left of the budget buys nothing."""
         self.waiting: deque[tuple[Request, Question]] = deque()
         self.busy: list[tuple[Request, Question]] = []
         self.asked: dict[int, Question] = {}
@@ -203,6 +234,8 @@ class _Errand:
         self.renewed_at = time.monotonic()
         self.strange: TeacherError | None = None
         """Why nothing more is asked, where the lists mean nothing to us."""
+        self.due: dict[int, int] = {}
+        """Calls that a row which is asked is still to take, where the budget does not count queries."""
 
     def start(self, requests: list[Request], questions: list[Question]) -> None:
         """Answer from disk; what is not there waits to be asked, the same question only once."""
@@ -231,7 +264,9 @@ class _Errand:
         """Book up to ``n`` requests and hand them out."""
         taken: list[Request] = []
         while self.waiting and not taken and not self.exhausted and self.strange is None:
-            candidates = [self.waiting.popleft() for _ in range(min(n, len(self.waiting)))]
+            candidates = self._affordable(min(n, len(self.waiting)))
+            if not candidates:
+                break
             booking = self.ledger.book(self.page, [question.digest for _, question in candidates], self.keeper.budget)
             self.answers |= booking.answers
             left: list[tuple[Request, Question]] = []
@@ -247,6 +282,24 @@ class _Errand:
             self.exhausted = bool(left)
         return taken
 
+    def _affordable(self, n: int) -> list[tuple[Request, Question]]:
+        """Take the first ``n`` of those waiting, or as many as the budget lasts for, beside what is being asked."""
+        keeper = self.keeper
+        if keeper.budget is None or keeper.charge == "queries":  # queries are counted when they are booked
+            return [self.waiting.popleft() for _ in range(n)]
+        left = keeper.budget - self.ledger.spent(keeper.identity)
+        free = left * keeper.in_one_charge - sum(self.due[row] for row in self.asked)
+        chosen: list[tuple[Request, Question]] = []
+        while len(chosen) < n and (calls := keeper.calls(self.waiting[0][0], self.page.k)) <= free:
+            chosen.append(self.waiting.popleft())
+            self.due[chosen[-1][0].row] = calls
+            free -= calls
+        if not chosen and not self.asked:
+            self.exhausted = True
+            takes = math.ceil(calls / keeper.in_one_charge)
+            self.shortage = f"has {left:,} left while the next request takes {takes:,}" if left > 0 else ""
+        return chosen
+
     def charge(self, requests: Sequence[Request]) -> None:
         """Charge a call about some of what is asked, unless queries are charged, which was done when they were booked.
 
@@ -257,6 +310,8 @@ class _Errand:
         if self.keeper.charge != "queries":
             digests = [self.asked[request.row].digest for request in requests]
             self.ledger.charge(self.page, digests, self.keeper.budget)
+            for request in requests:
+                self.due[request.row] = max(0, self.due.get(request.row, 0) - 1)
 
     def turn(self, gap: float) -> float:
         """Return the seconds until a call may be sent, among all processes."""

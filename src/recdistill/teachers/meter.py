@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 from recdistill.teachers.base import Failure, Outcome, OutsideTeacher, Request, Take
+from recdistill.teachers.exchange import Shape
 
 Charge: TypeAlias = Literal["queries", "calls", "rows"]
 
@@ -81,6 +82,8 @@ class MeteredTeacher(OutsideTeacher):
 
     charge: Charge = "queries"
     """What its budget counts; what that means stands in `recdistill.teachers.ledger`."""
+    shape: Shape
+    """How it is asked, and so how many calls a question takes."""
 
     @abstractmethod
     def answers(self, take: Take, k: int, meter: Meter | None = None) -> Iterator[list[Outcome]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -49,6 +50,17 @@ class DeclaredShape:
         self._in_pages = settings.in_pages
         self._names_session = "session" in settings.placeholders
         self._next_page = None if settings.next_page is None else Path.parse(settings.next_page)
+
+    def calls(self, request: Request, k: int) -> int:
+        """Return how many calls a conversation about a request takes, retries aside; most, where pages may end early.
+
+        Where the size of a page is not known, it is taken to be k.
+        """
+        if not self._askable(request):
+            return 0
+        if self.settings.reads == "session":
+            return len(request.history)
+        return math.ceil(k / self._page_size(k)) if self._in_pages else 1
 
     def converse(self, requests: Sequence[Request], k: int) -> Conversation:
         """Ask about some histories at once: one call, several pages, or the replay of a session.
@@ -124,7 +136,7 @@ class DeclaredShape:
 
     def _turn_pages(self, request: Request, k: int) -> Generator[Call, Reply, Answer]:
         """Ask for page after page until there are k items, or no new ones."""
-        values, size = self._values([request], k), min(k, self.settings.max_k or k)
+        values, size = self._values([request], k), self._page_size(k)
         items: list[RawId] = []
         scores: list[float] = []
         page, seen = None, set[RawId]()
@@ -145,6 +157,9 @@ class DeclaredShape:
                 break
         return Answer(items[:k], None if self._score is None else check_scores(scores, len(items))[:k])
 
+    def _page_size(self, k: int) -> int:
+        return min(k, self.settings.max_k or k)
+
     def _token(self, reply: Any) -> Any:
         """Return what to send for the next page; ``None`` where there is none."""
         try:
@@ -155,7 +170,7 @@ class DeclaredShape:
     def _values(self, requests: Sequence[Request], k: int) -> dict[str, Any]:
         """Return what the placeholders of a call stand for."""
         settings = self.settings
-        common = {**settings.values, "k": min(k, settings.max_k or k), "gives_scores": settings.gives_scores}
+        common = {**settings.values, "k": self._page_size(k), "gives_scores": settings.gives_scores}
         about = [common | self._about(request) for request in requests]
         if settings.question is None:
             return about[0]
