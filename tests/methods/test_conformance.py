@@ -99,9 +99,7 @@ def student(name: str = "sasrec", *, dropout: float = 0.0, seed: int = 0) -> Mod
     return build_model(name, N, {"dim": 16, "init_std": 0.1, **reads}, train=TRAIN, seed=seed)
 
 
-def batch(
-    rows: list[int], method: Method, model: Model, seed: int = 0, *, shown: int | None = None
-) -> TrainingBatch:
+def batch(rows: list[int], method: Method, model: Model, seed: int = 0, *, shown: int | None = None) -> TrainingBatch:
     whole = method.reads_last or not model.causal
     batches = Batches(TRAIN, batch_size=len(rows), max_len=model.max_len, reads_last=whole)
     lengths = None if shown is None else np.full(len(rows), shown)
