@@ -75,7 +75,7 @@ def intent_parts(**settings: Any) -> IntentParts:
     config = IntentConfig.model_validate({"n_clusters": 4} | OFF | settings)
     parts = IntentParts(config, 3, torch.arange(5) == 0, share_of_head=0.2)
     with torch.no_grad():
-        parts.prototypes.mul_(torch.tensor([[0.5], [1.0], [3.0], [2.0]]))
+        parts.prototypes.mul_(torch.tensor([[0.5], [1.0], [3.0], [2.0]]).repeat(config.n_clusters // 4, 1))
     return parts
 
 
@@ -364,6 +364,43 @@ def test_a_queue_that_is_not_full_assigns_no_empty_places() -> None:
     with_queue, without = (intent_parts(cluster_weight=1.0, queue_size=size) for size in (100, 0))
     torch.testing.assert_close(with_queue(z, None, nobody), without(z, None, nobody))
     assert int(with_queue.queued) == 2
+
+
+def test_too_few_vectors_for_the_intents_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Equally large intents take of each of two histories a part, so that hardly any belongs to one."""
+    nobody = torch.zeros(2).bool()
+    parts = intent_parts(cluster_weight=1.0, n_clusters=8, queue_size=5)
+    for seed in range(3):
+        parts(vectors(2, 3, seed=seed), None, nobody)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    for said in (
+        "batch of 2",
+        "queue_size = 5",
+        "n_clusters = 8",
+        "queue_size to at least 6",
+        "n_clusters to at most 7",
+    ):
+        assert said in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"queue_size": 6}, {"clustering": "kmeans"}, {"cluster_weight": 0.0, "adversary_weight": 1.0}],
+)
+def test_nothing_is_told_where_the_queue_makes_up_for_it_or_no_assignment_is_learned(
+    settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = intent_parts(**{"cluster_weight": 1.0, "n_clusters": 8} | settings)
+    parts(vectors(2, 3), None, torch.zeros(2).bool())
+    assert not caplog.records
+
+
+def test_a_small_last_batch_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    parts = intent_parts(cluster_weight=1.0, n_clusters=4)
+    for size in (4, 1):
+        parts(vectors(size, 3), None, torch.zeros(size).bool())
+    assert not caplog.records
 
 
 # K-means
