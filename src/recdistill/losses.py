@@ -97,8 +97,9 @@ def list_cross_entropy(
 def compute_dtype(like: Tensor, precision: Precision) -> torch.dtype:
     """Return the type in which large matrix products run.
 
-    bf16 keeps 8 bits of a number: on catalogue logits that is noise far below that of the mini-batch, for half the
-    memory traffic and twice the arithmetic. ``auto`` picks it only where the hardware multiplies bf16 itself.
+    bf16 keeps 8 bits of a number: on logits that differ by a few units that is noise far below that of the mini-batch,
+    for half the memory traffic and twice the arithmetic; it grows with them (`LabelLossConfig.precision` has figures).
+    ``auto`` picks it only where the hardware multiplies bf16 itself.
     """
     if precision == "fp32" or (precision == "auto" and not _multiplies_bf16(like.device.type)):
         return torch.float32

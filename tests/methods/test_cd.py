@@ -77,7 +77,7 @@ def test_of_two_places_the_better_one_is_learned() -> None:
     for _ in range(looks):
         method.start_epoch(student, 1, generator)
         for user in WITH_HISTORY:
-            drawn[top(student, user, 4, seen_items=False).index(method.items[user].item())] += 1 / (3 * looks)
+            drawn[top(student, user, 4, seen_items=False).index(int(method.items[user]))] += 1 / (3 * looks)
     chances = [math.exp(-rank / 2) for rank in range(4)]
     tails = [sum(chances[rank:]) / sum(chances) for rank in range(5)]
     expected = [tails[rank] ** 2 - tails[rank + 1] ** 2 for rank in range(4)]

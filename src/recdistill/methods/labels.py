@@ -49,7 +49,12 @@ class LabelLossConfig(Settings):
     smoothing_depth: PositiveInt = 50
     """Over how many items that share is spread. They take 6 bytes each, for every training interaction."""
     precision: Precision = "auto"
-    """Of the products with the item table; ``auto`` is bf16 where the processor multiplies it natively."""
+    """Of the products with the item table; ``auto`` is bf16 where the processor multiplies it natively. ``fp32`` is for
+    large scores: in bf16 gradients are off by 1 % where logits have a standard deviation of 4, by 4 % where it is 40.
+
+    By 2 % at 16 and by 10 % at 400; by more near agreement with a teacher, where little is left of them. For 256
+    softmaxes over 12,000 items of width 64 on one thread bf16 is 2.5 times as fast, for `CE` on all items 1.4 times.
+    """
 
     @model_validator(mode="after")
     def _smooths_a_softmax(self) -> Self:
