@@ -465,11 +465,11 @@ def probe(z: Tensor, head: Tensor) -> float:
     return float(((inputs[half:] @ weights)[:, 0] > 0).eq(head[half:]).float().mean())
 
 
-@pytest.mark.parametrize(("adversary", "at_most"), [("confusion", 0.6), ("reversal", 0.75)])
-def test_the_adversary_takes_length_out_of_vectors_that_had_it(adversary: str, at_most: float) -> None:
+@pytest.mark.parametrize("adversary", ["confusion", "reversal"])
+def test_the_adversary_takes_length_out_of_vectors_that_had_it(adversary: str) -> None:
     """An encoder has what a decoder needs, and on top of it what says who is in the head; noise hides small traces.
 
-    Chance is 1/2. Reversal swings around it.
+    Chance is 1/2. The classifier learns ten times as fast: reversal swings around it where that is slow.
     """
     found = {}
     for weight in (0.0, 1.0):
@@ -482,8 +482,9 @@ def test_the_adversary_takes_length_out_of_vectors_that_had_it(adversary: str, a
         torch.nn.init.eye_(encoder.weight)
         config = IntentConfig.model_validate(OFF | {"adversary": adversary, "adversary_weight": weight})
         parts = IntentParts(config, 6, head, share_of_head=0.5)
-        optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters(), *parts.parameters()], lr=0.01)
-        for _ in range(300):
+        optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=0.01)
+        optimiser.add_param_group({"params": [*parts.parameters()], "lr": 0.1})
+        for _ in range(400):
             z = 5 * (encoder(features) + 0.5 * torch.randn(1000, 6, generator=draws))
             missed = (decoder(z) - features[:, 1:]).square().mean()
             optimiser.zero_grad()
@@ -492,7 +493,7 @@ def test_the_adversary_takes_length_out_of_vectors_that_had_it(adversary: str, a
         found[weight] = probe(z.detach(), head)
         assert missed.item() < 0.15
     assert found[0.0] > 0.9
-    assert found[1.0] < at_most
+    assert found[1.0] < 0.6
 
 
 # As a whole
