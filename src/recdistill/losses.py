@@ -97,8 +97,9 @@ def list_cross_entropy(
 def compute_dtype(like: Tensor, precision: Precision) -> torch.dtype:
     """Return the type in which large matrix products run.
 
-    bf16 keeps 8 bits of a number: on catalogue logits that is noise far below that of the mini-batch, for half the
-    memory traffic and twice the arithmetic. ``auto`` picks it only where the hardware multiplies bf16 itself.
+    bf16 keeps 8 bits of a number: on logits that differ by a few units that is noise far below that of the mini-batch,
+    for half the memory traffic and twice the arithmetic; it grows with them (`LabelLossConfig.precision` has figures).
+    ``auto`` picks it only where the hardware multiplies bf16 itself.
     """
     if precision == "fp32" or (precision == "auto" and not _multiplies_bf16(like.device.type)):
         return torch.float32
@@ -225,7 +226,7 @@ def sampled_softmax_loss(
         precision: of the matrix products; ``auto`` is bf16 where the processor multiplies it natively.
 
     Returns:
-        Scalar, in nats.
+        Scalar, in nats; 0 without positions.
 
     Source: Bengio and Senécal, "Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language
     Model", 2008; Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", 2019.
@@ -279,11 +280,12 @@ class _SampledSoftmax(torch.autograd.Function):
             d_states[rows] = torch.mm(softmax, table).to(h.dtype)
             d_table += torch.mm(softmax.T, h_low[rows])
         # The share of a hopeless positive is 0 in bf16; its loss is cut off there, its gradient is exact.
-        loss = -share[:n_states].clamp_min(torch.finfo(torch.float32).tiny).log().mean()
-        pull = (share - 1)[:, None] / n_states
-        d_states.div_(n_states).addcmul_(pull, positive_vectors)
+        count = max(n_states, 1)
+        loss = -share[:n_states].clamp_min(torch.finfo(torch.float32).tiny).log().sum() / count
+        pull = (share - 1)[:, None] / count
+        d_states.div_(count).addcmul_(pull, positive_vectors)
         d_embeddings = torch.zeros_like(v)
-        d_embeddings.index_add_(0, negatives, d_table[:-1].to(v.dtype), alpha=1 / n_states)
+        d_embeddings.index_add_(0, negatives, d_table[:-1].to(v.dtype), alpha=1 / count)
         d_embeddings.index_add_(0, labels, pull * h)
         ctx.save_for_backward(d_states[:n_states], d_embeddings)
         return loss

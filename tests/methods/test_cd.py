@@ -68,6 +68,22 @@ def test_items_come_from_the_head_of_the_students_ranking_without_the_history() 
         torch.testing.assert_close(method.scores[user], scores_of(teacher)[user][drawn])
 
 
+def test_of_two_places_the_better_one_is_learned() -> None:
+    """Each is drawn with chances exp(−rank / (M T)), here by a temperature of 4 · 1/2 = 2."""
+    student, looks = mf(2), 500
+    method = ready("cd", mf(1), student, depth=4, n_sampled=1, rank_temperature=0.5)
+    assert isinstance(method, CD)
+    drawn, generator = torch.zeros(4), torch.Generator().manual_seed(0)
+    for _ in range(looks):
+        method.start_epoch(student, 1, generator)
+        for user in WITH_HISTORY:
+            drawn[top(student, user, 4, seen_items=False).index(int(method.items[user]))] += 1 / (3 * looks)
+    chances = [math.exp(-rank / 2) for rank in range(4)]
+    tails = [sum(chances[rank:]) / sum(chances) for rank in range(5)]
+    expected = [tails[rank] ** 2 - tails[rank + 1] ** 2 for rank in range(4)]
+    assert drawn.tolist() == pytest.approx(expected, abs=0.04)
+
+
 def test_the_loss_is_taken_against_the_rescaled_teacher() -> None:
     teacher, student = mf(1), mf(2)
     method = ready("cd", teacher, student, depth=6, n_sampled=3, score_scale=2.0, score_shift=0.5, weight=3.0)

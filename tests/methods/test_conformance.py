@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from recdistill.batches import Batches
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Method, Setting, TrainingBatch, build_method
+from recdistill.methods.labels import LabelLossConfig
 from recdistill.models.base import Batch, Model, build_model
 from recdistill.registry import import_all
 from recdistill.settings import Settings
@@ -34,6 +35,12 @@ TRAIN = Sequences.from_lists(
 )
 """Walks around the circle on which `FakeTeacher` answers: labels and teacher say the same, the next item."""
 NAMES = sorted(Method.registry)
+AFTER_LABELS = [
+    name
+    for name in NAMES
+    if "label_loss" in Method.registry[name].Config.model_fields and Method.registry[name].reads_last
+]
+"""Methods that learn labels, and read the state after the last of them: that of a history of one item, too."""
 PURE = [name for name in NAMES if "labels" in Method.registry[name].Config.model_fields]
 
 
@@ -92,10 +99,11 @@ def student(name: str = "sasrec", *, dropout: float = 0.0, seed: int = 0) -> Mod
     return build_model(name, N, {"dim": 16, "init_std": 0.1, **reads}, train=TRAIN, seed=seed)
 
 
-def batch(rows: list[int], method: Method, model: Model, seed: int = 0) -> TrainingBatch:
+def batch(rows: list[int], method: Method, model: Model, seed: int = 0, *, shown: int | None = None) -> TrainingBatch:
     whole = method.reads_last or not model.causal
     batches = Batches(TRAIN, batch_size=len(rows), max_len=model.max_len, reads_last=whole)
-    return TrainingBatch(*batches.of(np.array(rows)), torch.Generator().manual_seed(seed))
+    lengths = None if shown is None else np.full(len(rows), shown)
+    return TrainingBatch(*batches.of(np.array(rows), lengths), torch.Generator().manual_seed(seed))
 
 
 def parts(method: Method, model: Model, rows: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
@@ -161,6 +169,24 @@ def test_the_loss_does_not_grow_with_the_batch(name: str) -> None:
 def test_one_user_alone_can_be_learned_from(name: str) -> None:
     learner = student()
     assert all(part.isfinite() for part in parts(ready(name, learner), learner, [3]).values())
+
+
+@pytest.mark.parametrize("loss", get_args(LabelLossConfig.model_fields["loss"].annotation))
+@pytest.mark.parametrize("name", AFTER_LABELS)
+def test_a_batch_without_labels_can_be_learned_from(name: str, loss: str) -> None:
+    """After a history's only item nothing comes next, and where users came once a batch may hold nobody else."""
+    learner = student()
+    method = ready(name, learner, label_loss={"loss": loss})
+    method.start_epoch(learner, 0, torch.Generator().manual_seed(0))
+    given = batch([0, 4, 8], method, learner, shown=1)
+    assert not given.labels.any()
+    values = method.loss(learner, given)
+    assert values["label"].item() == 0
+    total = torch.stack(list(values.values())).sum()
+    assert total.isfinite()
+    gradients = torch.autograd.grad(total, list(learner.parameters()), allow_unused=True)
+    assert any(gradient is not None for gradient in gradients)
+    assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -107,6 +107,18 @@ def test_users_go_on_when_the_student_has_come_close_and_then_learn_the_last_ord
     assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_who_has_gone_on_is_measured_by_how_far_the_next_checkpoint_was_then() -> None:
+    """A student that stays where it is comes no closer, and its users go no further."""
+    method, generator = prepared(mf(1), mf(2)), torch.Generator()
+    for epoch, now in ((2, mf(2)), (4, mf(6)), (6, mf(6))):
+        method.start_epoch(now, epoch, generator)
+        assert method.stage[WITH_HISTORY].tolist() == [int(epoch > 2)] * 3
+    own, listed = (
+        torch.tensor([top(model, user, 4, seen_items=False) for user in WITH_HISTORY]) for model in (mf(6), mf(1))
+    )
+    torch.testing.assert_close(method.distance[WITH_HISTORY], list_distance(own, listed))
+
+
 def test_nobody_goes_on_between_two_looks_or_beyond_the_last_checkpoint() -> None:
     method, generator = prepared(mf(1), mf(2)), torch.Generator()
     for epoch in (1, 2, 3):

@@ -1,6 +1,7 @@
 """What a student learns from labels: each loss by hand, masks, negatives."""
 
 import math
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from recdistill.methods.labels import (
 from recdistill.models.base import Batch, Model, build_model
 
 from ..far import far_device
+
+LOSSES = get_args(LabelLossConfig.model_fields["loss"].annotation)
 
 
 def _sigmoid(x: float) -> float:
@@ -162,6 +165,26 @@ def test_states_of_a_model_that_sees_both_sides_are_not_masked() -> None:
     torch.testing.assert_close(states, student.encode_positions(batch.batch))
 
 
+@pytest.mark.parametrize("settings", [*({"loss": loss} for loss in LOSSES), {"smoothing": 0.3}])
+@pytest.mark.parametrize("model", ["sasrec", "gru4rec", "hstu"])
+def test_a_batch_without_labels_costs_nothing(model: str, settings: dict[str, Any]) -> None:
+    """Nothing comes next in a history of one item, and the last batch of an epoch may hold no other."""
+    student = build_model(model, 4, {"dim": 4})
+    labels = _labels(LabelLossConfig.parse(settings), TAKEN, n_items=4)
+    batch = TrainingBatch(
+        Batch.from_lists([[3]]), torch.zeros(1, dtype=torch.int64), torch.tensor([1]), torch.Generator().manual_seed(0)
+    )
+    for loss, n_labels in (
+        (labels(student, batch), 0),
+        labels.with_queries(student, batch)[::2],
+        labels.with_states(student, batch)[::2],
+    ):
+        assert (loss.item(), n_labels) == (0, 0)
+        gradients = torch.autograd.grad(loss, list(student.parameters()), allow_unused=True)
+        assert any(gradient is not None for gradient in gradients)
+        assert not any(gradient.any() for gradient in gradients if gradient is not None)
+
+
 def _user_model(n_items: int = 4) -> Model:
     return build_model("mf", n_items, {"dim": 3, "init_std": 1.0}, train=Sequences.from_lists(TAKEN))
 
@@ -212,7 +235,7 @@ def test_histories_learn_by_bpr_too() -> None:
 
 
 @pytest.mark.parametrize("negatives", ["uniform", "popularity"])
-@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "gbce", "bce", "bpr"])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("model", ["sasrec", "mf"])
 def test_every_loss_is_the_same_on_another_device(
     model: str, loss: str, negatives: str, monkeypatch: pytest.MonkeyPatch

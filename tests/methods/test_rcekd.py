@@ -13,7 +13,7 @@ from recdistill.losses import subset_cross_entropy
 from recdistill.methods.rcekd import RCEKD, beyond, closure_counts, fusion_share, padding_last, rce_loss
 from recdistill.models.base import Model
 
-from .users import WITH_HISTORY, learn, mf, ready, scores_of, teacher_part, top
+from .users import WITH_HISTORY, N, learn, mf, ready, scores_of, teacher_part, top
 
 HEAD = torch.tensor([[10, 20, 30, 40, 50]])
 """The student's best five, its own list being the first three."""
@@ -165,6 +165,27 @@ def test_each_item_stands_once_and_j_is_the_draws_and_what_the_teacher_lists_bes
         assert len(set(real)) == len(real) < len(items)
         assert len(set(drawn)) == 3
         assert set(items[near].tolist()) == {*drawn, *({*method.listed[user].tolist()} - {*own})}
+
+
+@pytest.mark.parametrize("closure", ["paper", "code"])
+def test_items_above_many_of_the_teachers_are_drawn_rather(closure: str) -> None:
+    """Each with a chance of exp(z / T), over their sum."""
+    teacher, student, looks = mf(2), mf(3), 1000
+    method = prepared(teacher, student, closure=closure, depth=12, n_sampled=1, sampling_temperature=0.5)
+    drawn, expected = torch.zeros(2, len(WITH_HISTORY), N + 1)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(looks):
+        method.start_epoch(student, 1, generator)
+        for row, user in enumerate(WITH_HISTORY):
+            drawn[row, drawn_of(method, user, 1)] += 1 / looks
+    for row, user in enumerate(WITH_HISTORY):
+        ranked, listed = top(student, user, N, seen_items=True), top(teacher, user, 4, seen_items=True)
+        places = [ranked.index(item) for item in listed]
+        counted = [place for place in places if (place < 12 if closure == "code" else place >= 4)]
+        chances = [math.exp(2 * sum(place >= own for place in counted)) for own in range(12)]
+        expected[row, ranked[:12]] = torch.tensor(chances) / sum(chances)
+    assert expected.max() > 0.1  # some of 12 much rather than others
+    torch.testing.assert_close(drawn, expected, atol=0.04, rtol=0)
 
 
 def test_the_teacher_scores_what_is_compared() -> None:

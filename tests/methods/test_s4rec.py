@@ -75,7 +75,7 @@ def intent_parts(**settings: Any) -> IntentParts:
     config = IntentConfig.model_validate({"n_clusters": 4} | OFF | settings)
     parts = IntentParts(config, 3, torch.arange(5) == 0, share_of_head=0.2)
     with torch.no_grad():
-        parts.prototypes.mul_(torch.tensor([[0.5], [1.0], [3.0], [2.0]]))
+        parts.prototypes.mul_(torch.tensor([[0.5], [1.0], [3.0], [2.0]]).repeat(config.n_clusters // 4, 1))
     return parts
 
 
@@ -366,6 +366,43 @@ def test_a_queue_that_is_not_full_assigns_no_empty_places() -> None:
     assert int(with_queue.queued) == 2
 
 
+def test_too_few_vectors_for_the_intents_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Equally large intents take of each of two histories a part, so that hardly any belongs to one."""
+    nobody = torch.zeros(2).bool()
+    parts = intent_parts(cluster_weight=1.0, n_clusters=8, queue_size=5)
+    for seed in range(3):
+        parts(vectors(2, 3, seed=seed), None, nobody)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    for said in (
+        "batch of 2",
+        "queue_size = 5",
+        "n_clusters = 8",
+        "queue_size to at least 6",
+        "n_clusters to at most 7",
+    ):
+        assert said in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"queue_size": 6}, {"clustering": "kmeans"}, {"cluster_weight": 0.0, "adversary_weight": 1.0}],
+)
+def test_nothing_is_told_where_the_queue_makes_up_for_it_or_no_assignment_is_learned(
+    settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = intent_parts(**{"cluster_weight": 1.0, "n_clusters": 8} | settings)
+    parts(vectors(2, 3), None, torch.zeros(2).bool())
+    assert not caplog.records
+
+
+def test_a_small_last_batch_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    parts = intent_parts(cluster_weight=1.0, n_clusters=4)
+    for size in (4, 1):
+        parts(vectors(size, 3), None, torch.zeros(size).bool())
+    assert not caplog.records
+
+
 # K-means
 
 
@@ -428,11 +465,11 @@ def probe(z: Tensor, head: Tensor) -> float:
     return float(((inputs[half:] @ weights)[:, 0] > 0).eq(head[half:]).float().mean())
 
 
-@pytest.mark.parametrize(("adversary", "at_most"), [("confusion", 0.6), ("reversal", 0.75)])
-def test_the_adversary_takes_length_out_of_vectors_that_had_it(adversary: str, at_most: float) -> None:
+@pytest.mark.parametrize("adversary", ["confusion", "reversal"])
+def test_the_adversary_takes_length_out_of_vectors_that_had_it(adversary: str) -> None:
     """An encoder has what a decoder needs, and on top of it what says who is in the head; noise hides small traces.
 
-    Chance is 1/2. Reversal swings around it.
+    Chance is 1/2. The classifier learns ten times as fast: reversal swings around it where that is slow.
     """
     found = {}
     for weight in (0.0, 1.0):
@@ -445,8 +482,9 @@ def test_the_adversary_takes_length_out_of_vectors_that_had_it(adversary: str, a
         torch.nn.init.eye_(encoder.weight)
         config = IntentConfig.model_validate(OFF | {"adversary": adversary, "adversary_weight": weight})
         parts = IntentParts(config, 6, head, share_of_head=0.5)
-        optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters(), *parts.parameters()], lr=0.01)
-        for _ in range(300):
+        optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=0.01)
+        optimiser.add_param_group({"params": [*parts.parameters()], "lr": 0.1})
+        for _ in range(400):
             z = 5 * (encoder(features) + 0.5 * torch.randn(1000, 6, generator=draws))
             missed = (decoder(z) - features[:, 1:]).square().mean()
             optimiser.zero_grad()
@@ -455,7 +493,7 @@ def test_the_adversary_takes_length_out_of_vectors_that_had_it(adversary: str, a
         found[weight] = probe(z.detach(), head)
         assert missed.item() < 0.15
     assert found[0.0] > 0.9
-    assert found[1.0] < at_most
+    assert found[1.0] < 0.6
 
 
 # As a whole

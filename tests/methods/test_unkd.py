@@ -83,6 +83,14 @@ def test_each_groups_list_is_the_teachers_order_of_it_without_the_history() -> N
             assert listed[listed > 0].tolist() == expected
 
 
+@pytest.mark.parametrize(("emphasis", "expected"), [(0.0, [10, 10]), (0.5, [5, 15]), (1.0, [2, 18])])
+def test_rare_groups_are_emphasised_as_the_setting_says(emphasis: float, expected: list[int]) -> None:
+    # Three items of one interaction each, and 27 that have as many together: shares are 1/10 and 9/10.
+    method = ready("unkd", mf(1), mf(2), n_pairs=20, rare_emphasis=emphasis)
+    assert isinstance(method, UnKD)
+    assert method.pairs == expected
+
+
 def test_the_student_comes_to_order_each_group_as_the_teacher_does() -> None:
     teacher, student = mf(1), mf(2)
     method = ready("unkd", teacher, student, depth=10, n_pairs=60, rank_temperature=5.0)

@@ -13,7 +13,7 @@ from recdistill.errors import SettingsError, TeacherError
 from recdistill.methods.base import TrainingBatch, build_method
 from recdistill.methods.de import DE
 from recdistill.methods.htd import HTD, topology_loss
-from recdistill.methods.vectors import Experts, VectorDistillation, squared_distance
+from recdistill.methods.vectors import Experts, Vecs, VectorDistillation, squared_distance
 from recdistill.teachers.local import LocalTeacher
 
 from .users import TRAIN, WITH_HISTORY, N, learn, mf, ready, setting, teacher_part
@@ -123,6 +123,14 @@ def test_a_teacher_that_cannot_be_looked_into_is_refused(name: str) -> None:
         hidden.vectors(TRAIN)
 
 
+def missed_by_one_expert(method: VectorDistillation, users: Vecs, items: Vecs) -> float:
+    missed = 0.0
+    for experts, (own, theirs) in ((method.user_experts, users), (method.item_experts, items)):
+        mapped = experts.outer(torch.relu(experts.inner(own))) + experts.bias.weight[:, 0]
+        missed += (theirs - mapped).square().sum(1).mean().item()
+    return missed
+
+
 def test_the_loss_of_one_expert_is_what_it_misses_of_users_and_of_items() -> None:
     """A choice of one is no choice, so that nothing but the items is drawn."""
     student = mf(2)
@@ -131,11 +139,8 @@ def test_the_loss_of_one_expert_is_what_it_misses_of_users_and_of_items() -> Non
     batches = Batches(TRAIN, batch_size=3, max_len=None, reads_last=True)
     batch = TrainingBatch(*batches.of(np.array(WITH_HISTORY)), generator())
     users, items = method.pairs(student, student.encode(batch.batch), method.draw_items(student, batch), batch)
-    expected = 0.0
-    for experts, (own, theirs) in ((method.user_experts, users), (method.item_experts, items)):
-        mapped = experts.outer(torch.relu(experts.inner(own))) + experts.bias.weight[:, 0]
-        expected += (theirs - mapped).square().sum(1).mean().item()
-    assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(2 * expected, rel=1e-5)
+    missed = missed_by_one_expert(method, users, items)
+    assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(2 * missed, rel=1e-5)
 
 
 @pytest.mark.parametrize("extreme", [1e4, -1e4])
@@ -202,10 +207,27 @@ def test_topologies_and_gradients_are_finite_at_extreme_vectors(extreme: float, 
     assert torch.autograd.grad(value, student)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("between", BOTH)
+def test_no_gradient_flows_through_prototypes(between: Between) -> None:
+    # Each, alone in its group, is its own prototype. The student's cosine is 1/√2, which changes by (0, 1/√2) with the
+    # first vector; the teacher's is 0. One of four terms between members and prototypes reads the first as a member.
+    student = torch.tensor([[1.0, 0.0], [1.0, 1.0]], requires_grad=True)
+    value = loss(student, torch.eye(2), [0, 1], between)
+    assert value.item() == pytest.approx(2 * (1 / math.sqrt(2)) ** 2 / 4)
+    (gradient,) = torch.autograd.grad(value, student)
+    expected = [0.0, 2 * (1 / math.sqrt(2)) * (1 / math.sqrt(2)) / 4] if between == "members" else [0.0, 0.0]
+    assert gradient[0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
 def test_experts_and_topologies_share_the_loss_as_the_setting_says() -> None:
-    student, parts = mf(2), {}
-    for share in (0.0, 0.25, 1.0):
-        method = ready("htd", mf(1, dim=8), student, topology_share=share, n_experts=2)
-        assert isinstance(method, HTD)
-        parts[share] = teacher_part(method, student, WITH_HISTORY).item()
-    assert parts[0.25] == pytest.approx(0.75 * parts[0.0] + 0.25 * parts[1.0], rel=1e-5)
+    """One expert of users and one of items make two groups."""
+    student = mf(2)
+    method = ready("htd", mf(1, dim=8), student, topology_share=0.25, n_experts=1, n_items=8)
+    assert isinstance(method, HTD)
+    batches = Batches(TRAIN, batch_size=3, max_len=None, reads_last=True)
+    batch = TrainingBatch(*batches.of(np.array(WITH_HISTORY)), generator())
+    users, items = method.pairs(student, student.encode(batch.batch), method.draw_items(student, batch), batch)
+    own, theirs = (torch.cat(both) for both in zip(users, items, strict=True))
+    topology = loss(own, theirs, [0] * len(users[0]) + [1] * len(items[0]), "members").item()
+    expected = 0.75 * missed_by_one_expert(method, users, items) + 0.25 * topology
+    assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(expected, rel=1e-5)

@@ -49,7 +49,12 @@ class LabelLossConfig(Settings):
     smoothing_depth: PositiveInt = 50
     """Over how many items that share is spread. They take 6 bytes each, for every training interaction."""
     precision: Precision = "auto"
-    """Of the products with the item table; ``auto`` is bf16 where the processor multiplies it natively."""
+    """Of the products with the item table; ``auto`` is bf16 where the processor multiplies it natively. ``fp32`` is for
+    large scores: in bf16 gradients are off by 1 % where logits have a standard deviation of 4, by 4 % where it is 40.
+
+    By 2 % at 16 and by 10 % at 400; by more near agreement with a teacher, where little is left of them. For 256
+    softmaxes over 12,000 items of width 64 on one thread bf16 is 2.5 times as fast, for `CE` on all items 1.4 times.
+    """
 
     @model_validator(mode="after")
     def _smooths_a_softmax(self) -> Self:
@@ -69,7 +74,7 @@ class LabelLoss:
         self.popularity = counts.double() / max(int(counts.sum()), 1)
 
     def __call__(self, student: Model, batch: TrainingBatch) -> Tensor:
-        """Return the loss, a mean over labels.
+        """Return the loss, a mean over labels; 0 for a batch without any.
 
         Causal models learn the next item at every position; models that see both sides learn masked items; models that
         read the user learn all items that the user took, each once.
@@ -208,14 +213,14 @@ def bce_loss(states: Tensor, embeddings: Tensor, labels: Tensor, negatives: Tens
         negatives: ``(T,)`` drawn items j; where one is 0 or the true item, its term is left out.
 
     Returns:
-        Scalar, in nats.
+        Scalar, in nats; 0 without labels.
 
     Source: Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, Eq. 6.
     Differs from the paper: of models that read histories, negatives may come from the user's own.
     """
     positive = (states * embeddings[labels]).sum(1)
     negative = (states * embeddings[negatives]).sum(1)
-    return (F.softplus(-positive) + F.softplus(negative) * _real(negatives, labels)).mean()
+    return _mean(F.softplus(-positive) + F.softplus(negative) * _real(negatives, labels))
 
 
 def bpr_loss(states: Tensor, embeddings: Tensor, labels: Tensor, negatives: Tensor) -> Tensor:
@@ -230,14 +235,14 @@ def bpr_loss(states: Tensor, embeddings: Tensor, labels: Tensor, negatives: Tens
         negatives: ``(T,)`` drawn items j; where one is 0 or the true item, its term is left out.
 
     Returns:
-        Scalar, in nats.
+        Scalar, in nats; 0 without labels.
 
     Source: Rendle et al., "BPR: Bayesian Personalized Ranking from Implicit Feedback", UAI 2009, section 4.1.
     Differs from the paper: a mean over true items, each with one draw, instead of draws of both; and the regularisation
     is the optimiser's ``weight_decay``.
     """
     lead = (states * (embeddings[labels] - embeddings[negatives])).sum(1)
-    return (F.softplus(-lead) * _real(negatives, labels)).mean()
+    return _mean(F.softplus(-lead) * _real(negatives, labels))
 
 
 _PAIRWISE = {"bce": bce_loss, "bpr": bpr_loss}
@@ -245,6 +250,11 @@ _PAIRWISE = {"bce": bce_loss, "bpr": bpr_loss}
 
 def _real(negatives: Tensor, labels: Tensor) -> Tensor:
     return (negatives > 0) & (negatives != labels)
+
+
+def _mean(surprise: Tensor) -> Tensor:
+    """Return the mean over labels; 0 where a batch has none, since nothing comes next in histories of one item."""
+    return surprise.sum() / max(len(surprise), 1)
 
 
 def distinct_pairs(batch: Batch, n_items: int) -> tuple[Tensor, Tensor]:
@@ -313,7 +323,7 @@ def gbce_loss(
         precision: of the matrix product; ``auto`` is bf16 where the processor multiplies it natively.
 
     Returns:
-        Scalar, in nats.
+        Scalar, in nats; 0 without labels.
 
     Source: Petrov and Macdonald, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with Negative
     Sampling", RecSys 2023, Eqs. 7 and 10. Differs from the paper: negatives are shared by the batch. The loss is not
@@ -329,7 +339,7 @@ def gbce_loss(
     positive = (states * embeddings[labels]).sum(1) - start
     logits = (states.to(dtype) @ embeddings[negatives].to(dtype).T).float() - start
     logits = logits.masked_fill(negatives == labels[:, None], -torch.inf)
-    return (beta * F.softplus(-positive) + F.softplus(logits).sum(1)).mean()
+    return _mean(beta * F.softplus(-positive) + F.softplus(logits).sum(1))
 
 
 def mask_items(

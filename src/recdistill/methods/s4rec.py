@@ -9,6 +9,7 @@ reversing its gradient (``adversary``).
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,8 @@ from recdistill.methods.contrast import Pooling, Similarity, as_learned, encode_
 from recdistill.methods.labels import LabelLoss, LabelLossConfig
 from recdistill.models.base import Model
 from recdistill.settings import Settings
+
+_log = logging.getLogger("recdistill.methods")
 
 
 class IntentConfig(Settings):
@@ -58,7 +61,11 @@ class IntentConfig(Settings):
     sinkhorn_iterations: PositiveInt = 3
     """Steps towards an assignment in which all intents are equally large."""
     queue_size: NonNegativeInt = 0
-    """Recent vectors that are assigned together with the batch's, for batches that are small against ``n_clusters``."""
+    """Recent vectors that are assigned together with the batch's, for batches that are small against ``n_clusters``.
+
+    With fewer in all than intents, which are to be equally large, each is shared out among several intents. The first
+    batch says so in a warning.
+    """
     assignment_temperature: PositiveFloat = 0.1
     """At which a vector is compared with all intents (τ1)."""
     contrast_temperature: PositiveFloat = 0.1
@@ -173,6 +180,7 @@ class IntentParts(nn.Module):
         super().__init__()
         self.config = config
         self.share_of_head = share_of_head
+        self.size_checked = False
         self.register_buffer("head", head, persistent=False)
         start = F.normalize(torch.randn(config.n_clusters, dim), dim=1)
         if config.clustering == "online":
@@ -292,12 +300,29 @@ class IntentParts(nn.Module):
     def _targets(self, z: Tensor, scores: Tensor) -> Tensor:
         """Assign the batch together with what the queue remembers, which then remembers the batch as well."""
         config = self.config
+        if not self.size_checked:
+            self._check_size(len(z))
         remembered = self.queue[: int(self.queued)]
         everyone = torch.cat([scores, remembered @ self._scaled(self.prototypes).T])
         targets = sinkhorn(everyone, epsilon=config.epsilon, n_iterations=config.sinkhorn_iterations)
         self.queue = torch.cat([z, self.queue])[: config.queue_size].clone()
         self.queued = (self.queued + len(z)).clamp_max(config.queue_size)
         return targets[: len(z)]
+
+    def _check_size(self, n_histories: int) -> None:
+        """Warn once where there are more intents than vectors that are assigned together, later batches aside."""
+        self.size_checked, config = True, self.config
+        if n_histories + config.queue_size < config.n_clusters:
+            _log.warning(
+                "a batch of %d histories with queue_size = %d is less than n_clusters = %d: equally large intents then "
+                "share each history out, so that hardly any belongs to one. Set queue_size to at least %d, or "
+                "n_clusters to at most %d, or a larger batch_size",
+                n_histories,
+                config.queue_size,
+                config.n_clusters,
+                config.n_clusters - n_histories,
+                n_histories + config.queue_size,
+            )
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=1) if self.config.similarity == "cosine" else vectors

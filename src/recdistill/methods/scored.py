@@ -28,7 +28,7 @@ class DistillationConfig(SecondOpinionConfig):
     """What all methods share that add a teacher's loss to that on true items."""
 
     label_loss: LabelLossConfig = LabelLossConfig()
-    """How true items are learned."""
+    """How true items are learned; the ``precision`` holds for answers of `ckd`, and of `ce` on all items, as well."""
     weight: NonNegativeFloat = 1.0
     """λ: what the teacher's loss counts, a mean over users, beside that on true items, a mean over items.
 
