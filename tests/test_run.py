@@ -32,6 +32,7 @@ from recdistill.runfolder import EPOCHS, EVALUATION, GROUPS, LEDGER, RESULTS, RU
 from recdistill.runteachers import local_teacher, open_teacher
 from recdistill.serving.artefact import Student
 from recdistill.serving.blackbox import BlackBox, student_answers
+from recdistill.tables import print_result
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.local import LocalTeacher
 from recdistill.teachers.rules import RulesTeacher
@@ -497,6 +498,69 @@ def test_a_teacher_of_other_users_is_refused_if_it_reads_users(little_run: Secti
     others = replace(split, dataset=replace(split.dataset, users=shop.dataset.users))
     with pytest.raises(SettingsError, match="other users than these data hold: 60 there, 5,537 here, 0 in both"):
         local_teacher(student, others)
+
+
+@pytest.mark.parametrize("who", ["teacher", "start"])
+def test_a_model_of_another_split_of_the_same_data_is_refused(
+    finished: Result, little_run: Sections, who: str, tmp_path: Path
+) -> None:
+    """It has seen what the student is tested on, and would hand that on."""
+    sections = little_run | {"split": {"protocol": "random"}}
+    if who == "teacher":
+        sections |= {"teacher": {"kind": "run", "folder": str(finished.folder)}}
+    else:
+        sections |= {"model": little_run["model"] | {"start": str(finished.folder)}}
+    run_it = run_distillation if who == "teacher" else run_training
+    said = (
+        r"another part of the same interactions \('leave-one-out .* there, 'random 8:1:1 .* here\).*with the \[split\]"
+    )
+    with pytest.raises(SettingsError, match=said):
+        run_it(Run.parse(sections), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_the_same_training_interactions_may_be_cut_otherwise(finished: Result, little_run: Sections) -> None:
+    """What is masked, or called, in another way has not been seen for that."""
+    split = load_split(Run.parse(little_run | {"split": {"mask_seen": False}}))
+    local_teacher(Student.load(finished.folder), split)
+
+
+def test_a_model_of_other_interactions_teaches_with_a_warning(
+    finished: Result, little_run: Sections, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether it has seen test items cannot be told, neither of more logs nor of a folder that does not say."""
+    split, student = load_split(Run.parse(little_run)), Student.load(finished.folder)
+    local_teacher(student, split)
+    local_teacher(replace(student, origin=None), split)
+    assert caplog.messages == []
+    dataset = replace(split.dataset, sequences=split.dataset.sequences.without_newest(1))
+    local_teacher(student, leave_one_out(dataset))
+    local_teacher(replace(student, origin=None, protocol="time cut at 3"), split)
+    other, unnamed = caplog.messages
+    assert "the teacher was trained on other interactions than these" in other
+    assert "on interactions that its folder does not name ('time cut at 3' there, 'leave-one-out" in unnamed
+
+
+def test_users_without_a_training_interaction_are_missed_and_counted(
+    little_run: Sections, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They come in after the cut for validation, so that a model that reads the user has nothing to say of them."""
+    rows = [(f"c{user}", f"p{(user + step) % 12}", step) for user in range(30) for step in range(8)]
+    rows += [(f"new{user}", f"p{(user + step) % 12}", step) for user in range(5) for step in range(6, 8)]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(tmp_path / "clicks.csv")
+    sections = little_run | {"data": {"path": str(tmp_path / "clicks.csv")}, "model": {"name": "mf", "dim": 4}}
+    run = Run.parse(sections | {"split": {"protocol": "time-cut", "at": 7, "valid_at": 6}})
+    result = run_training(run, tmp_path / "run")
+    assert result.facts["unknown_users"] == 5
+    split, found = load_split(run), result.evaluation
+    new = split.train.lengths[found.users] == 0
+    assert new.sum() == 5
+    assert (found.values("hr", 10)[new] == 0).all()
+    assert np.array_equal(evaluate_run(tmp_path / "run").evaluation.ranks, found.ranks)
+    print_result(result)
+    assert "5 of the users have no training interaction: mf lists nothing for them" in capsys.readouterr().out
+    teacher = local_teacher(Student.load(tmp_path / "run"), split)
+    assert not teacher.knows(split.test.users[new]).any()
 
 
 def test_the_fingerprint_sees_order(little_run: Sections) -> None:

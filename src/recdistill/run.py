@@ -36,7 +36,7 @@ from recdistill.runfolder import (
     read_finished,
     save_results,
 )
-from recdistill.runteachers import check_same, keep_answers, open_teacher, side_by_side
+from recdistill.runteachers import check_fits, keep_answers, open_teacher, side_by_side
 from recdistill.serving.artefact import FOLDER as STUDENT
 from recdistill.serving.artefact import Student
 from recdistill.teachers.base import Teacher
@@ -214,7 +214,7 @@ def _train(
         return evaluate(model, split.valid, n_items=split.dataset.n_items, ks=(10,)).mean("ndcg", 10)
 
     def as_student(model: Model) -> Student:
-        return Student.of(model, split.dataset, protocol=split.protocol, mask_seen=split.masks_seen)
+        return Student.of(model, split.dataset, protocol=split.protocol, mask_seen=split.masks_seen, train=split.train)
 
     def keep(epoch: int, model: Model) -> None:
         assert folder is not None
@@ -244,7 +244,8 @@ def set_up(
         start: a trained model of the same kind and shape, whose weights the student begins with.
 
     Raises:
-        SettingsError: when these do not fit: see `Method.check`; or when the student cannot start from that model.
+        SettingsError: when these do not fit: see `Method.check`; or when the student cannot start from that model, which may
+            not have seen what the split holds out either.
     """
     learner = Method.registry[method.name](method.config)
     with torch.random.fork_rng(devices=[]):
@@ -252,7 +253,7 @@ def set_up(
         model = build_model(student.name, split.dataset.n_items, student.config, train=split.train)
     learner.check(model, teacher)
     if start is not None:
-        check_same("items", start.items, split.dataset.items)
+        check_fits("model to start from", start, split)
         start.hand_on(model)
     train, users = split.train, np.arange(len(split.train))
     if training.long_histories == "windows" and model.max_len is not None:
@@ -352,6 +353,7 @@ def _evaluate(run: Run, folder: Path, split: Split, student: Student, facts: dic
         **facts,
         "protocol": split.protocol,
         "strata": groups.labels(),
+        "unknown_users": int((~student.model.knows(np.unique(split.test.users))).sum()),
         "parameters": student.n_parameters,
         "student_bytes": sum(file.stat().st_size for file in (folder / STUDENT).iterdir()),
         f"coverage@{k}": found.coverage(k),

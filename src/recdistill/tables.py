@@ -36,6 +36,10 @@ def print_result(result: Result, *, every_stratum: bool = False) -> None:
     console.print(f"\n{result.facts['protocol']}; full ranking over {result.evaluation.n_items:,} items\n")
     console.print(table)
     _print_cuts(console, result)
+    if unknown := result.facts.get("unknown_users"):
+        console.print(
+            f"{unknown:,} of the users have no training interaction: {result.run.student.name} lists nothing for them"
+        )
     console.print(_cost(result))
     if rows := result.facts.get("side_by_side"):  # runs of earlier versions have none
         console.print()
