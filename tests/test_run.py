@@ -287,6 +287,24 @@ def test_a_file_of_scores_can_teach(
     assert Student.load(tmp_path / "run").recommend([["p1", "p2", "p3", "p4", "p5"]], k=1)[0][0].item == "p6"
 
 
+@pytest.mark.parametrize(("n_products", "method"), [(12, "ckd"), (5, "kd")])
+def test_what_stands_in_a_file_decides_how_it_teaches(
+    little_run: Sections, tmp_path: Path, n_products: int, method: str
+) -> None:
+    """The folder says how in the end, and is taken up again by the same file."""
+    rows = [(f"c{user}", f"p{(user + n) % 12}", -float(n)) for user in range(60) for n in range(n_products)]
+    pl.DataFrame(rows, schema=["user", "item", "score"], orient="row").write_csv(tmp_path / "scores.csv")
+    file = {"kind": "file", "path": str(tmp_path / "scores.csv")}
+    run = Run.parse(little_run | {"teacher": file, "method": {"second_opinion": 0.2}})
+    with pytest.raises(KeyboardInterrupt):
+        run_distillation(run, tmp_path / "run", Listener(stop_after=1))
+    result = run_distillation(run, tmp_path / "run")
+    assert result.run == run_distillation(run, tmp_path / "run").run == run.by_default(method)
+    named = Run.parse(little_run | {"teacher": file, "method": {"name": "rrd"}})
+    with pytest.raises(SettingsError, match=rf'method\.name: "{method}" and "rrd"'):
+        run_distillation(named, tmp_path / "run")
+
+
 def test_an_api_is_asked_within_the_budget_and_paid_once(api: BlackBox, little_run: Sections, tmp_path: Path) -> None:
     """40 queries may be spent; a second run that shares the ledger gets its answers from there."""
     ledger = str(tmp_path / LEDGER)
@@ -419,7 +437,8 @@ def test_an_api_that_cannot_be_asked_about_parts_is_refused_in_time(
     reads: str, api: BlackBox, little_run: Sections, tmp_path: Path
 ) -> None:
     """Its folder is then free for method kd."""
-    run = Run.parse(little_run | ask(api, reads=reads, body={reads: f"{{{reads}}}"}))
+    asked = ask(api, reads=reads, body={reads: f"{{{reads}}}"})
+    run = Run.parse(little_run | asked | {"method": {"name": "bahsd"}})
     with pytest.raises(SettingsError, match=r"use method 'kd', or set scales to \[1\.0\]"):
         run_distillation(run, tmp_path / "run")
     assert not (tmp_path / "run").exists()

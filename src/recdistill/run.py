@@ -21,7 +21,7 @@ from recdistill.devices import find_device
 from recdistill.errors import ArtefactError, SettingsError
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import Evaluation, strata, table
-from recdistill.methods.base import Method, Setting
+from recdistill.methods.base import Method, Setting, default_method
 from recdistill.models.base import Model, build_model
 from recdistill.runfile import SHOP, Choice, Run
 from recdistill.runfolder import (
@@ -123,6 +123,8 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
     device = find_device(run.training.device)
     split = load_same_split(run, folder)
     teacher = None if run.teacher is None else open_teacher(run.teacher, split, device)
+    run = run.by_default(default_method(teacher))
+    claim(folder, run)
     model, method, setting = set_up_run(run, split, teacher)
     note(folder, run, split.dataset)
     dataset = split.dataset
@@ -244,8 +246,8 @@ def set_up(
         start: a trained model of the same kind and shape, whose weights the student begins with.
 
     Raises:
-        SettingsError: when these do not fit: see `Method.check`; or when the student cannot start from that model, which may
-            not have seen what the split holds out either.
+        SettingsError: when these do not fit: see `Method.check`; or when the student cannot start from that model, or
+            it was trained on what the split holds out.
     """
     learner = Method.registry[method.name](method.config)
     with torch.random.fork_rng(devices=[]):
@@ -270,7 +272,7 @@ def set_up(
 
 
 def set_up_run(run: Run, split: Split, teacher: Teacher | None) -> tuple[Model, Method, Setting]:
-    """Do `set_up` for a run, whose teacher `open_teacher` gives."""
+    """Do `set_up` for a run whose method is known, and whose teacher `open_teacher` gives."""
     return set_up(split, run.student, run.method, run.training, teacher=teacher, start=_load_start(run))
 
 

@@ -86,7 +86,7 @@ def test_a_method_that_asks_for_any_score_wants_a_whole_matrix() -> None:
     method.check_teacher(stored(table(whole())))
     said = (
         r"scores of any item .* does not give \(of 4 items it scores 3 for user 10, say, but not item 'b'\): "
-        r"take .* a file with all scores as teacher, or 'bahsd', 'kd'"
+        r"take .* a file with all scores as teacher, or 'kd' or 'rrd'"
     )
     with pytest.raises(SettingsError, match=said):
         method.check_teacher(stored())

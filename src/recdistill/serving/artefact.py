@@ -88,7 +88,8 @@ class Student:
 
     A saved student is a folder of three files: ``model.safetensors`` (weights), ``model.json`` (what they are) and
     ``items.parquet`` (raw ids and titles, in the model's order). For a model that reads the user there is a fourth,
-    ``users.parquet`` (raw ids, the items of each, and who was trained on). It needs nothing else, and loading it runs no code.
+    ``users.parquet`` (raw ids, the items of each, and who was trained on). It needs nothing else, and loading it runs
+    no code.
     """
 
     model: Model
