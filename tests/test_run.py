@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -266,7 +267,7 @@ def test_epochs_are_kept_in_a_folder(little_run: Sections) -> None:
     ],
 )
 def test_a_file_of_scores_can_teach(
-    little_run: Sections, shop: Path, tmp_path: Path, method: Sections, listed: int
+    little_run: Sections, tmp_path: Path, method: Sections, listed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All scores for a method that asks for any item's, the best ones for others, which learn from nothing else here.
 
@@ -283,8 +284,13 @@ def test_a_file_of_scores_can_teach(
     teacher = {"kind": "file", "path": str(tmp_path / "scores.csv"), **columns}
     training = little_run["training"] | {"epochs": 6}
     run = Run.parse(little_run | {"teacher": teacher, "method": method, "training": training})
-    run_distillation(run, tmp_path / "run")
+    result = run_distillation(run, tmp_path / "run")
     assert Student.load(tmp_path / "run").recommend([["p1", "p2", "p3", "p4", "p5"]], k=1)[0][0].item == "p6"
+    file, student = result.facts["side_by_side"]
+    assert file["file_bytes"] == (tmp_path / "scores.csv").stat().st_size
+    assert student["parameters"] == result.facts["parameters"]
+    print_result(result)
+    assert re.search(rf"^{file['model']} +- +0\.\d\d in files +-$", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("n_products", "method"), [(12, "ckd"), (5, "kd")])
@@ -347,7 +353,8 @@ def test_the_histories_themselves_teach(little_run: Sections, tmp_path: Path) ->
         | {"training": little_run["training"] | {"epochs": 6}}
     )
     result = run_distillation(run, tmp_path / "run")
-    assert result.facts["queries"] == result.facts["side_by_side"] == []
+    assert result.facts["queries"] == []
+    assert [row["model"] for row in result.facts["side_by_side"]] == ["student"]
     assert Student.load(tmp_path / "run").recommend([["p1", "p2", "p3", "p4", "p5"]], k=1)[0][0].item == "p6"
 
 

@@ -137,7 +137,7 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
             teacher = keep_answers(run.teacher, teacher, folder, ledgers)
         setting = replace(setting, teacher=teacher)
         student, fitted = _train(split, model.to(device), method, setting, run.training, folder, report)
-        asked = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher]
+        asked = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher] if teacher else []
         queries = [asdict(member.stats()) for member in asked if isinstance(member, LedgerTeacher)]
         compared = side_by_side(asked, student.model, split.test)
     student.save(folder / STUDENT)

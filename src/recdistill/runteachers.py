@@ -176,22 +176,27 @@ def _check_same(who: str, what: str, known: IdMap, wanted: IdMap) -> None:
         )
 
 
-def side_by_side(teachers: Iterable[Teacher | None], student: Model, cases: Cases) -> list[dict[str, Any]]:
-    """Return size and speed of teachers and student; nothing where no teacher's are known.
+def side_by_side(teachers: Iterable[Teacher], student: Model, cases: Cases) -> list[dict[str, Any]]:
+    """Return size and speed of teachers and student; nothing without a teacher.
 
     Args:
-        teachers: a model of one's own is measured on the cases like the student, an API is as fast as its ledger says.
+        teachers: a model of one's own is measured on the cases like the student, an API is as fast as its ledger says,
+            and a file is as large as it is.
         student: as trained.
         cases: to be answered.
 
     Returns:
         A row for each teacher of whom something is known, then the student's: ``model``, and the figures of a
-        `Footprint`, or ``seconds_an_answer``.
+        `Footprint`, or ``seconds_an_answer``, or ``file_bytes``.
     """
     rows: list[dict[str, Any]] = []
-    for teacher in teachers:
+    asked = list(teachers)
+    for teacher in asked:
+        name = f"teacher {teacher.identity}"
         if isinstance(teacher, LocalTeacher):
-            rows.append({"model": f"teacher {teacher.identity}", **asdict(footprint(teacher.model, cases))})
+            rows.append({"model": name, **asdict(footprint(teacher.model, cases))})
         elif isinstance(teacher, LedgerTeacher) and (seconds := teacher.ledger.seconds_each(teacher.identity)):
-            rows.append({"model": f"teacher {teacher.identity}", "seconds_an_answer": seconds})
-    return [*rows, {"model": "student", **asdict(footprint(student, cases))}] if rows else []
+            rows.append({"model": name, "seconds_an_answer": seconds})
+        elif isinstance(teacher, StoredTeacher) and teacher.file_bytes is not None:
+            rows.append({"model": name, "file_bytes": teacher.file_bytes})
+    return [*rows, {"model": "student", **asdict(footprint(student, cases))}] if asked else []

@@ -202,6 +202,24 @@ def test_ids_of_something_else_are_refused() -> None:
         stored(table([(11, "a", 1.0)]))
 
 
+def test_ids_of_other_users_are_refused() -> None:
+    """Two of three would learn nothing from it, with a warning that nobody reads."""
+    other = [(user + 100 if user > 10 else user, item, score) for user, item, score in whole()]
+    said = (
+        r"8 of 12 rows in the frame name users that are not in the data, for example \[120, 130\], and 2 of the data's "
+        r"3 users, which have ids like 10, have no row\. Write the ids of the data"
+    )
+    with pytest.raises(TeacherError, match=said):
+        stored(table(other))
+
+
+def test_a_table_of_many_other_users_or_of_few_alone_is_welcome() -> None:
+    """A model of all customers teaches on some of them; and some may be all that was scored."""
+    others = [(user + 100 * n, item, score) for user, item, score in whole() for n in range(3)]
+    assert stored(table(others)).knows(EVERYBODY).all()
+    assert stored(table(whole()[:4])).knows(EVERYBODY).tolist() == [True, False, False]
+
+
 def test_integers_in_a_file_are_found_among_text_ids() -> None:
     """``7`` in Parquet is ``"7"`` where other ids of the logs are words."""
     teacher = StoredTeacher(table([(7, "a", 1.0)]), ids=ITEMS, users=IdMap(["7", "guest"], first=0))
