@@ -94,7 +94,7 @@ def test_a_saved_model_teaches_by_its_scores_unless_told_otherwise(teacher: rd.S
 
 def test_within_a_budget_a_model_teaches_by_its_lists(teacher: rd.Student, split: rd.Split, tmp_path: Path) -> None:
     rd.distill(teacher, split, student=SMALL, training=FEW, budget=100, folder=tmp_path / "lists")
-    with pytest.raises(SettingsError, match="a ledger counts and keeps lists alone, so ask it without a budget"):
+    with pytest.raises(SettingsError, match="which counts and keeps lists alone: ask it without a budget"):
         rd.distill(
             teacher, split, method=rd.RCEKD(), student=SMALL, training=FEW, budget=100, folder=tmp_path / "scores"
         )

@@ -118,6 +118,8 @@ class Method(ABC, nn.Module):
         for need, what in _GIVEN.items():
             if need in self.needs and _lacks(teacher, need):
                 gap = f" ({teacher.gap})" if need == "scores" and teacher.gap else ""
+                if _is_behind(teacher, need):
+                    gap = " through a ledger, which counts and keeps lists alone"
                 raise SettingsError(
                     f"method {self.name!r} needs {what}, which teacher {teacher.identity!r} does not give{gap}: "
                     f"{_remedy(teacher, need)}"
@@ -170,12 +172,16 @@ def _lacks(teacher: Teacher, need: Need) -> bool:
     return not teacher.gives_vectors if need == "vectors" else len(teacher.checkpoints) < 2
 
 
+def _is_behind(teacher: Teacher, need: Need) -> bool:
+    return isinstance(teacher, Deputy) and not _lacks(teacher.teacher, need)
+
+
 def _remedy(teacher: Teacher, need: Need) -> str:
     """Say what to do about a teacher that lacks something, as it is."""
     lists = "'bahsd', 'kd' or 'rrd'" if teacher.hears_parts else "'kd' or 'rrd'"
     by_lists = f"{lists}, which learn from lists"
-    if isinstance(teacher, Deputy) and not _lacks(teacher.teacher, need):
-        return f"a ledger counts and keeps lists alone, so ask it without a budget or a ledger, or use {by_lists}"
+    if _is_behind(teacher, need):
+        return f"ask it without a budget and a ledger, or use {by_lists}"
     if need == "scores":
         return f"take a trained model or a file with all scores as teacher, or {by_lists}"
     if need == "vectors":
