@@ -92,6 +92,14 @@ def test_a_saved_model_teaches_by_its_scores_unless_told_otherwise(teacher: rd.S
     assert by_default == by_scores != by_lists
 
 
+def test_within_a_budget_a_model_teaches_by_its_lists(teacher: rd.Student, split: rd.Split, tmp_path: Path) -> None:
+    rd.distill(teacher, split, student=SMALL, training=FEW, budget=100, folder=tmp_path / "lists")
+    with pytest.raises(SettingsError, match="which counts and keeps lists alone: ask it without a budget"):
+        rd.distill(
+            teacher, split, method=rd.RCEKD(), student=SMALL, training=FEW, budget=100, folder=tmp_path / "scores"
+        )
+
+
 def test_a_method_can_be_given_again(teacher: rd.Student, split: rd.Split) -> None:
     """It stands for its settings; nothing that one run learned leaks into the next."""
     method = rd.BAHSD(top_k=4)

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from recdistill.runfolder import EPOCHS, EVALUATION, GROUPS, LEDGER, RESULTS, RU
 from recdistill.runteachers import local_teacher, open_teacher
 from recdistill.serving.artefact import Student
 from recdistill.serving.blackbox import BlackBox, student_answers
+from recdistill.tables import print_result
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.local import LocalTeacher
 from recdistill.teachers.rules import RulesTeacher
@@ -265,7 +267,7 @@ def test_epochs_are_kept_in_a_folder(little_run: Sections) -> None:
     ],
 )
 def test_a_file_of_scores_can_teach(
-    little_run: Sections, shop: Path, tmp_path: Path, method: Sections, listed: int
+    little_run: Sections, tmp_path: Path, method: Sections, listed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All scores for a method that asks for any item's, the best ones for others, which learn from nothing else here.
 
@@ -282,8 +284,31 @@ def test_a_file_of_scores_can_teach(
     teacher = {"kind": "file", "path": str(tmp_path / "scores.csv"), **columns}
     training = little_run["training"] | {"epochs": 6}
     run = Run.parse(little_run | {"teacher": teacher, "method": method, "training": training})
-    run_distillation(run, tmp_path / "run")
+    result = run_distillation(run, tmp_path / "run")
     assert Student.load(tmp_path / "run").recommend([["p1", "p2", "p3", "p4", "p5"]], k=1)[0][0].item == "p6"
+    file, student = result.facts["side_by_side"]
+    assert file["file_bytes"] == (tmp_path / "scores.csv").stat().st_size
+    assert student["parameters"] == result.facts["parameters"]
+    print_result(result)
+    assert re.search(rf"^{file['model']} +- +0\.\d\d in files +-$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("n_products", "method"), [(12, "ckd"), (5, "kd")])
+def test_what_stands_in_a_file_decides_how_it_teaches(
+    little_run: Sections, tmp_path: Path, n_products: int, method: str
+) -> None:
+    """The folder says how in the end, and is taken up again by the same file."""
+    rows = [(f"c{user}", f"p{(user + n) % 12}", -float(n)) for user in range(60) for n in range(n_products)]
+    pl.DataFrame(rows, schema=["user", "item", "score"], orient="row").write_csv(tmp_path / "scores.csv")
+    file = {"kind": "file", "path": str(tmp_path / "scores.csv")}
+    run = Run.parse(little_run | {"teacher": file, "method": {"second_opinion": 0.2}})
+    with pytest.raises(KeyboardInterrupt):
+        run_distillation(run, tmp_path / "run", Listener(stop_after=1))
+    result = run_distillation(run, tmp_path / "run")
+    assert result.run == run_distillation(run, tmp_path / "run").run == run.by_default(method)
+    named = Run.parse(little_run | {"teacher": file, "method": {"name": "rrd"}})
+    with pytest.raises(SettingsError, match=rf'method\.name: "{method}" and "rrd"'):
+        run_distillation(named, tmp_path / "run")
 
 
 def test_an_api_is_asked_within_the_budget_and_paid_once(api: BlackBox, little_run: Sections, tmp_path: Path) -> None:
@@ -328,7 +353,8 @@ def test_the_histories_themselves_teach(little_run: Sections, tmp_path: Path) ->
         | {"training": little_run["training"] | {"epochs": 6}}
     )
     result = run_distillation(run, tmp_path / "run")
-    assert result.facts["queries"] == result.facts["side_by_side"] == []
+    assert result.facts["queries"] == []
+    assert [row["model"] for row in result.facts["side_by_side"]] == ["student"]
     assert Student.load(tmp_path / "run").recommend([["p1", "p2", "p3", "p4", "p5"]], k=1)[0][0].item == "p6"
 
 
@@ -418,7 +444,8 @@ def test_an_api_that_cannot_be_asked_about_parts_is_refused_in_time(
     reads: str, api: BlackBox, little_run: Sections, tmp_path: Path
 ) -> None:
     """Its folder is then free for method kd."""
-    run = Run.parse(little_run | ask(api, reads=reads, body={reads: f"{{{reads}}}"}))
+    asked = ask(api, reads=reads, body={reads: f"{{{reads}}}"})
+    run = Run.parse(little_run | asked | {"method": {"name": "bahsd"}})
     with pytest.raises(SettingsError, match=r"use method 'kd', or set scales to \[1\.0\]"):
         run_distillation(run, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -497,6 +524,69 @@ def test_a_teacher_of_other_users_is_refused_if_it_reads_users(little_run: Secti
     others = replace(split, dataset=replace(split.dataset, users=shop.dataset.users))
     with pytest.raises(SettingsError, match="other users than these data hold: 60 there, 5,537 here, 0 in both"):
         local_teacher(student, others)
+
+
+@pytest.mark.parametrize("who", ["teacher", "start"])
+def test_a_model_of_another_split_of_the_same_data_is_refused(
+    finished: Result, little_run: Sections, who: str, tmp_path: Path
+) -> None:
+    """It has seen what the student is tested on, and would hand that on."""
+    sections = little_run | {"split": {"protocol": "random"}}
+    if who == "teacher":
+        sections |= {"teacher": {"kind": "run", "folder": str(finished.folder)}}
+    else:
+        sections |= {"model": little_run["model"] | {"start": str(finished.folder)}}
+    run_it = run_distillation if who == "teacher" else run_training
+    said = (
+        r"another part of the same interactions \('leave-one-out .* there, 'random 8:1:1 .* here\).*with the \[split\]"
+    )
+    with pytest.raises(SettingsError, match=said):
+        run_it(Run.parse(sections), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_the_same_training_interactions_may_be_cut_otherwise(finished: Result, little_run: Sections) -> None:
+    """What is masked, or called, in another way has not been seen for that."""
+    split = load_split(Run.parse(little_run | {"split": {"mask_seen": False}}))
+    local_teacher(Student.load(finished.folder), split)
+
+
+def test_a_model_of_other_interactions_teaches_with_a_warning(
+    finished: Result, little_run: Sections, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether it has seen test items cannot be told, neither of more logs nor of a folder that does not say."""
+    split, student = load_split(Run.parse(little_run)), Student.load(finished.folder)
+    local_teacher(student, split)
+    local_teacher(replace(student, origin=None), split)
+    assert caplog.messages == []
+    dataset = replace(split.dataset, sequences=split.dataset.sequences.without_newest(1))
+    local_teacher(student, leave_one_out(dataset))
+    local_teacher(replace(student, origin=None, protocol="time cut at 3"), split)
+    other, unnamed = caplog.messages
+    assert "the teacher was trained on other interactions than these" in other
+    assert "on interactions that its folder does not name ('time cut at 3' there, 'leave-one-out" in unnamed
+
+
+def test_users_without_a_training_interaction_are_missed_and_counted(
+    little_run: Sections, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They come in after the cut for validation, so that a model that reads the user has nothing to say of them."""
+    rows = [(f"c{user}", f"p{(user + step) % 12}", step) for user in range(30) for step in range(8)]
+    rows += [(f"new{user}", f"p{(user + step) % 12}", step) for user in range(5) for step in range(6, 8)]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(tmp_path / "clicks.csv")
+    sections = little_run | {"data": {"path": str(tmp_path / "clicks.csv")}, "model": {"name": "mf", "dim": 4}}
+    run = Run.parse(sections | {"split": {"protocol": "time-cut", "at": 7, "valid_at": 6}})
+    result = run_training(run, tmp_path / "run")
+    assert result.facts["unknown_users"] == 5
+    split, found = load_split(run), result.evaluation
+    new = split.train.lengths[found.users] == 0
+    assert new.sum() == 5
+    assert (found.values("hr", 10)[new] == 0).all()
+    assert np.array_equal(evaluate_run(tmp_path / "run").evaluation.ranks, found.ranks)
+    print_result(result)
+    assert "5 of the users have no training interaction: mf lists nothing for them" in capsys.readouterr().out
+    teacher = local_teacher(Student.load(tmp_path / "run"), split)
+    assert not teacher.knows(split.test.users[new]).any()
 
 
 def test_the_fingerprint_sees_order(little_run: Sections) -> None:

@@ -25,12 +25,18 @@ def test_every_default_is_filled_in() -> None:
     assert run.teacher is None
 
 
-@pytest.mark.parametrize(
-    ("teacher", "method"),
-    [(API, "bahsd"), (RUN, "ckd"), (RUN | {"gives_scores": False}, "bahsd"), (FILE, "kd"), ({"kind": "rules"}, "kd")],
-)
-def test_the_default_method_is_what_suits_the_teacher(teacher: dict[str, Any], method: str) -> None:
-    assert parse(teacher=teacher).method.name == method
+def test_the_teacher_decides_what_the_default_method_is() -> None:
+    """How it is opened, and of a file what stands in it, is not known before; the settings are kept until then."""
+    run = parse(teacher=FILE, method={"second_opinion": 0.1})
+    assert run.dump()["method"] == {"second_opinion": 0.1}
+    assert Run.parse(json.loads(json.dumps(run.dump()))) == run
+    by_scores = run.by_default("ckd")
+    assert by_scores.dump()["method"] | {"name": "ckd", "second_opinion": 0.1} == by_scores.dump()["method"]
+    assert by_scores.by_default("kd") == by_scores
+    assert run.differences(by_scores) == by_scores.differences(run) == []
+    assert parse(teacher=FILE).differences(by_scores) == ["method.second_opinion: 0.3 and 0.1"]
+    with pytest.raises(SettingsError, match=r"\[method\] kd: unknown setting 'topk'; did you mean 'top_k'"):
+        parse(teacher=FILE, method={"topk": 3}).by_default("kd")
 
 
 def test_student_and_model_are_two_names_for_one_section() -> None:
@@ -203,7 +209,8 @@ def test_differences_name_what_differs() -> None:
 
 
 def test_another_method_differs_in_its_settings_too() -> None:
-    differences = parse(teacher=API).differences(parse(teacher=API, method={"name": "kd"}))
+    probed = parse(teacher=API, method={"name": "bahsd"})
+    differences = probed.differences(parse(teacher=API, method={"name": "kd"}))
     assert 'method.name: "bahsd" and "kd"' in differences
     assert "method.depth: 20 and nothing" in differences
 

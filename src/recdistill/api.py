@@ -13,9 +13,7 @@ from recdistill.data.interactions import Interactions, read_interactions
 from recdistill.data.splits import Split, leave_one_out
 from recdistill.devices import find_device
 from recdistill.errors import SettingsError
-from recdistill.methods.bahsd import BAHSD
-from recdistill.methods.base import Method
-from recdistill.methods.ckd import CKD
+from recdistill.methods.base import Method, build_method, default_method
 from recdistill.methods.supervised import Supervised
 from recdistill.models.base import Model
 from recdistill.models.sasrec import SASRecConfig
@@ -77,13 +75,15 @@ def distill(
         teacher: a saved model of one's own, which scores on the device of the training, or any `Teacher`:
             ``HttpTeacher`` for an API, ``CallableTeacher`` for a function, ``StoredTeacher`` for a table of scores.
         data: the user's own interactions: a split, a data set, or a file or frame with the default column names.
-        method: how; if left out, ``CKD()`` for a saved model, which scores any item, and else ``BAHSD()``. Only its
-            settings are used, so it can be given again.
+        method: how; if left out, ``CKD()`` where the teacher scores any item, else ``BAHSD()`` where it can be asked
+            about parts of histories, else ``KD()``, as it is from ``RulesTeacher``. Only its settings are used, so it
+            can be given again.
         student: what to train, such as ``SASRec(dim=32)``; that with its defaults if left out.
         training: settings of the loop.
         start: a trained student of the same kind and shape, whose weights it begins with; where there are labels, to
             learn those first ends higher (``benchmarks/README.md``, BAHSD).
-        budget: most queries ever spent on this teacher; needs ``folder``, where the answers are kept.
+        budget: most queries ever spent on this teacher; needs ``folder``, where the answers are kept. What is asked,
+            and counted, is lists: methods that ask for the score of any item are refused.
         folder: for the checkpoint and the ledger of paid answers; the same call goes on from there.
         report: who is told how it goes.
 
@@ -95,8 +95,9 @@ def distill(
     device = find_device(training.device)
     asked = local_teacher(teacher, split, device=device) if isinstance(teacher, Student) else teacher
     with _kept(asked, folder, budget) as kept:
-        default = CKD() if isinstance(teacher, Student) else BAHSD()
-        return _learn(split, student, method or default, training, kept, start, folder, report)
+        return _learn(
+            split, student, method or build_method(default_method(kept)), training, kept, start, folder, report
+        )
 
 
 def as_split(data: Data) -> Split:

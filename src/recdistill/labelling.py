@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import SettingsError
-from recdistill.methods.base import Method, Setting
+from recdistill.methods.base import Method, Setting, default_method
 from recdistill.run import Report, load_same_split, load_split, set_up_run
 from recdistill.runfile import ApiTeacher, Run
 from recdistill.runfolder import claim, ledger_file, note
@@ -96,7 +96,7 @@ def plan(run: Run, folder: Path) -> Plan:
     settings = _api_of(run)
     split = load_split(run)
     api = open_teacher(settings, split)
-    _, method, setting = set_up_run(run, split, api)
+    _, method, setting = set_up_run(run.by_default(default_method(api)), split, api)
     with _ledger_or_none_yet(ledger_file(settings, folder)) as ledger:
         return _plan(settings, method, setting, LedgerTeacher(api, ledger, budget=settings.budget))
 
@@ -118,6 +118,8 @@ def label(run: Run, folder: Path, report: Report, *, told: Callable[[Plan], None
     claim(folder, run)
     split = load_same_split(run, folder)
     api = open_teacher(settings, split)
+    run = run.by_default(default_method(api))
+    claim(folder, run)
     _, method, setting = set_up_run(run, split, api)
     note(folder, run, split.dataset)
     with Ledger(ledger_file(settings, folder)) as ledger:

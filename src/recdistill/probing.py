@@ -113,7 +113,7 @@ def check_told(teacher: Teacher, scales: Sequence[float]) -> None:
     Raises:
         SettingsError: saying what it is told instead.
     """
-    if len(scales) > 1 and (teacher.takes == "user" or teacher.max_history == 1):
+    if len(scales) > 1 and not teacher.hears_parts:
         told = "user" if teacher.takes == "user" else "last item"
         raise SettingsError(
             f"probing asks about parts of a history, and teacher {teacher.identity!r} is told the {told} alone: "

@@ -21,7 +21,7 @@ from recdistill.devices import find_device
 from recdistill.errors import ArtefactError, SettingsError
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import Evaluation, strata, table
-from recdistill.methods.base import Method, Setting
+from recdistill.methods.base import Method, Setting, default_method
 from recdistill.models.base import Model, build_model
 from recdistill.runfile import SHOP, Choice, Run
 from recdistill.runfolder import (
@@ -36,7 +36,7 @@ from recdistill.runfolder import (
     read_finished,
     save_results,
 )
-from recdistill.runteachers import check_same, keep_answers, open_teacher, side_by_side
+from recdistill.runteachers import check_fits, keep_answers, open_teacher, side_by_side
 from recdistill.serving.artefact import FOLDER as STUDENT
 from recdistill.serving.artefact import Student
 from recdistill.teachers.base import Teacher
@@ -123,6 +123,8 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
     device = find_device(run.training.device)
     split = load_same_split(run, folder)
     teacher = None if run.teacher is None else open_teacher(run.teacher, split, device)
+    run = run.by_default(default_method(teacher))
+    claim(folder, run)
     model, method, setting = set_up_run(run, split, teacher)
     note(folder, run, split.dataset)
     dataset = split.dataset
@@ -135,7 +137,7 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
             teacher = keep_answers(run.teacher, teacher, folder, ledgers)
         setting = replace(setting, teacher=teacher)
         student, fitted = _train(split, model.to(device), method, setting, run.training, folder, report)
-        asked = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher]
+        asked = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher] if teacher else []
         queries = [asdict(member.stats()) for member in asked if isinstance(member, LedgerTeacher)]
         compared = side_by_side(asked, student.model, split.test)
     student.save(folder / STUDENT)
@@ -214,7 +216,7 @@ def _train(
         return evaluate(model, split.valid, n_items=split.dataset.n_items, ks=(10,)).mean("ndcg", 10)
 
     def as_student(model: Model) -> Student:
-        return Student.of(model, split.dataset, protocol=split.protocol, mask_seen=split.masks_seen)
+        return Student.of(model, split.dataset, protocol=split.protocol, mask_seen=split.masks_seen, train=split.train)
 
     def keep(epoch: int, model: Model) -> None:
         assert folder is not None
@@ -244,7 +246,8 @@ def set_up(
         start: a trained model of the same kind and shape, whose weights the student begins with.
 
     Raises:
-        SettingsError: when these do not fit: see `Method.check`; or when the student cannot start from that model.
+        SettingsError: when these do not fit: see `Method.check`; or when the student cannot start from that model, or
+            it was trained on what the split holds out.
     """
     learner = Method.registry[method.name](method.config)
     with torch.random.fork_rng(devices=[]):
@@ -252,7 +255,7 @@ def set_up(
         model = build_model(student.name, split.dataset.n_items, student.config, train=split.train)
     learner.check(model, teacher)
     if start is not None:
-        check_same("items", start.items, split.dataset.items)
+        check_fits("model to start from", start, split)
         start.hand_on(model)
     train, users = split.train, np.arange(len(split.train))
     if training.long_histories == "windows" and model.max_len is not None:
@@ -269,7 +272,7 @@ def set_up(
 
 
 def set_up_run(run: Run, split: Split, teacher: Teacher | None) -> tuple[Model, Method, Setting]:
-    """Do `set_up` for a run, whose teacher `open_teacher` gives."""
+    """Do `set_up` for a run whose method is known, and whose teacher `open_teacher` gives."""
     return set_up(split, run.student, run.method, run.training, teacher=teacher, start=_load_start(run))
 
 
@@ -352,6 +355,7 @@ def _evaluate(run: Run, folder: Path, split: Split, student: Student, facts: dic
         **facts,
         "protocol": split.protocol,
         "strata": groups.labels(),
+        "unknown_users": int((~student.model.knows(np.unique(split.test.users))).sum()),
         "parameters": student.n_parameters,
         "student_bytes": sum(file.stat().st_size for file in (folder / STUDENT).iterdir()),
         f"coverage@{k}": found.coverage(k),

@@ -7,7 +7,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -211,12 +211,16 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Everything that decides what a run does, with every default filled in."""
+    """Everything that decides what a run does, with every default filled in, but for a method that the teacher decides.
+
+    That is the default of a run with a teacher: see `recdistill.methods.base.default_method`.
+    """
 
     data: DataSettings
     split: SplitSettings
     student: Choice
-    method: Choice
+    chosen: Choice | Values
+    """How it is trained; the settings alone where ``[method]`` names none and there is a teacher, which decides."""
     teacher: TeacherSettings | None
     training: TrainerSettings
     evaluation: EvaluationSettings
@@ -249,12 +253,32 @@ class Run:
             data=DataSettings.parse(sections.data, where=f"{where}: [data]"),
             split=SplitSettings.parse(sections.split, where=f"{where}: [split]"),
             student=_choose(Model, student, default="sasrec", where=f"{where}: [student]"),
-            method=_choose(Method, sections.method, default=_default_method(teacher), where=f"{where}: [method]"),
+            chosen=(
+                _choose(Method, sections.method, default="supervised", where=f"{where}: [method]")
+                if teacher is None or "name" in sections.method
+                else dict(sections.method)
+            ),
             teacher=teacher,
             training=TrainerSettings.parse(sections.training, where=f"{where}: [training]"),
             evaluation=EvaluationSettings.parse(sections.evaluation, where=f"{where}: [evaluation]"),
             start=StartSettings.parse(start, where=f"{where}: [student]").start,
         )
+
+    @property
+    def method(self) -> Choice:
+        """How it is trained, once that is known."""
+        assert isinstance(self.chosen, Choice), "which method is the default is known once the teacher is open"
+        return self.chosen
+
+    def by_default(self, method: str) -> Self:
+        """Return the run by this method, where ``[method]`` names none.
+
+        Raises:
+            SettingsError: when its settings are not those of the method.
+        """
+        if isinstance(self.chosen, Choice):
+            return self
+        return replace(self, chosen=_choose(Method, self.chosen, default=method, where="[method]"))
 
     def dump(self, *, defaults: bool = True) -> Values:
         """Return the sections as plain values, all or only those that are no defaults; `parse` makes the same run."""
@@ -266,7 +290,11 @@ class Run:
             "data": plain(self.data),
             "split": plain(self.split),
             "student": {"name": self.student.name, **plain(self.student.config)},
-            "method": {"name": self.method.name, **plain(self.method.config)},
+            "method": (
+                {"name": self.chosen.name, **plain(self.chosen.config)}
+                if isinstance(self.chosen, Choice)
+                else dict(self.chosen)
+            ),
             "training": plain(self.training),
             "evaluation": plain(self.evaluation),
         }
@@ -279,9 +307,12 @@ class Run:
     def differences(self, other: Run) -> list[str]:
         """Say in what another run differs, such as ``training.epochs: 10 and 20``.
 
-        How an API is reached and what it may cost is no difference: the answers are the same. Nor is the device.
+        How an API is reached and what it may cost is no difference: the answers are the same. Nor is the device, or a
+        default method that is not known yet.
         """
-        mine, others = _flat(self.dump()), _flat(other.dump())
+        one = self.by_default(other.chosen.name) if isinstance(other.chosen, Choice) else self
+        other = other.by_default(one.chosen.name) if isinstance(one.chosen, Choice) else other
+        mine, others = _flat(one.dump()), _flat(other.dump())
         names = [name for name in {**mine, **others} if name[1] not in _MAY_CHANGE.get(name[0], ())]
         return [
             f"{'.'.join(name)}: {_show(mine.get(name))} and {_show(others.get(name))}"
@@ -347,17 +378,6 @@ def _choose(base: type[Model] | type[Method], values: Values, *, default: str, w
     if name not in base.registry:
         raise SettingsError(f"{where}: unknown name {name!r}{nearest(str(name), list(base.registry))}")
     return Choice(name, base.registry[name].Config.parse(settings, where=f"{where} {name}"))
-
-
-def _default_method(teacher: TeacherSettings | None) -> str:
-    """Return what learns from such a teacher, or from none."""
-    if teacher is None:
-        return "supervised"
-    if isinstance(
-        teacher, FileTeacher | RulesSettings
-    ):  # cannot be probed; to probe what was counted tells nothing new
-        return "kd"
-    return "ckd" if isinstance(teacher, RunTeacher) and teacher.gives_scores else "bahsd"
 
 
 def _teacher(values: Values, where: str) -> TeacherSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from recdistill.evaluation.footprint import footprint
 from recdistill.models.base import Model
 from recdistill.runfile import ApiTeacher, Ensemble, FileTeacher, RulesSettings, RunTeacher, TeacherSettings
 from recdistill.runfolder import kept_models, ledger_file
-from recdistill.serving.artefact import Student
+from recdistill.serving.artefact import Origin, Student
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.http import HttpTeacher
@@ -27,6 +28,8 @@ from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.teachers.local import LocalTeacher
 from recdistill.teachers.rules import RulesTeacher
 from recdistill.teachers.stored import StoredTeacher
+
+_log = logging.getLogger("recdistill.teachers")
 
 
 def open_teacher(settings: TeacherSettings, split: Split, device: torch.device | str = "cpu") -> Teacher:
@@ -84,6 +87,10 @@ def local_teacher(
 ) -> LocalTeacher:
     """Let a saved student teach on data with the same items, and the same users if it reads them.
 
+    One that was trained on another part of the same interactions is refused: it has seen what the split holds out, and
+    would hand that on. Of one that was trained on other interactions that cannot be told, and a warning says so.
+    Whoever knows better makes a ``LocalTeacher(student.model)``, which looks at nothing.
+
     Args:
         student: the model and its ids.
         split: the data.
@@ -94,9 +101,7 @@ def local_teacher(
     Raises:
         SettingsError: when it was trained on others.
     """
-    check_same("items", student.items, split.dataset.items)
-    if student.users is not None:
-        check_same("users", student.users.ids, split.dataset.users)
+    check_fits("teacher", student, split)
     return LocalTeacher(
         on_device(student.model, device),
         gives_scores=gives_scores,
@@ -132,36 +137,66 @@ def rules_teacher(settings: RulesSettings, split: Split) -> RulesTeacher:
     )
 
 
-def check_same(what: str, known: IdMap, wanted: IdMap) -> None:
-    """Make sure that a model knows the items, or users, of the data.
+def check_fits(who: str, student: Student, split: Split) -> None:
+    """Make sure that a trained model knows the items of a split, and its users if it reads them, but not its targets.
 
     Raises:
-        SettingsError: when these are others.
+        SettingsError: when it was trained on other items or users, or on another part of the same interactions.
     """
+    _check_same(who, "items", student.items, split.dataset.items)
+    if student.users is not None:
+        _check_same(who, "users", student.users.ids, split.dataset.users)
+    origin, here = student.origin, Origin.of(split.dataset, split.train)
+    if (student.protocol == split.protocol) if origin is None else (origin.train == here.train):
+        return
+    splits = f"{student.protocol or 'not said how'!r} there, {split.protocol!r} here"
+    if origin is not None and origin.data == here.data:
+        raise SettingsError(
+            f"the {who} was trained on another part of the same interactions ({splits}), so it may have seen what "
+            "this run validates and tests on, and the student's figures would be too high. Train it with the [split] "
+            "of this run, or give this run its [split]."
+        )
+    known = "on interactions that its folder does not name" if origin is None else "on other interactions than these"
+    _log.warning(
+        "the %s was trained %s (%s); if what this run validates and tests on was among them, which cannot be told "
+        "here, the student's figures are too high",
+        who,
+        known,
+        splits,
+    )
+
+
+def _check_same(who: str, what: str, known: IdMap, wanted: IdMap) -> None:
     if known.raw.dtype != wanted.raw.dtype or not known.raw.equals(wanted.raw):
         common = int((wanted.find(known.raw) >= wanted.first).sum())
+        remedy = "train it on the same data" + (", or serve it and ask it as an API" if who == "teacher" else "")
         raise SettingsError(
-            f"the teacher was trained on other {what} than these data hold: {len(known):,} there, {len(wanted):,} "
-            f"here, {common:,} in both; train it on the same data, or serve it and ask it as an API."
+            f"the {who} was trained on other {what} than these data hold: {len(known):,} there, {len(wanted):,} "
+            f"here, {common:,} in both; {remedy}."
         )
 
 
-def side_by_side(teachers: Iterable[Teacher | None], student: Model, cases: Cases) -> list[dict[str, Any]]:
-    """Return size and speed of teachers and student; nothing where no teacher's are known.
+def side_by_side(teachers: Iterable[Teacher], student: Model, cases: Cases) -> list[dict[str, Any]]:
+    """Return size and speed of teachers and student; nothing without a teacher.
 
     Args:
-        teachers: a model of one's own is measured on the cases like the student, an API is as fast as its ledger says.
+        teachers: a model of one's own is measured on the cases like the student, an API is as fast as its ledger says,
+            and a file is as large as it is.
         student: as trained.
         cases: to be answered.
 
     Returns:
         A row for each teacher of whom something is known, then the student's: ``model``, and the figures of a
-        `Footprint`, or ``seconds_an_answer``.
+        `Footprint`, or ``seconds_an_answer``, or ``file_bytes``.
     """
     rows: list[dict[str, Any]] = []
-    for teacher in teachers:
+    asked = list(teachers)
+    for teacher in asked:
+        name = f"teacher {teacher.identity}"
         if isinstance(teacher, LocalTeacher):
-            rows.append({"model": f"teacher {teacher.identity}", **asdict(footprint(teacher.model, cases))})
+            rows.append({"model": name, **asdict(footprint(teacher.model, cases))})
         elif isinstance(teacher, LedgerTeacher) and (seconds := teacher.ledger.seconds_each(teacher.identity)):
-            rows.append({"model": f"teacher {teacher.identity}", "seconds_an_answer": seconds})
-    return [*rows, {"model": "student", **asdict(footprint(student, cases))}] if rows else []
+            rows.append({"model": name, "seconds_an_answer": seconds})
+        elif isinstance(teacher, StoredTeacher) and teacher.file_bytes is not None:
+            rows.append({"model": name, "file_bytes": teacher.file_bytes})
+    return [*rows, {"model": "student", **asdict(footprint(student, cases))}] if asked else []

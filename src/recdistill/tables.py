@@ -36,6 +36,10 @@ def print_result(result: Result, *, every_stratum: bool = False) -> None:
     console.print(f"\n{result.facts['protocol']}; full ranking over {result.evaluation.n_items:,} items\n")
     console.print(table)
     _print_cuts(console, result)
+    if unknown := result.facts.get("unknown_users"):
+        console.print(
+            f"{unknown:,} of the users have no training interaction: {result.run.student.name} lists nothing for them"
+        )
     console.print(_cost(result))
     if rows := result.facts.get("side_by_side"):  # runs of earlier versions have none
         console.print()
@@ -95,7 +99,7 @@ def difference_table(runs: Mapping[str, Mapping[str, Evaluation]], metric: str, 
 
 
 def size_and_speed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a model: how large it is, and how many users it answers in a second.
+    """One row a model, or file of scores: how large it is, and how many users it answers in a second.
 
     Args:
         rows: as `recdistill.runteachers.side_by_side` gives them.
@@ -107,6 +111,8 @@ def size_and_speed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         if "seconds_an_answer" in row:
             table.add_row(row["model"], "-", "-", f"{1000 * row['seconds_an_answer']:,.0f} ms an answer")
+        elif "file_bytes" in row:
+            table.add_row(row["model"], "-", f"{row['file_bytes'] / 1e6:,.2f} in files", "-")
         else:
             size = (f"{row['parameters']:,}", f"{row['weight_bytes'] / 1e6:,.2f}")
             table.add_row(row["model"], *size, f"{row['users_per_second']:,.0f}")

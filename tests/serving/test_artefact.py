@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -211,14 +212,14 @@ BOUGHT = [[1, 2], [2, 3, 2, 5], [2]]
 """What Ann, Bob and Cy bought, of five items called a…e: b four times, the others once at most."""
 
 
-def for_users(name: str, users: list[str] | list[int] | None = None) -> Student:
-    """A student that reads the user; the model sees the first item of each only, the rest was bought later."""
+def for_users(name: str, users: list[str] | list[int] | None = None, *, trained: int = 3) -> Student:
+    """A student that reads the user; the model sees the first item of some only, the rest was bought later."""
     sequences = Sequences.from_lists(BOUGHT)
     dataset = Dataset(
         IdMap(users or ["Ann", "Bob", "Cy"], first=0), IdMap(["a", "b", "c", "d", "e"], first=1), sequences
     )
-    model = build_model(name, 5, {"dim": 4}, train=Sequences.from_lists(row[:1] for row in BOUGHT))
-    return Student.of(model, dataset)
+    train = Sequences.from_lists(row[: user < trained] for user, row in enumerate(BOUGHT))
+    return Student.of(build_model(name, 5, {"dim": 4}, train=train), dataset, train=train)
 
 
 def ordered(student: Student, user: int) -> list[str]:
@@ -304,3 +305,39 @@ def test_a_student_saved_over_another_leaves_no_users_behind(student: Student, t
     for_users("mf").save(tmp_path)
     student.save(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["items.parquet", "model.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["mf", "lightgcn"])
+def test_a_user_of_whom_nothing_was_trained_on_is_unknown(name: str, tmp_path: Path) -> None:
+    """Cy began after a time cut: the model has drawn a vector for Cy at random, and nothing has changed it."""
+    both = for_users(name, trained=2)
+    for student in (both, Student.load(both.save(tmp_path))):
+        with pytest.raises(DataError, match=r"1 of 2 users are unknown to the student, for example \['Cy'\]: it was"):
+            student.recommend_for_users(["Ann", "Cy"])
+        ann, cy = student.recommend_for_users(["Ann", "Cy"], k=3, unknown_users="popular")
+        assert ann == student.recommend_for_users(["Ann"], k=3)[0]
+        assert [(r.item, r.score) for r in cy] == [("a", 1.0), ("c", 1.0), ("e", 1.0)]
+        student.mask_seen = False
+        assert student.recommend_for_users(["Cy"], k=1, unknown_users="popular")[0][0].item == "b"
+
+
+def test_users_of_an_earlier_version_all_count_as_known(tmp_path: Path) -> None:
+    for_users("mf", trained=2).save(tmp_path)
+    file, card = tmp_path / "users.parquet", json.loads((tmp_path / "model.json").read_text())
+    pl.read_parquet(file).drop("trained").write_parquet(file)
+    del card["origin"]
+    card["sha256"]["users.parquet"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    loaded = Student.load(tmp_path)
+    assert loaded.origin is None
+    assert len(loaded.recommend_for_users(["Cy"])[0]) == 4
+
+
+def test_a_student_says_what_it_was_trained_on(tmp_path: Path) -> None:
+    """The same interactions in another split are told from others."""
+    one, other = for_users("mf"), for_users("mf", trained=2)
+    assert one.origin is not None
+    assert other.origin is not None
+    assert one.origin.data == other.origin.data
+    assert one.origin.train != other.origin.train
+    assert Student.load(one.save(tmp_path)).origin == one.origin

@@ -99,6 +99,23 @@ def test_lists_of_all_items_and_scores_of_chosen_ones_say_the_same() -> None:
     assert ensemble.scores(HISTORIES, listed, users=users) == pytest.approx(ranking.scores, abs=1e-5)
 
 
+def test_what_both_find_good_is_listed_though_neither_lists_it() -> None:
+    """The means of the two are .255, .255 and .49: the top 1 of the ensemble is nobody's."""
+    one, other = ([[float(np.log(p)) for p in row]] for row in ([0.5, 0.01, 0.49], [0.01, 0.5, 0.49]))
+    ensemble = EnsembleTeacher([scored(*one, exclude_history=False), scored(*other, exclude_history=False)])
+    first = HISTORIES.take(slice(0, 1))
+    for ranking in (
+        ensemble.rank(first, 1, users=np.zeros(1, np.int64)),
+        ensemble.rank_within_budget(first, 1, users=np.zeros(1, np.int64))[0],
+    ):
+        assert ranking.items.tolist() == [[3]]
+        assert ranking.scores is not None
+        assert np.exp(ranking.scores) == pytest.approx(np.array([[0.49]]))
+    without = EnsembleTeacher([scored(*one), scored(*other)])
+    third = Sequences.from_lists([[3]])
+    assert without.rank(third, 3, users=np.zeros(1, np.int64)).items.tolist() == [[1, 2, 0]]
+
+
 def test_a_user_whom_one_of_them_does_not_know_has_the_others_scores() -> None:
     one, other = scored([1.0, 2.0], [3.0, 5.0], []), scored([7.0, 4.0], [], [])
     ensemble = EnsembleTeacher([one, other], weights=[1, 3])

@@ -86,7 +86,7 @@ def test_a_method_that_asks_for_any_score_wants_a_whole_matrix() -> None:
     method.check_teacher(stored(table(whole())))
     said = (
         r"scores of any item .* does not give \(of 4 items it scores 3 for user 10, say, but not item 'b'\): "
-        r"take .* a file with all scores as teacher, or 'bahsd', 'kd'"
+        r"take .* a file with all scores as teacher, or 'kd' or 'rrd'"
     )
     with pytest.raises(SettingsError, match=said):
         method.check_teacher(stored())
@@ -200,6 +200,24 @@ def test_ids_of_something_else_are_refused() -> None:
         stored(table([*TOP, *strange]))
     with pytest.raises(TeacherError, match=r"none of the 1 rows .* users are like \[11\], the data's 3 .* like 10"):
         stored(table([(11, "a", 1.0)]))
+
+
+def test_ids_of_other_users_are_refused() -> None:
+    """Two of three would learn nothing from it, with a warning that nobody reads."""
+    other = [(user + 100 if user > 10 else user, item, score) for user, item, score in whole()]
+    said = (
+        r"8 of 12 rows in the frame name users that are not in the data, for example \[120, 130\], and 2 of the data's "
+        r"3 users, which have ids like 10, have no row\. Write the ids of the data"
+    )
+    with pytest.raises(TeacherError, match=said):
+        stored(table(other))
+
+
+def test_a_table_of_many_other_users_or_of_few_alone_is_welcome() -> None:
+    """A model of all customers teaches on some of them; and some may be all that was scored."""
+    others = [(user + 100 * n, item, score) for user, item, score in whole() for n in range(3)]
+    assert stored(table(others)).knows(EVERYBODY).all()
+    assert stored(table(whole()[:4])).knows(EVERYBODY).tolist() == [True, False, False]
 
 
 def test_integers_in_a_file_are_found_among_text_ids() -> None:

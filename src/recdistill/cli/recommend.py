@@ -26,7 +26,10 @@ def recommend(
         bool, typer.Option("--skip-unknown", help="Leave out items that the student does not know.")
     ] = False,
     popular_if_unknown: Annotated[
-        bool, typer.Option("--popular-if-unknown", help="Print the most popular items for an unknown --user.")
+        bool,
+        typer.Option(
+            "--popular-if-unknown", help="Print the most popular items for a --user of whom nothing was trained on."
+        ),
     ] = False,
 ) -> None:
     """Print what a saved student recommends: id, score and title, best first.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,6 +104,11 @@ class Sequences:
         np.cumsum(lengths, out=offsets[1:])
         index = np.arange(offsets[-1]) + np.repeat(self.starts - offsets[:-1], lengths)
         return self.items[index], offsets
+
+    def digest(self) -> str:
+        """Return a hash of which items each row holds, in which order."""
+        items, offsets = self.flat()
+        return hashlib.blake2b(items.tobytes() + offsets.tobytes(), digest_size=8).hexdigest()
 
 
 _FEW = 1000

@@ -69,6 +69,13 @@ def open_tables(source: Source, columns: dict[str, str], separator: str | None =
             )
 
 
+def file_bytes(source: Source) -> int | None:
+    """Return the size of the files that a source names, ``None`` of a frame."""
+    if isinstance(source, pl.DataFrame | pl.LazyFrame):
+        return None
+    return sum(path.stat().st_size for path in _paths(source))
+
+
 def _paths(source: str | Path) -> list[Path]:
     path = Path(source)
     if path.is_file():

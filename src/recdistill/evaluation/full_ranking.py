@@ -5,7 +5,9 @@ the best rank is 1. Several targets of one case stand in one list, so no two may
 tie with each other, everything else of that score comes first and they take the last m places, in order of their
 numbers. With one target the two sentences say the same.
 
-A target that is itself masked, or that the model scores −∞, is a miss. It still counts in |targets|.
+A target that is itself masked, or that the model scores −∞, is a miss. It still counts in |targets|. So are all targets
+of a user whom a model that reads the user does not know, as no interaction of theirs was trained on (after a time cut,
+for example): every model is measured on the same users.
 """
 
 from __future__ import annotations

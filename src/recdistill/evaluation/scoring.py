@@ -46,7 +46,8 @@ def top_k(
         users: ``(B,)`` dense users, for models that read the user; also names the user in errors.
 
     Returns:
-        Lists ``(B, k)`` with scores, padded with 0 and −∞ where fewer than k items are ranked.
+        Lists ``(B, k)`` with scores, padded with 0 and −∞ where fewer than k items are ranked: none for users whom the
+        model does not know.
 
     Raises:
         TrainingError: when a score is NaN.
@@ -75,8 +76,8 @@ def score_blocks(
 
     Yields:
         ``rows (b,)`` of the histories, each of which comes once, and their ``scores (b, W)`` in float32: column i is
-        item i, W is N+1 rounded up to whole groups, and whatever is not ranked (masked items, padding) is −∞. The
-        next block overwrites the scores.
+        item i, W is N+1 rounded up to whole groups, and whatever is not ranked (masked items, padding, all items for a
+        user whom the model does not know) is −∞. The next block overwrites the scores.
     """
     if len(histories) == 0:
         return
@@ -106,6 +107,8 @@ def score_blocks(
                     _refuse_nan(scores[:, 1:n_columns], block, users)
                 scores[:, 0] = -torch.inf
                 scores[:, n_columns:] = -torch.inf
+                if users is not None and not (known := model.knows(users[block])).all():
+                    scores[torch.from_numpy(~known).to(scores.device)] = -torch.inf
                 if masked is not None:
                     _mask(scores, masked.take(block), n_columns - 1)
                 yield block, scores

@@ -16,7 +16,9 @@ from recdistill.errors import SettingsError
 from recdistill.models.base import Batch, Model
 from recdistill.registry import import_all
 from recdistill.settings import Settings, nearest
-from recdistill.teachers.base import Teacher
+from recdistill.teachers.base import Deputy, Teacher
+from recdistill.teachers.local import LocalTeacher
+from recdistill.teachers.rules import RulesTeacher
 
 Need = Literal["rankings", "scores", "vectors", "checkpoints"]
 """Lists, scores of any item, the vectors behind them, or the teacher as it was earlier in its training."""
@@ -100,7 +102,9 @@ class Method(ABC, nn.Module):
         if self.needs:
             self.check_teacher(teacher)
         elif teacher is not None:
-            raise SettingsError(f"method {self.name!r} asks no teacher: remove [teacher], or use 'bahsd' or 'kd'")
+            raise SettingsError(
+                f"method {self.name!r} asks no teacher: remove [teacher], or use {default_method(teacher)!r}"
+            )
         self.check_student(student)
 
     def check_teacher(self, teacher: Teacher | None) -> Teacher:
@@ -111,17 +115,14 @@ class Method(ABC, nn.Module):
         """
         if teacher is None:
             raise SettingsError(f"method {self.name!r} learns from a teacher: add a [teacher], or use 'supervised'")
-        lacking = {
-            "scores": not teacher.scores_items,
-            "vectors": not teacher.gives_vectors,
-            "checkpoints": len(teacher.checkpoints) < 2,
-        }
-        for need, (what, remedy) in _REMEDIES.items():
-            if need in self.needs and lacking[need]:
+        for need, what in _GIVEN.items():
+            if need in self.needs and _lacks(teacher, need):
                 gap = f" ({teacher.gap})" if need == "scores" and teacher.gap else ""
+                if _is_behind(teacher, need):
+                    gap = " through a ledger, which counts and keeps lists alone"
                 raise SettingsError(
                     f"method {self.name!r} needs {what}, which teacher {teacher.identity!r} does not give{gap}: "
-                    f"{remedy}"
+                    f"{_remedy(teacher, need)}"
                 )
         return teacher
 
@@ -158,21 +159,57 @@ class Method(ABC, nn.Module):
         """
 
 
-_REMEDIES: dict[Need, tuple[str, str]] = {
-    "scores": (
-        "scores of any item that it asks about",
-        "take a trained model or a file with all scores as teacher, or 'bahsd', 'kd' or 'rrd', which learn from lists",
-    ),
-    "vectors": (
-        "the vectors of queries and items",
-        "take a trained model as teacher, or a method that learns from its scores, such as 'rcekd'",
-    ),
-    "checkpoints": (
-        "the teacher at two or more stages of its training",
-        "train it with training.keep_epochs = [10, 20], say, and name these epochs as teacher.earlier (in Python, "
-        "LocalTeacher(..., earlier=[...])), or use 'rrd' or 'dcd', which learn from the final one alone",
-    ),
+_GIVEN: dict[Need, str] = {
+    "scores": "scores of any item that it asks about",
+    "vectors": "the vectors of queries and items",
+    "checkpoints": "the teacher at two or more stages of its training",
 }
+
+
+def _lacks(teacher: Teacher, need: Need) -> bool:
+    if need == "scores":
+        return not teacher.scores_items
+    return not teacher.gives_vectors if need == "vectors" else len(teacher.checkpoints) < 2
+
+
+def _is_behind(teacher: Teacher, need: Need) -> bool:
+    return isinstance(teacher, Deputy) and not _lacks(teacher.teacher, need)
+
+
+def _remedy(teacher: Teacher, need: Need) -> str:
+    """Say what to do about a teacher that lacks something, as it is."""
+    lists = "'bahsd', 'kd' or 'rrd'" if teacher.hears_parts else "'kd' or 'rrd'"
+    by_lists = f"{lists}, which learn from lists"
+    if _is_behind(teacher, need):
+        return f"ask it without a budget and a ledger, or use {by_lists}"
+    if need == "scores":
+        return f"take a trained model or a file with all scores as teacher, or {by_lists}"
+    if need == "vectors":
+        instead = "a method that learns from its scores, such as 'rcekd'" if teacher.scores_items else by_lists
+        return f"take a trained model as teacher, or {instead}"
+    kept = "training.keep_epochs = [10, 20], say, and name these epochs as teacher.earlier"
+    train = (
+        f"train it with {kept}"
+        if isinstance(teacher, LocalTeacher)
+        else f"take a model of your own, trained with {kept}"
+    )
+    return f"{train} (in Python, LocalTeacher(..., earlier=[...])), or use 'rrd' or 'dcd', which learn from lists"
+
+
+def default_method(teacher: Teacher | None) -> str:
+    """Return the name of the method by which students learn where none is named.
+
+    By ``ckd`` from a teacher that scores any item, else by ``bahsd`` from one that can be asked about parts of
+    histories, else by ``kd``; and by ``kd`` from `RulesTeacher`, since to probe what was counted tells nothing new, nor
+    does it as a second opinion. Within a budget every teacher gives lists. Without a teacher it is ``supervised``.
+    """
+    if teacher is None:
+        return "supervised"
+    if isinstance(teacher, RulesTeacher):
+        return "kd"
+    if teacher.scores_items:
+        return "ckd"
+    return "bahsd" if teacher.hears_parts else "kd"
 
 
 def build_method(name: str, settings: dict[str, Any] | None = None) -> Method:

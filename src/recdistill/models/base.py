@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from recdistill.data.dataset import Sequences
 from recdistill.errors import DataError, SettingsError
 from recdistill.registry import import_all
 from recdistill.settings import Settings, nearest
+
+Bools: TypeAlias = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,10 @@ class Model(nn.Module, ABC):
     def item_embeddings(self) -> Tensor:
         """Return ``(N+1, D)`` item vectors; row 0 is padding and is never scored."""
 
+    def knows(self, users: npt.NDArray[np.integer]) -> Bools:
+        """Return ``(B,)`` for which users it can rank; all, where it reads histories."""
+        return np.ones(len(users), np.bool_)
+
     def compile_body(self) -> None:
         """Let ``torch.compile`` fuse what can be fused; the weights stay the same. By default that is nothing."""
 
@@ -181,7 +187,8 @@ class Model(nn.Module, ABC):
 class UserModel(Model):
     """A recommender that reads who asks, not what they took: a vector for each user of the training data.
 
-    A subclass is made with the training sequences, and keeps of them what its answers depend on.
+    A subclass is made with the training sequences, and keeps of them what its answers depend on. Of a user without a
+    training interaction it knows nothing but a vector drawn at random: it does not rank for such a user.
     """
 
     reads = "user"
@@ -191,6 +198,13 @@ class UserModel(Model):
         """Take the users from ``train``, which has one row a user; rows may be empty."""
         super().__init__(config, n_items)
         self.n_users = len(train)
+        self.trained_users: Bools = train.lengths > 0
+        """``(U,)`` who has a training interaction."""
+
+    def knows(self, users: npt.NDArray[np.integer]) -> Bools:
+        """Return ``(B,)`` which users have a training interaction."""
+        known: Bools = self.trained_users[users]
+        return known
 
     def _users(self, batch: Batch) -> Tensor:
         """Return the ``(B,)`` users of a batch.

@@ -20,7 +20,7 @@ from recdistill.data.dataset import Dataset, IdMap, RawId, Sequences
 from recdistill.errors import ArtefactError, DataError, SettingsError
 from recdistill.evaluation.scoring import top_k
 from recdistill.files import write_whole
-from recdistill.models.base import Model, UserModel, build_model
+from recdistill.models.base import Bools, Model, UserModel, build_model
 from recdistill.settings import Settings
 from recdistill.teachers.base import Ranking
 
@@ -38,6 +38,20 @@ class Recommendation(NamedTuple):
     title: str | None
 
 
+class Origin(Settings):
+    """Which interactions a model was trained on, and which it was split from, so that others can be told from them."""
+
+    data: str
+    """Hash of all interactions, also of those held out."""
+    train: str
+    """Hash of those that were trained on."""
+
+    @classmethod
+    def of(cls, dataset: Dataset, train: Sequences) -> Self:
+        """Describe the training sequences of a data set."""
+        return cls(data=dataset.sequences.digest(), train=train.digest())
+
+
 class Card(Settings):
     """What ``model.json`` says."""
 
@@ -53,6 +67,8 @@ class Card(Settings):
     """How the data were split for training and evaluation."""
     mask_seen: bool
     """Whether items of the history are left out of the recommendations."""
+    origin: Origin | None = None
+    """Which interactions it was trained on; not known of folders of earlier versions."""
     sha256: dict[str, str]
     """Checksum of each of the other files."""
 
@@ -72,7 +88,8 @@ class Student:
 
     A saved student is a folder of three files: ``model.safetensors`` (weights), ``model.json`` (what they are) and
     ``items.parquet`` (raw ids and titles, in the model's order). For a model that reads the user there is a fourth,
-    ``users.parquet`` (raw ids, and the items of each). It needs nothing else, and loading it runs no code.
+    ``users.parquet`` (raw ids, the items of each, and who was trained on). It needs nothing else, and loading it runs
+    no code.
     """
 
     model: Model
@@ -85,6 +102,8 @@ class Student:
     """Whether items of the history are left out of the recommendations."""
     users: Users | None = None
     """For a model that reads the user: whom it knows."""
+    origin: Origin | None = None
+    """Which interactions it was trained on, where that is known."""
 
     def __post_init__(self) -> None:
         if len(self.items) != self.model.n_items:
@@ -102,13 +121,23 @@ class Student:
             )
 
     @classmethod
-    def of(cls, model: Model, dataset: Dataset, *, protocol: str = "", mask_seen: bool = True) -> Self:
+    def of(
+        cls,
+        model: Model,
+        dataset: Dataset,
+        *,
+        protocol: str = "",
+        mask_seen: bool = True,
+        train: Sequences | None = None,
+    ) -> Self:
         """Join a model with the items of the data that it was trained on, and with the users if it reads them.
 
-        What a user took is all that is in the data, also what was held out to validate and test.
+        What a user took is all that is in the data, also what was held out to validate and test. What ``train`` is says
+        which part of them the model was trained on.
         """
         users = Users(dataset.users, dataset.sequences) if model.reads == "user" else None
-        return cls(model, dataset.items, dataset.titles, protocol, mask_seen, users)
+        origin = None if train is None else Origin.of(dataset, train)
+        return cls(model, dataset.items, dataset.titles, protocol, mask_seen, users, origin)
 
     @property
     def n_parameters(self) -> int:
@@ -129,6 +158,8 @@ class Student:
             theirs, ours = self.model.config.model_dump(), model.config.model_dump()
             other = ", ".join(f"{key} {theirs[key]}, not {ours[key]}" for key in ours if ours[key] != theirs[key])
             raise SettingsError(f"the student to start from has another shape ({other}); take the same") from error
+        if isinstance(model, UserModel) and isinstance(self.model, UserModel):
+            model.trained_users |= self.model.trained_users
 
     def recommend(
         self, histories: Sequence[Sequence[RawId]], k: int = 10, *, unknown: Literal["refuse", "skip"] = "refuse"
@@ -160,8 +191,9 @@ class Student:
         Args:
             users: raw user ids.
             k: length of the lists; a list is shorter where fewer items are left to recommend.
-            unknown_users: what to do with users who were not in the training data: ``refuse`` the request, or answer
-                with the most ``popular`` items, whose score is how often they were taken.
+            unknown_users: what to do with users of whom no interaction was trained on, as they are not in the data, or
+                began after a time cut: ``refuse`` the request, or answer with the most ``popular`` items, whose score
+                is how often they were taken.
 
         Raises:
             DataError: for an unknown user, a ``k`` below 1, or a model that reads histories.
@@ -172,22 +204,32 @@ class Student:
             )
         dense = self.users.ids.find(users)
         known = dense >= 0
+        known[known] = self.model.knows(dense[known])
         if unknown_users == "refuse" and not known.all():
             missing = [user for user, ok in zip(users, known, strict=True) if not ok]
             raise DataError(
-                f"{len(missing)} of {len(users)} users are unknown to the student, for example {missing[:5]}; its "
-                f"{len(self.users.ids):,} users have ids like {self.users.ids.raw[0]!r}. Pass unknown_users='popular' "
-                f"(--popular-if-unknown) to answer such users with the most popular items."
+                f"{len(missing)} of {len(users)} users are unknown to the student, for example {missing[:5]}: it was "
+                f"trained on no interaction of theirs. The {len(self.users.ids):,} users of its data have ids like "
+                f"{self.users.ids.raw[0]!r}. Pass unknown_users='popular' (--popular-if-unknown) to answer such users "
+                "with the most popular items."
             )
         taken = self.users.taken.take(dense[known])
         ranking = top_k(self.model, taken, k, taken if self.mask_seen else None, users=dense[known])
         answers = iter(self._named(ranking))
-        return [next(answers) if ok else self._popular(self.users, k) for ok in known]
+        return [
+            next(answers) if ok else self._popular(self.users, user, k) for ok, user in zip(known, dense, strict=True)
+        ]
 
-    def _popular(self, users: Users, k: int) -> list[Recommendation]:
-        """Return the ``k`` items that were taken most often; of equal ones the first in the id map."""
+    def _popular(self, users: Users, user: int, k: int) -> list[Recommendation]:
+        """Return the ``k`` items that were taken most often, of equal ones the first in the id map.
+
+        Those that the user took are left out, where the user is in the data (−1: is not) and seen items are.
+        """
         counts = np.bincount(users.taken.flat()[0], minlength=len(self.items) + 1)[1:]
-        best = np.argsort(-counts, kind="stable")[None, :k]
+        best = np.argsort(-counts, kind="stable")
+        if user >= 0 and self.mask_seen:
+            best = best[~np.isin(best + 1, users.taken[user])]
+        best = best[None, :k]
         return self._named(Ranking((best + 1).astype(np.int32), counts[best].astype(np.float32)))[0]
 
     def _named(self, ranking: Ranking) -> list[list[Recommendation]]:
@@ -217,7 +259,7 @@ class Student:
             folder.mkdir(parents=True, exist_ok=True)
             contents = {WEIGHTS: save(weights), ITEMS: _parquet(table)}
             if self.users is not None:
-                contents[USERS] = _parquet(_users_table(self.users))
+                contents[USERS] = _parquet(_users_table(self.users, self.model.knows(np.arange(len(self.users.ids)))))
             card = Card(
                 format=_FORMAT,
                 recdistill=__version__,
@@ -225,6 +267,7 @@ class Student:
                 config=self.model.config.model_dump(mode="json"),
                 protocol=self.protocol,
                 mask_seen=self.mask_seen,
+                origin=self.origin,
                 sha256={name: _sha256(content) for name, content in contents.items()},
             )
             for name, content in contents.items():
@@ -252,10 +295,12 @@ class Student:
                 raise ArtefactError(f"{folder / name} is damaged: it is not the file that was saved; copy it again")
         try:
             table = pl.read_parquet(folder / ITEMS, columns=["item", "title"])
-            users = _read_users(folder / USERS) if USERS in card.sha256 else None
+            users, trained = _read_users(folder / USERS) if USERS in card.sha256 else (None, None)
             nothing = None if users is None else Sequences.empty(len(users.ids))
             model = build_model(card.model, len(table), card.config, train=nothing)
             model.load_state_dict(load_file(folder / WEIGHTS))
+            if isinstance(model, UserModel) and trained is not None:
+                model.trained_users = trained
         except (SettingsError, SafetensorError, RuntimeError, pl.exceptions.PolarsError, OSError) as error:
             raise ArtefactError(f"{folder} cannot be read by recdistill {__version__}: {error}") from error
         titles = table["title"]
@@ -266,6 +311,7 @@ class Student:
             card.protocol,
             card.mask_seen,
             users,
+            card.origin,
         )
 
     def _encode(self, histories: Sequence[Sequence[RawId]], *, skip: bool) -> Sequences:
@@ -319,20 +365,22 @@ def _read_card(folder: Path) -> Card:
         ) from error
 
 
-def _users_table(users: Users) -> pl.DataFrame:
+def _users_table(users: Users, trained: Bools) -> pl.DataFrame:
     items, offsets = users.taken.flat()
     rows = np.repeat(np.arange(len(users.ids), dtype=np.uint32), np.diff(offsets))
     taken = pl.DataFrame({"row": rows, "items": items}).group_by("row", maintain_order=True).agg("items")
-    named = pl.DataFrame({"user": users.ids.raw}).with_row_index("row")
-    return named.join(taken, on="row", how="left", maintain_order="left").select("user", "items")
+    named = pl.DataFrame({"user": users.ids.raw, "trained": trained}).with_row_index("row")
+    return named.join(taken, on="row", how="left", maintain_order="left").select("user", "items", "trained")
 
 
-def _read_users(path: Path) -> Users:
-    table = pl.read_parquet(path, columns=["user", "items"])
+def _read_users(path: Path) -> tuple[Users, Bools]:
+    """Return the users, and who was trained on; files of earlier versions do not say, so that all count."""
+    table = pl.read_parquet(path)
+    trained = table["trained"].to_numpy(writable=True) if "trained" in table.columns else np.ones(len(table), np.bool_)
     lengths = table["items"].list.len().fill_null(0).cast(pl.Int64).to_numpy()
     items = table["items"].explode().drop_nulls().to_numpy()
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Users(IdMap(table["user"].rename("id"), first=0), Sequences.from_offsets(items, offsets))
+    return Users(IdMap(table["user"].rename("id"), first=0), Sequences.from_offsets(items, offsets)), trained
 
 
 def _parquet(table: pl.DataFrame) -> bytes:

@@ -184,6 +184,11 @@ class Teacher(ABC):
             TeacherError: when no sensible answer could be had.
         """
 
+    @property
+    def hears_parts(self) -> bool:
+        """Whether it can be asked about a part of a history, and may answer otherwise than to the whole."""
+        return self.takes == "history" and self.max_history != 1
+
     def rank_within_budget(
         self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None
     ) -> tuple[Ranking, Bools]:
@@ -389,7 +394,7 @@ def scorer_of_some(
 
 
 class Deputy(Teacher):
-    """Answers in the name of another teacher, whom it can be asked the same questions as."""
+    """Gives lists in the name of another teacher; scores of chosen items, vectors and stages stay behind it."""
 
     def __init__(self, teacher: Teacher) -> None:
         self.teacher = teacher

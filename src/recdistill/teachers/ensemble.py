@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.special import logsumexp
 
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import SettingsError
+from recdistill.evaluation.scoring import GROUP, best
 from recdistill.teachers.base import Bools, Ranking, Scorer, Scores, Teacher, scorer_of_some
 
 _NUMBERS = 4 << 20
@@ -24,9 +26,10 @@ class EnsembleTeacher(Teacher):
               p_m = \mathrm{softmax}(\text{scores of } m) \text{, or } \propto 1/\mathrm{rank}_m \text{ without scores}
 
     An item that a teacher does not list gets nothing from it. Scores, where all teachers give them, are log s. Where
-    all score any item, so does the ensemble: the softmax is then taken over all items instead of the list, and what
-    any of them lists is ranked by that. Every teacher is asked about every history: an answer of the ensemble costs one
-    of each. A teacher whose budget is spent, or that does not know the user, is left out, as long as another answers.
+    all score any item, so does the ensemble: the softmax is then taken over all items instead of the list, and all
+    items are ranked by that, also those that no teacher would list. Every teacher is asked about every history: an
+    answer of the ensemble costs one of each. A teacher whose budget is spent, or that does not know the user, is left
+    out, as long as another answers.
 
     Args:
         teachers: two or more, on the same items.
@@ -75,30 +78,36 @@ class EnsembleTeacher(Teacher):
         Raises:
             TeacherError: when one of the teachers gives no sensible answer.
         """
-        rankings = [teacher.rank(histories, k, users=users) for teacher in self.teachers]
-        return self._best(rankings, histories, k, users=users)
+        if self.scores_items:
+            return self._rank_all(histories, k, users=users)
+        return self._fuse([teacher.rank(histories, k, users=users) for teacher in self.teachers], k)
 
     def rank_within_budget(
         self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None
     ) -> tuple[Ranking, Bools]:
         """Return what can be had, and ``(B,)`` which rows that is: those that one teacher or more answered."""
+        if self.scores_items:
+            self.heard[:] = True
+            return self._rank_all(histories, k, users=users), np.ones(len(histories), np.bool_)
         pairs = [teacher.rank_within_budget(histories, k, users=users) for teacher in self.teachers]
         self.heard |= np.array([some.any() for _, some in pairs])
         answered: Bools = np.any([answered for _, answered in pairs], axis=0)
-        return self._best([ranking for ranking, _ in pairs], histories, k, users=users), answered
+        return self._fuse([ranking for ranking, _ in pairs], k), answered
 
-    def _best(
-        self, rankings: list[Ranking], histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None
-    ) -> Ranking:
-        """Return the best of what one of the teachers or more list, by the ensemble's own scores if it has them."""
-        if not self.scores_items:
-            return self._fuse(rankings, k)
-        scorer = self.scorer(histories, users=users)
-        listed = np.sort(np.concatenate([ranking.items for ranking in rankings], axis=1), axis=1)
-        listed[:, 1:][listed[:, 1:] == listed[:, :-1]] = 0
-        scores = np.where(listed > 0, scorer(np.arange(len(listed)), np.maximum(listed, 1)), -np.inf)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return Ranking(np.take_along_axis(listed, order, axis=1), np.take_along_axis(scores, order, axis=1))
+    def _rank_all(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None) -> Ranking:
+        """Rank all items by the ensemble's own scores, some rows at a time."""
+        assert self.n_items is not None, "a teacher that scores any item knows how many there are"
+        scorer, n_columns = self.scorer(histories, users=users), self.n_items + 1
+        items = np.zeros((len(histories), k), np.int32)
+        values = np.full(items.shape, -np.inf, np.float32)
+        for rows in _blocks(len(histories), self.n_items):
+            scores = np.full((len(rows), -(-n_columns // GROUP) * GROUP), -np.inf, np.float32)
+            scores[:, 1:n_columns] = scorer(rows, _every(len(rows), self.n_items))
+            if self.exclude_history:
+                taken, offsets = histories.take(rows).flat()
+                scores[np.repeat(np.arange(len(rows)), np.diff(offsets)), taken] = -np.inf
+            items[rows], values[rows] = best(torch.from_numpy(scores), k)
+        return Ranking(items, values)
 
     def knows(self, users: npt.NDArray[np.integer]) -> Bools:
         """Return ``(B,)`` which users one of the teachers knows."""
@@ -156,13 +165,21 @@ class EnsembleTeacher(Teacher):
 
 def _log_totals(scorer: Scorer, n_rows: int, n_items: int) -> npt.NDArray[np.float64]:
     """Return ``(B,)`` the log of the sum of exp(score) over all items, some rows at a time; 0 without a score."""
-    height = max(1, _NUMBERS // n_items)
     totals = np.empty(n_rows)
-    for start in range(0, n_rows, height):
-        rows = np.arange(start, min(start + height, n_rows))
-        every = np.broadcast_to(np.arange(1, n_items + 1), (len(rows), n_items))
-        totals[rows] = logsumexp(scorer(rows, every).astype(np.float64), axis=1)
+    for rows in _blocks(n_rows, n_items):
+        totals[rows] = logsumexp(scorer(rows, _every(len(rows), n_items)).astype(np.float64), axis=1)
     return np.where(totals > -np.inf, totals, 0.0)
+
+
+def _blocks(n_rows: int, n_items: int) -> Iterator[Ints]:
+    """Cut rows into as many as all items are scored for at once."""
+    height = max(1, _NUMBERS // n_items)
+    for start in range(0, n_rows, height):
+        yield np.arange(start, min(start + height, n_rows))
+
+
+def _every(n_rows: int, n_items: int) -> Ints:
+    return np.broadcast_to(np.arange(1, n_items + 1), (n_rows, n_items))
 
 
 def _shares(ranking: Ranking, by_score: bool) -> npt.NDArray[np.float64]:

@@ -16,7 +16,7 @@ from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import TeacherError
 from recdistill.evaluation.scoring import top_k
 from recdistill.models.base import Batch, Model
-from recdistill.teachers.base import Ranking, Scorer, Scores, Teacher, Vectors
+from recdistill.teachers.base import Bools, Ranking, Scorer, Scores, Teacher, Vectors
 
 _HISTORIES = 1024
 """Histories encoded at once."""
@@ -79,6 +79,10 @@ class LocalTeacher(Teacher):
         """
         ranking = top_k(self.model, histories, k, histories if self.exclude_history else None, users=users)
         return ranking if self.gives_scores else Ranking(ranking.items)
+
+    def knows(self, users: npt.NDArray[np.integer]) -> Bools:
+        """Return ``(B,)`` for which users the model can rank."""
+        return self.model.knows(users)
 
     def scorer(self, histories: Sequences, *, users: npt.NDArray[np.integer] | None = None) -> Scorer:
         """Read the histories once, and return what scores chosen items for some of them.

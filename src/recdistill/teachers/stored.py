@@ -14,7 +14,7 @@ import polars as pl
 
 from recdistill.data.columns import parse_ids, problems
 from recdistill.data.dataset import IdMap, Ints, RawId, Sequences
-from recdistill.data.files import Source, open_tables
+from recdistill.data.files import Source, file_bytes, open_tables
 from recdistill.data.interactions import describe_bad_rows, first_problems, label
 from recdistill.errors import TeacherError
 from recdistill.teachers.base import Bools, Ranking, Scorer, Scores, Teacher
@@ -34,7 +34,8 @@ class StoredTeacher(Teacher):
     leaves out, or a user without a row, it raises.
 
     Rows of users and items that are not in the data are left out, and counted in a warning. So are users of the data
-    without a row: they learn from labels alone.
+    without a row: they learn from labels alone. A table for more users than the data hold is as welcome as one for a
+    few of them; but where it names strange users, and most of the data's have no row, its ids are taken to be wrong.
 
     Args:
         source: a Parquet, CSV or TSV file, a glob of them, or a polars frame.
@@ -78,6 +79,8 @@ class StoredTeacher(Teacher):
         """A row a user: the items that have a score, the best first."""
         self.values: Scores = rows["score"].to_numpy()
         """The scores, parallel to ``lists.items``."""
+        self.file_bytes = file_bytes(source)
+        """Size of the files; ``None`` of a frame."""
         self.scores_items = bool((counts[counts > 0] == len(ids)).all())
         self.exclude_history = exclude_history
         self.n_items: int = len(ids)
@@ -243,6 +246,14 @@ def _known(rows: _Rows, name: str, ids: IdMap, users: IdMap) -> pl.DataFrame:
             f"{rows.unknown_users}, the data's {len(users):,} have ids like {users.raw[0]!r}. Write the "
             "ids of the data."
         )
+    unanswered = len(users) - known["user"].n_unique()
+    if strange_users and 2 * unanswered > len(users):
+        raise TeacherError(
+            f"{strange_users:,} of {frame.height:,} rows in {name} name users that are not in the data, for example "
+            f"{rows.unknown_users}, and {unanswered:,} of the data's {len(users):,} users, which have ids like "
+            f"{users.raw[0]!r}, have no row. Write the ids of the data, or leave out the rows of other users if these "
+            "ids are right."
+        )
     _refuse_doubles(known, name, ids, users)
     notes = [
         f"{left_out:,} of {frame.height:,} rows are left out, as their {what} are not in the data, for example {shown}"
@@ -252,7 +263,7 @@ def _known(rows: _Rows, name: str, ids: IdMap, users: IdMap) -> pl.DataFrame:
         )
         if left_out
     ]
-    if unanswered := len(users) - known["user"].n_unique():
+    if unanswered:
         notes.append(f"{unanswered:,} of {len(users):,} users of the data have no row, and learn nothing from it")
     if notes:
         _log.warning("%s: %s", name, "; ".join(notes))
