@@ -252,7 +252,11 @@ def test_a_token_that_was_renewed_since_is_not_dropped_again(server: Server) -> 
     ],
 )  # fmt: skip
 def test_where_no_token_is_given_nothing_is_asked(server: Server, grant: Any, said: str) -> None:
-    server.grants = lambda n: grant
+    def refuse(n: int) -> Any:
+        time.sleep(0.05)  # until all four wait for it
+        return grant
+
+    server.grants = refuse
     with pytest.raises(TeacherError, match=rf"recommend was not asked, as .* signed: {server.base}/token .*{said}"):
         server.teacher(concurrency=4, largest_reply=1000, attempts=5).rank(histories(8), 1)
     assert (len(server.logins), server.asked) == (1, [])
