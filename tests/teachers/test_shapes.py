@@ -636,3 +636,5 @@ def test_answers_are_kept_apart_where_different_things_are_asked_at_one_address(
     paged = {"body": {"h": "{history}", "page": "{page_number}"}, "max_k": 5}
     assert identity(**paged) != identity(**paged, first_page=0)
     assert identity(**related, identity="shop-1") == "shop-1"
+    assert len({identity(headers={"X-Model": model}) for model in ("a", "b", "b")} | {identity()}) == 3
+    assert identity(headers={"X-Key": "${SHOP_KEY}"}) == identity()

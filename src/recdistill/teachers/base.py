@@ -328,7 +328,8 @@ class Teacher(ABC):
             return Ranking(items)
         if any(answer.scores is None for answer in given):
             raise TeacherError(
-                f"teacher {self.identity!r} should give scores, but an answer has none; set gives_scores to false."
+                f"teacher {self.identity!r} should give scores, but an answer has none; set gives_scores to false, or, "
+                "where answers without scores are in the ledger, another identity, to ask anew."
             )
         flat = np.array([score for answer in given for score in answer.scores or ()], np.float32)
         scores = np.full(items.shape, -np.inf, np.float32)

@@ -29,8 +29,8 @@ class HttpConfig(ShapeSettings, TransportSettings):
 
     identity: str | None = None
     """Name under which answers are kept, and what its budget belongs to; change it when the model behind the API
-    changes. By default the url, and where more than that has been set, a hash of what decides the answers, without the
-    headers: where one of these names a model, name that here, too."""
+    changes. By default the url, and where more than that has been set, a hash of what decides the answers; headers
+    without variables are taken to do so."""
     exclude_history: bool = True
     """Whether items of the history are dropped from the lists."""
 

@@ -295,6 +295,8 @@ class ShapeSettings(Settings):
         told = {
             name: value for name, value in self.model_dump().items() if name in _ANSWERS and value != _default(name)
         }
+        if plain := {name.lower(): value for name, value in self.headers.items() if not variables(value)}:
+            told["headers"] = plain  # one of them may name a model; those with secrets say who asks
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12] if told else ""
 
     def item_ids(self, ids: IdMap) -> IdMap:
