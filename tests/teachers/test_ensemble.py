@@ -177,6 +177,24 @@ def test_who_has_no_budget_left_is_left_out() -> None:
     assert ensemble.rank_within_budget(HISTORIES, 2)[1].tolist() == [True, False]
 
 
+def test_one_that_is_told_users_answers_beside_one_that_reads_histories() -> None:
+    """The users tell the one, the histories the other: item h + 1 after h, and item 3 for user 5."""
+
+    class OfUsers(FakeTeacher):
+        takes = "user"
+
+        def rank(self, histories: Sequences, k: int, *, users: Any = None) -> Ranking:
+            return Ranking(np.where(self._check_users(users)[:, None] == 5, 3, 1).astype(np.int32))
+
+    for pair in ([FakeTeacher(9), OfUsers(9)], [OfUsers(9), FakeTeacher(9)]):
+        ensemble = EnsembleTeacher(pair)
+        assert (ensemble.takes, ensemble.hears_parts) == ("user", False)
+        ranking = ensemble.rank(Sequences.from_lists([[6], [7]]), 2, users=np.array([5, 6]))
+        assert np.sort(ranking.items).tolist() == [[3, 7], [1, 8]]
+        with pytest.raises(TeacherError, match="pass the user of each history"):
+            ensemble.rank(Sequences.from_lists([[6]]), 2)
+
+
 def test_its_name_follows_from_its_members() -> None:
     a, b = FakeTeacher(3, identity="a"), FakeTeacher(3, identity="b")
     names = {EnsembleTeacher(pair).identity for pair in ([a, b], [b, a], [a, a])}
@@ -192,10 +210,7 @@ def test_teachers_that_cannot_answer_together_are_refused() -> None:
     for weights in ([1.0], [1.0, 0.0]):
         with pytest.raises(SettingsError, match="as many weights above 0"):
             EnsembleTeacher([one, other], weights=weights)
-    other.takes = "user"
-    with pytest.raises(SettingsError, match=r"differ in what a query consists of \('fake': history, 'fake': user"):
-        EnsembleTeacher([one, other])
-    other.takes, other.n_items = "history", 4
+    other.n_items = 4
     with pytest.raises(SettingsError, match=r"differ in how many items they know \('fake': 3, 'fake': 4\)"):
         EnsembleTeacher([one, other])
     other.n_items, other.exclude_history = 3, False

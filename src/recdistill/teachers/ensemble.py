@@ -28,8 +28,9 @@ class EnsembleTeacher(Teacher):
     An item that a teacher does not list gets nothing from it. Scores, where all teachers give them, are log s. Where
     all score any item, so does the ensemble: the softmax is then taken over all items instead of the list, and all
     items are ranked by that, also those that no teacher would list. Every teacher is asked about every history: an
-    answer of the ensemble costs one of each. A teacher whose budget is spent, or that does not know the user, is left
-    out, as long as another answers.
+    answer of the ensemble costs one of each. Where one is told the user alone, the others are asked about whole
+    histories only, as its answers hold for no part of one. A teacher whose budget is spent, or that does not know the
+    user, is left out, as long as another answers.
 
     Args:
         teachers: two or more, on the same items.
@@ -56,7 +57,7 @@ class EnsembleTeacher(Teacher):
         )
         self.free = all(teacher.free for teacher in teachers)
         self.n_items = next((teacher.n_items for teacher in teachers if teacher.n_items is not None), None)
-        self.takes = teachers[0].takes
+        self.takes = "user" if any(teacher.takes == "user" for teacher in teachers) else "history"
         self.names_user = any(teacher.names_user for teacher in teachers)
         self.exclude_history = teachers[0].exclude_history
         told = [teacher.max_history for teacher in teachers if teacher.max_history is not None]
@@ -203,7 +204,6 @@ def _check(teachers: Sequence[Teacher], weights: Sequence[float]) -> None:
         raise SettingsError(f"{len(teachers)} teachers need as many weights above 0, but they are {list(weights)}.")
     for what, values in (
         ("how many items they know", [teacher.n_items for teacher in teachers]),
-        ("what a query consists of", [teacher.takes for teacher in teachers]),
         ("whether items of the history are listed", [not teacher.exclude_history for teacher in teachers]),
     ):
         if len({value for value in values if value is not None}) > 1:
