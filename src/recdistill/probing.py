@@ -114,7 +114,7 @@ def check_told(teacher: Teacher, scales: Sequence[float]) -> None:
         SettingsError: saying what it is told instead.
     """
     if len(scales) > 1 and not teacher.hears_parts:
-        told = "user" if teacher.takes == "user" else "last item"
+        told = "user" if teacher.by_user else "last item"
         raise SettingsError(
             f"probing asks about parts of a history, and teacher {teacher.identity!r} is told the {told} alone: "
             "use method 'kd', or set scales to [1.0]"

@@ -292,7 +292,7 @@ def _with_windows(train: Sequences, max_len: int, teacher: Teacher | None) -> tu
     """
     if max_len < 2:
         raise SettingsError("long_histories = 'windows' needs a student that reads 2 items or more; raise its max_len")
-    if teacher is not None and teacher.takes == "user":
+    if teacher is not None and teacher.by_user:
         raise SettingsError(
             f"teacher {teacher.identity!r} answers for a user as of today, so earlier parts of a history have no "
             "answer of their own; set long_histories to 'newest'."

@@ -310,15 +310,20 @@ class Run:
         How an API is reached and what it may cost is no difference: the answers are the same. Nor is the device, or a
         default method that is not known yet.
         """
-        one = self.by_default(other.chosen.name) if isinstance(other.chosen, Choice) else self
-        other = other.by_default(one.chosen.name) if isinstance(one.chosen, Choice) else other
-        mine, others = _flat(one.dump()), _flat(other.dump())
+        mine, others = _flat(self._beside(other).dump()), _flat(other._beside(self).dump())
         names = [name for name in {**mine, **others} if name[1] not in _MAY_CHANGE.get(name[0], ())]
         return [
             f"{'.'.join(name)}: {_show(mine.get(name))} and {_show(others.get(name))}"
             for name in names
             if mine.get(name) != others.get(name)
         ]
+
+    def _beside(self, other: Run) -> Run:
+        """Return the run by the method of another where it names none, as far as its settings allow."""
+        try:
+            return self.by_default(other.chosen.name) if isinstance(other.chosen, Choice) else self
+        except SettingsError:
+            return self
 
 
 def override(values: Values, assignments: Sequence[str]) -> Values:

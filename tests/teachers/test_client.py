@@ -293,6 +293,59 @@ def test_questions_refused_each_for_itself_are_borne_by_the_dozen_once_the_api_h
         Paying(Paged(api.url), concurrency=1).rank(histories(200), 1)
 
 
+def test_unknown_users_do_not_add_up_with_other_failures(api: RawApi) -> None:
+    """Twelve in a row, then one reply that is cut: that is one failure, not the thirteenth."""
+
+    def answer(body: Body) -> Any:
+        (row,) = body["rows"]
+        return [None] if row == 13 else GOOD if row in (0, 14) else response(b"who?", "404 Not Found")
+
+    api.answer = answer
+    outcomes: list[Outcome] = []
+    collect(Paying(Paged(api.url), concurrency=1, attempts=1), 15, outcomes)
+    assert len(outcomes) == 15
+
+
+def test_that_an_api_has_answered_is_known_in_the_next_ranking_and_in_the_next_run(api: RawApi, ledger: Ledger) -> None:
+    """Twenty unknown users may begin a block."""
+    api.answer = lambda body: GOOD if body["rows"] == [0] and len(api.asked) == 1 else response(b"who?", "404 No")
+    teacher = Paying(Paged(api.url), concurrency=1)
+    LedgerTeacher(teacher, ledger).rank(histories(1), 1)
+    for asked in (teacher, Paying(Paged(api.url), concurrency=1)):
+        strangers = Sequences.from_lists([[item] for item in range(101, 121)])
+        _, answered = LedgerTeacher(asked, ledger, round=int(asked is teacher)).rank_within_budget(strangers, 1)
+        assert not answered.any()
+
+
+def test_questions_that_failed_before_are_not_borne_for_ever(api: RawApi, ledger: Ledger) -> None:
+    """The API has moved meanwhile."""
+    teacher = Paying(Paged(api.url), concurrency=1, attempts=1)
+    api.answer = lambda body: GOOD if body["rows"][0] % 2 else response(b"", "500 Oops")
+    LedgerTeacher(teacher, ledger).rank_within_budget(histories(400), 1)
+    api.asked.clear()
+    api.answer = lambda body: response(b"", "404 Not Found")
+    with pytest.raises(TeacherError, match="gave up after 100 failed requests in a row"):
+        LedgerTeacher(teacher, ledger).rank_within_budget(histories(400), 1)
+    assert len(api.asked) == 100
+
+
+def test_one_conversation_that_overruns_the_budget_does_not_cut_the_others_short(api: RawApi, ledger: Ledger) -> None:
+    """Three pages each; the first row's first page is lost once, so the budget of six ends before its last one."""
+    lost: list[Body] = []
+
+    def answer(body: Body) -> Any:
+        if body["rows"] == [0] and not lost:
+            lost.append(body)
+            return [None]
+        return [0.02 if body["rows"] == [0] else 0.05, GOOD]
+
+    api.answer = answer
+    keeper = LedgerTeacher(Paying(Paged(api.url, pages=3), charge="calls", concurrency=2), ledger, budget=6)
+    _, answered = keeper.rank_within_budget(histories(2), 1)
+    assert answered.sum() == 1
+    assert keeper.stats().spent <= 6
+
+
 @pytest.mark.parametrize(("status", "asked_again"), [("404 Not Found", 0), ("500 Oops", 40)])
 def test_questions_that_failed_among_answers_do_not_end_the_next_run(
     api: RawApi, ledger: Ledger, status: str, asked_again: int

@@ -188,7 +188,7 @@ def test_one_that_is_told_users_answers_beside_one_that_reads_histories() -> Non
 
     for pair in ([FakeTeacher(9), OfUsers(9)], [OfUsers(9), FakeTeacher(9)]):
         ensemble = EnsembleTeacher(pair)
-        assert (ensemble.takes, ensemble.hears_parts) == ("user", False)
+        assert (ensemble.needs_users, ensemble.hears_parts) == (True, False)
         ranking = ensemble.rank(Sequences.from_lists([[6], [7]]), 2, users=np.array([5, 6]))
         assert np.sort(ranking.items).tolist() == [[3, 7], [1, 8]]
         with pytest.raises(TeacherError, match="pass the user of each history"):

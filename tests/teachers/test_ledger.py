@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
-from recdistill.teachers.base import Answer, Failure, Outcome, Take
+from recdistill.teachers.base import Answer, Failure, Outcome, Ranking, Take
 from recdistill.teachers.callable import CallableTeacher
+from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_check import verify
@@ -365,6 +366,31 @@ def test_lists_that_name_nothing_we_know_are_not_bought_on(ledger: Ledger) -> No
     ):
         keeper.rank_within_budget(histories(300), 1)
     assert (len(asked), keeper.stats().answers) == (100, 100)
+
+
+def test_lists_that_were_understood_before_count(ledger: Ledger) -> None:
+    """New items alone are listed now, as it may be."""
+    ids = IdMap([f"{item}" for item in range(1, 501)], first=1)
+    told = {"items": "7"}
+    teacher = CallableTeacher(lambda history, k: [told["items"]], identity="old", ids=ids, batched=False)
+    LedgerTeacher(teacher, ledger).rank(histories(1), 1)
+    told["items"] = "new"
+    assert LedgerTeacher(teacher, ledger).rank_within_budget(histories(300), 1)[1].all()
+    with pytest.raises(TeacherError, match="no item of the data in 299 lists"):
+        LedgerTeacher(teacher, ledger).rank_within_budget(histories(400, first=2), 1)
+
+
+def test_an_ensemble_of_users_and_histories_is_kept_by_both(ledger: Ledger) -> None:
+    class OfUsers(FakeTeacher):
+        takes = "user"
+
+        def rank(self, histories: Sequences, k: int, *, users: Any = None) -> Ranking:
+            return Ranking(np.where(self._check_users(users)[:, None] == 5, 3, 1).astype(np.int32))
+
+    keeper = LedgerTeacher(EnsembleTeacher([FakeTeacher(9), OfUsers(9)]), ledger)
+    told = [keeper.rank(histories(1, first=item), 2, users=np.array([5])).items for item in (5, 7)]
+    assert [sorted(items[0].tolist()) for items in told] == [[3, 6], [3, 8]]
+    assert not keeper.hears_parts
 
 
 def test_one_item_that_we_know_is_enough_to_go_on(ledger: Ledger) -> None:

@@ -166,7 +166,7 @@ class BAHSD(WithIntents, name="bahsd"):
         config = self.config
         teacher = check_values(config, super().check_teacher(teacher))
         check_told(teacher, config.scales)
-        if config.prefixes and teacher.takes == "user":
+        if config.prefixes and teacher.by_user:
             raise SettingsError(
                 f"method {self.name!r} asks about earlier histories, and teacher {teacher.identity!r} is told the user "
                 "alone: set prefixes to 0"

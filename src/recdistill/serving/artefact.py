@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from recdistill import __version__
-from recdistill.data.dataset import Dataset, IdMap, RawId, Sequences
+from recdistill.data.dataset import Dataset, IdMap, Ints, RawId, Sequences
 from recdistill.errors import ArtefactError, DataError, SettingsError
 from recdistill.evaluation.scoring import top_k
 from recdistill.files import write_whole
@@ -225,12 +226,18 @@ class Student:
 
         Those that the user took are left out, where the user is in the data (−1: is not) and seen items are.
         """
-        counts = np.bincount(users.taken.flat()[0], minlength=len(self.items) + 1)[1:]
-        best = np.argsort(-counts, kind="stable")
+        counts, best = self._popularity
         if user >= 0 and self.mask_seen:
             best = best[~np.isin(best + 1, users.taken[user])]
         best = best[None, :k]
         return self._named(Ranking((best + 1).astype(np.int32), counts[best].astype(np.float32)))[0]
+
+    @cached_property
+    def _popularity(self) -> tuple[Ints, Ints]:
+        """``(N,)`` how often each item was taken, and the items by that, from 0."""
+        assert self.users is not None, "asked of models that read the user"
+        counts = np.bincount(self.users.taken.flat()[0], minlength=len(self.items) + 1)[1:]
+        return counts, np.argsort(-counts, kind="stable")
 
     def _named(self, ranking: Ranking) -> list[list[Recommendation]]:
         """Translate lists to raw ids."""

@@ -185,9 +185,14 @@ class Teacher(ABC):
         """
 
     @property
+    def by_user(self) -> bool:
+        """Whether its answer is for a user as of today, so that earlier parts of a history have none of their own."""
+        return self.takes == "user"
+
+    @property
     def hears_parts(self) -> bool:
         """Whether it can be asked about a part of a history, and may answer otherwise than to the whole."""
-        return self.takes == "history" and self.max_history != 1
+        return not self.by_user and self.max_history != 1
 
     def rank_within_budget(
         self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None
@@ -411,6 +416,11 @@ class Deputy(Teacher):
     def identity(self) -> str:
         """That of the teacher itself."""
         return self.teacher.identity
+
+    @property
+    def by_user(self) -> bool:
+        """As the teacher itself."""
+        return self.teacher.by_user
 
 
 class OutsideTeacher(Teacher):

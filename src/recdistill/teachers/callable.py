@@ -23,7 +23,7 @@ from recdistill.teachers.base import (
     check_scores,
 )
 from recdistill.teachers.loop import PrivateLoop
-from recdistill.teachers.walk import Walk, interrupts_postponed
+from recdistill.teachers.walk import Streak, Walk, interrupts_postponed
 
 Function: TypeAlias = Callable[[Any, int], Any]
 
@@ -64,8 +64,8 @@ class CallableTeacher(OutsideTeacher):
         exclude_history: whether items of the history are dropped from the lists.
         batch_size: most histories in one call, where calls are batched.
         concurrency: most calls at once, where the function is ``async``.
-        give_up_after: failed calls in a row after which no more are made, where calls are not batched; those that
-            failed in an earlier run do not count.
+        give_up_after: failed calls in a row after which no more are made, where calls are not batched; ten times as
+            many of those that failed in an earlier run.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class _Walk(Walk):
         super().__init__(take, teacher.batch_size)
         self.teacher = teacher
         self.k = k
-        self.failed_in_a_row = 0
+        self.streak = Streak(teacher.give_up_after)
 
     def in_turn(self) -> Iterator[list[Outcome]]:
         """Make one call after the other, in this thread."""
@@ -184,7 +184,7 @@ class _Walk(Walk):
         return [_answer(items, given, self.k) for items, given in zip(rows, scored, strict=True)]
 
     def _succeed(self, requests: list[Request], answers: list[Answer]) -> list[Outcome]:
-        self.failed_in_a_row = 0
+        self.streak.end()
         return list(zip(requests, answers, strict=True))
 
     def _fail(self, requests: list[Request], error: BaseException) -> list[Outcome]:
@@ -197,9 +197,8 @@ class _Walk(Walk):
                 f"teacher {teacher.identity!r} raised {type(error).__name__} when asked about {len(requests)} {about}: "
                 f"{error}"
             )
-        self.failed_in_a_row += teacher.batched or not requests[0].failed_before
-        if self.failed_in_a_row >= teacher.give_up_after:
-            gave_up = f"gave up after {self.failed_in_a_row} failed calls in a row (give_up_after); the last: "
+        if n := self.streak.add(little=not teacher.batched and requests[0].failed_before):
+            gave_up = f"gave up after {n} failed calls in a row (give_up_after); the last: "
             why = TeacherError(reason if teacher.batched else f"{gave_up}{reason}")
             why.__cause__ = error
             self.give_up(why)

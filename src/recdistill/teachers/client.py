@@ -65,13 +65,11 @@ from recdistill.teachers.base import Answer, Failure, Outcome, Request, Take
 from recdistill.teachers.exchange import Call, Conversation, Reply, Shape
 from recdistill.teachers.loop import PrivateLoop
 from recdistill.teachers.meter import Charge, Meter, Pace, Unsent
-from recdistill.teachers.walk import Walk
+from recdistill.teachers.walk import Streak, Walk
 from recdistill.teachers.wire import Refused, Wire
 
 _POLL = 0.02
 """Seconds between two looks at whether another thread's call has landed."""
-_EACH_FOR_ITSELF = 10
-"""How many times as many failures in a row are borne where the API lives, and refuses each question for what it is."""
 
 
 class TransportSettings(Settings):
@@ -96,7 +94,7 @@ class TransportSettings(Settings):
     """Most seconds between two calls for one request; where the API's Retry-After asks for more, asking ends."""
     give_up_after: PositiveInt = 10
     """Failed requests in a row after which no more are sent; ten times as many where an API that has answered others
-    refuses each for what it is. Those that failed in an earlier run do not count."""
+    refuses each for what it is, and of those that failed in an earlier run."""
     dead_after: PositiveFloat = 120.0
     """Seconds of nothing but calls that did not get through, after which no more are sent; waits that the API asked for
     do not count, and neither does what it refuses for good."""
@@ -115,6 +113,7 @@ class Client:
         self.settings = settings
         self.pace = Pace()
         self.window = Window(settings.concurrency)
+        self.has_answered = False
         self.calls: Counter[str] = Counter()
         """How the calls so far ended: ``answered``, or a class of fault such as ``429``, ``timeout`` or ``cut``."""
 
@@ -223,6 +222,7 @@ class _Walk(Walk):
         hide: Callable[[str], str],
     ) -> None:
         super().__init__(take, shape.batch_size)
+        self.client = client
         self.settings = settings = client.settings
         self.window = client.window
         self.calls = client.calls
@@ -231,8 +231,7 @@ class _Walk(Walk):
         self.meter = meter
         self.hide = hide
         self.landed = asyncio.Event()
-        self.has_answered = False
-        self.failed_in_a_row = 0
+        self.streak = Streak(settings.give_up_after)
         self.too_much_in_a_row = 0
         self.failing_since: float | None = None
         self.wire = Wire(settings, shape, hide, client.certificates)
@@ -251,13 +250,12 @@ class _Walk(Walk):
                 replace(outcome, final=True) if isinstance(outcome, Failure) else outcome
                 for outcome in await self._talk(requests, tally)
             ]
-            self.failed_in_a_row = 0
-            self.has_answered = True
+            self.streak.end()
+            self.client.has_answered = True
         except Refused as refused:
             self._count_failure(refused, requests)
             outcomes = [Failure(refused.reason, paid=tally.paid, final=refused.final)] * len(requests)
-        except (BudgetExhausted, _Stopped) as why:
-            self.stopped.set()
+        except (BudgetExhausted, _Stopped) as why:  # what else is in flight may still be within the budget
             outcomes = [Unsent(str(why), paid=tally.paid)] * len(requests)
         calls = [tally.calls] + [0] * (len(requests) - 1)  # so that they add up
         return [
@@ -416,12 +414,10 @@ class _Walk(Walk):
         """Stop asking where it makes no sense any more."""
         if refused.fatal:
             self._give_up("gave up, as other requests will fare no better", refused)
-        if all(request.failed_before for request in requests):
-            return
-        self.failed_in_a_row += 1
-        borne = _EACH_FOR_ITSELF if refused.final and self.has_answered else 1
-        if self.failed_in_a_row >= self.settings.give_up_after * borne:
-            self._give_up(f"gave up after {self.failed_in_a_row} failed requests in a row (give_up_after)", refused)
+        answers = self.client.has_answered or self.meter.has_answered
+        little = (refused.final and answers) or all(request.failed_before for request in requests)
+        if n := self.streak.add(little=little):
+            self._give_up(f"gave up after {n} failed requests in a row (give_up_after)", refused)
 
     def _give_up(self, why: str, last: Refused) -> None:
         self.give_up(TeacherError(self.hide(f"{why}; the last: {last.reason}")))

@@ -57,13 +57,18 @@ class EnsembleTeacher(Teacher):
         )
         self.free = all(teacher.free for teacher in teachers)
         self.n_items = next((teacher.n_items for teacher in teachers if teacher.n_items is not None), None)
-        self.takes = "user" if any(teacher.takes == "user" for teacher in teachers) else "history"
-        self.names_user = any(teacher.names_user for teacher in teachers)
+        self.takes = "user" if all(teacher.takes == "user" for teacher in teachers) else "history"
+        self.names_user = any(teacher.needs_users for teacher in teachers)
         self.exclude_history = teachers[0].exclude_history
         told = [teacher.max_history for teacher in teachers if teacher.max_history is not None]
         self.max_history = max(told) if len(told) == len(teachers) else None
         self.heard: Bools = np.zeros(len(teachers), np.bool_)
         """Which teachers have answered any question within their budget."""
+
+    @property
+    def by_user(self) -> bool:
+        """Whether one of the teachers answers for a user as of today."""
+        return any(teacher.by_user for teacher in self.teachers)
 
     @property
     def identity(self) -> str:
@@ -98,12 +103,14 @@ class EnsembleTeacher(Teacher):
     def _rank_all(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None) -> Ranking:
         """Rank all items by the ensemble's own scores, some rows at a time."""
         assert self.n_items is not None, "a teacher that scores any item knows how many there are"
-        scorer, n_columns = self.scorer(histories, users=users), self.n_items + 1
+        scorers, n_columns = self._scorers(histories, users), self.n_items + 1
         items = np.zeros((len(histories), k), np.int32)
         values = np.full(items.shape, -np.inf, np.float32)
         for rows in _blocks(len(histories), self.n_items):
             scores = np.full((len(rows), -(-n_columns // GROUP) * GROUP), -np.inf, np.float32)
-            scores[:, 1:n_columns] = scorer(rows, _every(len(rows), self.n_items))
+            votes = [scorer(rows, _every(len(rows), self.n_items)).astype(np.float64) for scorer in scorers]
+            shifts = [np.log(weight) - _log_total(vote) for weight, vote in zip(self.weights, votes, strict=True)]
+            scores[:, 1:n_columns] = _mix(votes, shifts)
             if self.exclude_history:
                 taken, offsets = histories.take(rows).flat()
                 scores[np.repeat(np.arange(len(rows)), np.diff(offsets)), taken] = -np.inf
@@ -121,12 +128,7 @@ class EnsembleTeacher(Teacher):
         Raises:
             TeacherError: when one of the teachers does not score any item.
         """
-        everyone = np.ones(len(histories), np.bool_)
-        known = [everyone if users is None else teacher.knows(users) for teacher in self.teachers]
-        scorers = [
-            scorer_of_some(teacher, histories, np.flatnonzero(some), users=users)
-            for teacher, some in zip(self.teachers, known, strict=True)
-        ]
+        scorers = self._scorers(histories, users)
         assert self.n_items is not None, "a teacher that scores any item knows how many there are"
         shifts = [
             np.log(weight) - _log_totals(scorer, len(histories), self.n_items)
@@ -134,13 +136,18 @@ class EnsembleTeacher(Teacher):
         ]
 
         def scores(rows: Ints, candidates: Ints) -> Scores:
-            votes = [
-                scorer(rows, candidates) + shift[rows, None] for scorer, shift in zip(scorers, shifts, strict=True)
-            ]
-            mixed: Scores = np.logaddexp.reduce(votes).astype(np.float32)
-            return mixed
+            return _mix([scorer(rows, candidates) for scorer in scorers], [shift[rows] for shift in shifts])
 
         return scores
+
+    def _scorers(self, histories: Sequences, users: npt.NDArray[np.integer] | None) -> list[Scorer]:
+        """Have every teacher read the histories, as far as it knows their users."""
+        everyone = np.ones(len(histories), np.bool_)
+        known = [everyone if users is None else teacher.knows(users) for teacher in self.teachers]
+        return [
+            scorer_of_some(teacher, histories, np.flatnonzero(some), users=users)
+            for teacher, some in zip(self.teachers, known, strict=True)
+        ]
 
     def _fuse(self, rankings: list[Ranking], k: int) -> Ranking:
         listed = np.concatenate([ranking.items for ranking in rankings], axis=1)
@@ -168,8 +175,21 @@ def _log_totals(scorer: Scorer, n_rows: int, n_items: int) -> npt.NDArray[np.flo
     """Return ``(B,)`` the log of the sum of exp(score) over all items, some rows at a time; 0 without a score."""
     totals = np.empty(n_rows)
     for rows in _blocks(n_rows, n_items):
-        totals[rows] = logsumexp(scorer(rows, _every(len(rows), n_items)).astype(np.float64), axis=1)
-    return np.where(totals > -np.inf, totals, 0.0)
+        totals[rows] = _log_total(scorer(rows, _every(len(rows), n_items)).astype(np.float64))
+    return totals
+
+
+def _log_total(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return ``(b,)`` the log of the sum of exp(score) over the columns; 0 without a score."""
+    total = logsumexp(scores, axis=1)
+    return np.where(total > -np.inf, total, 0.0)
+
+
+def _mix(votes: Sequence[npt.NDArray[np.floating]], shifts: Sequence[npt.NDArray[np.float64]]) -> Scores:
+    """Return ``(b, C)`` the log of the sum over teachers of exp(score + shift)."""
+    shifted = [vote + shift[:, None] for vote, shift in zip(votes, shifts, strict=True)]
+    mixed: Scores = np.logaddexp.reduce(shifted).astype(np.float32)
+    return mixed
 
 
 def _blocks(n_rows: int, n_items: int) -> Iterator[Ints]:

@@ -51,6 +51,7 @@ class Errand:
     def start(self, requests: list[Request], questions: list[Question]) -> None:
         """Answer from disk; what is not there waits to be asked, the same question only once."""
         self.answers = self.ledger.find(self.page, [question.digest for question in questions])
+        self._look_at(answer for answer in self.answers.values() if answer.items)
         seen = set(self.answers)
         missing: list[tuple[Request, Question]] = []
         for request, question in zip(requests, questions, strict=True):
@@ -110,6 +111,11 @@ class Errand:
             takes = math.ceil(calls / keeper.in_one_charge)
             self.shortage = f"has {left:,} left while the next request takes {takes:,}" if left > 0 else ""
         return chosen
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether the teacher has answered any such question before."""
+        return bool(self.answers) or self.ledger.has_answers(self.page)
 
     def charge(self, requests: Sequence[Request]) -> None:
         """Charge a call about some of what is asked, unless queries are charged, which was done when they were booked.

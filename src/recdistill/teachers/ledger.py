@@ -203,6 +203,12 @@ class Ledger:
         with self._file.reading() as db:
             return _find(db, page, requests)
 
+    def has_answers(self, page: Page) -> bool:
+        """Return whether a teacher has answered anything on a page."""
+        with self._file.reading() as db:
+            here = "SELECT 1 FROM answers WHERE teacher = ? AND k = ? AND round = ? LIMIT 1"
+            return db.execute(here, page).fetchone() is not None
+
     def failed(self, page: Page, requests: Sequence[Digest]) -> dict[Digest, Failure]:
         """Return how requests failed the last time that they were asked."""
         what = "SELECT request, reason, final FROM attempts JOIN failures ON attempt = id"

@@ -27,7 +27,8 @@ class LedgerTeacher(Deputy):
         ledger: where answers are.
         budget: most that may ever be spent on this teacher, over all runs that share the ledger, those before included;
             no limit where not given. What it counts is the teacher's ``charge``: queries, calls or rows. A request that
-            takes several calls is asked only where the budget lasts to its end, beside those that are being asked.
+            takes several calls is asked only where the budget lasts to its end, beside those that this ranking asks;
+            retries, and what other processes ask meanwhile, are not foreseen.
         round: another round asks everything anew, for teachers whose answers vary.
     """
 
@@ -67,7 +68,8 @@ class LedgerTeacher(Deputy):
         if errand.failures:
             raise TeacherError(
                 f"teacher {self.identity!r} left {missing} unanswered; {len(errand.failures):,} failed, the first: "
-                f"{errand.failures[0].reason}. {kept}; run again to ask only for the rest"
+                f"{errand.failures[0].reason}. {kept}"
+                f"{'' if all(failure.final for failure in errand.failures) else '; run again to ask only for the rest'}"
                 f"{self._refused(errand.failures)}."
             )
         raise BudgetExhausted(

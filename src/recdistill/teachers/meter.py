@@ -23,6 +23,11 @@ Charge: TypeAlias = Literal["queries", "calls", "rows"]
 class Meter(Protocol):
     """Who has to be asked before each call."""
 
+    @property
+    def has_answered(self) -> bool:
+        """Whether the API is known to have answered before."""
+        ...
+
     def turn(self, gap: float) -> float:
         """Return the seconds until a call may be sent; the next turn is ``gap`` seconds later."""
         ...
@@ -46,6 +51,8 @@ class Meter(Protocol):
 
 class Pace:
     """The meter of threads that share a teacher: turns, and no budget."""
+
+    has_answered = False
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -145,7 +145,7 @@ class DeclaredShape:
             reply = _content((yield self._call(values | place)))
             found = self._read(reply, size)
             if seen.issuperset(found.items):
-                if found.items and page_number == self.settings.first_page + 1:
+                if set(found.items) == seen and page_number == self.settings.first_page + 1:
                     raise TeacherError("the first page once more; see how the API wants to be asked for the next")
                 break
             seen.update(found.items)

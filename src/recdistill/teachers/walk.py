@@ -40,6 +40,35 @@ def interrupts_postponed() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+_BORNE = 10
+"""How many times as many failures in a row are borne where they say little of the teacher."""
+
+
+class Streak:
+    """Failures in a row, and when they are too many.
+
+    Ten times as many are borne of those that say little of the teacher: of questions that failed in an earlier run, or
+    that a teacher which has answered refuses for what they are.
+
+    >>> streak = Streak(2)
+    >>> [streak.add(little=little) for little in (False, True, True, False)]
+    [0, 0, 0, 2]
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.end()
+
+    def end(self) -> None:
+        """Take note of an answer."""
+        self._failed = {False: 0, True: 0}
+
+    def add(self, *, little: bool) -> int:
+        """Take note of a failure; return how many of its kind there were where they are too many, else 0."""
+        self._failed[little] += 1
+        return self._failed[little] if self._failed[little] >= self.most * (_BORNE if little else 1) else 0
+
+
 class Walk(ABC):
     """A walk through the requests that ``take`` hands out, several batches at once on one event loop.
 
