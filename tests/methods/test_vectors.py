@@ -14,6 +14,7 @@ from recdistill.methods.base import TrainingBatch, build_method
 from recdistill.methods.de import DE
 from recdistill.methods.htd import HTD, topology_loss
 from recdistill.methods.vectors import Experts, Vecs, VectorDistillation, squared_distance
+from recdistill.models.base import Model
 from recdistill.teachers.local import LocalTeacher
 
 from .users import TRAIN, WITH_HISTORY, N, learn, mf, ready, setting, teacher_part
@@ -123,6 +124,13 @@ def test_a_teacher_that_cannot_be_looked_into_is_refused(name: str) -> None:
         hidden.vectors(TRAIN)
 
 
+def pairs(method: VectorDistillation, student: Model) -> tuple[Vecs, Vecs]:
+    """Return what a method compares for the users with a history, and for the items that it draws."""
+    batches = Batches(TRAIN, batch_size=3, max_len=None, reads_last=True)
+    batch = TrainingBatch(*batches.of(np.array(WITH_HISTORY)), generator())
+    return method.pairs(student, student.encode(batch.batch), method.draw_items(student, batch), batch)
+
+
 def missed_by_one_expert(method: VectorDistillation, users: Vecs, items: Vecs) -> float:
     missed = 0.0
     for experts, (own, theirs) in ((method.user_experts, users), (method.item_experts, items)):
@@ -136,9 +144,7 @@ def test_the_loss_of_one_expert_is_what_it_misses_of_users_and_of_items() -> Non
     student = mf(2)
     method = ready("de", mf(1, dim=8), student, n_experts=1, n_items=8, weight=2.0)
     assert isinstance(method, DE)
-    batches = Batches(TRAIN, batch_size=3, max_len=None, reads_last=True)
-    batch = TrainingBatch(*batches.of(np.array(WITH_HISTORY)), generator())
-    users, items = method.pairs(student, student.encode(batch.batch), method.draw_items(student, batch), batch)
+    users, items = pairs(method, student)
     missed = missed_by_one_expert(method, users, items)
     assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(2 * missed, rel=1e-5)
 
@@ -224,9 +230,7 @@ def test_experts_and_topologies_share_the_loss_as_the_setting_says() -> None:
     student = mf(2)
     method = ready("htd", mf(1, dim=8), student, topology_share=0.25, n_experts=1, n_items=8)
     assert isinstance(method, HTD)
-    batches = Batches(TRAIN, batch_size=3, max_len=None, reads_last=True)
-    batch = TrainingBatch(*batches.of(np.array(WITH_HISTORY)), generator())
-    users, items = method.pairs(student, student.encode(batch.batch), method.draw_items(student, batch), batch)
+    users, items = pairs(method, student)
     own, theirs = (torch.cat(both) for both in zip(users, items, strict=True))
     topology = loss(own, theirs, [0] * len(users[0]) + [1] * len(items[0]), "members").item()
     expected = 0.75 * missed_by_one_expert(method, users, items) + 0.25 * topology
