@@ -137,11 +137,24 @@ def _pair(row: dict[str, str | None]) -> str:
 
 
 def paired(rows: pl.DataFrame) -> str:
-    """What a method gains over the others of its cell, with the p-value of the paired test."""
-    cells = rows.pivot(
-        "stratum",
-        index=["dataset", "split", "teacher", "student", "regime", "access", "method", "other", "seeds", "metric", "k"],
-        values=["gain", "p"],
+    """What a method gains over the others of its cell, and p of the paired test; a method's tests stand together."""
+    cell = ["dataset", "split", "teacher", "student"]
+    cells = (
+        rows.pivot(
+            "stratum",
+            index=[*cell, "regime", "access", "method", "other", "seeds", "metric", "k"],
+            values=["gain", "p"],
+        )
+        .with_row_index("place")
+        .sort(
+            *(pl.col("place").min().over(cell[:n]) for n in (2, 4)),
+            pl.col("regime").fill_null(""),
+            *(
+                pl.col("place").min().over(by)
+                for by in ([*cell, "regime", "access"], [*cell, "regime", "access", "method"])
+            ),
+            "place",
+        )
     )
     strata = rows["stratum"].unique(maintain_order=True).to_list()
     return markdown(

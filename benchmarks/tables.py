@@ -37,7 +37,7 @@ from benchmarks.speed_tables import labelling_speed, speed, training_profile, tr
 from recdistill.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "benchmarks").glob("*.md")))
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -72,6 +72,7 @@ AS_TUNED = pl.col("variant").fill_null("").is_in(["", "on all items", "with a se
 IS_BEST_RECIPE = ~pl.col("variant").str.contains(",")
 """Of the quality of models: the recipe that validation data chose, not others beside it."""
 OF_STUDENTS: list[Figure] = [*HR_AND_NDCG, ("agreement", 10, "all")]
+OTHER_DEPTHS: list[Figure] = [(metric, k, "all") for k in (5, 20) for metric in ("hr", "ndcg")]
 AT_BUDGETS: list[Figure] = [("ndcg", 10, "all"), ("ndcg", 10, "tail"), ("agreement", 10, "all")]
 HAS_BUDGET = pl.col("variant").fill_null("").str.ends_with(" queries")
 AMONG_USERS: dict[str, Any] = {"figure": (pl.col("metric") == "ndcg") & (pl.col("k") == "10"), "strata": ("tail",)}
@@ -89,7 +90,9 @@ TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
         partial(side_by_side, lines=("student", "method", "variant"), **AMONG_USERS, where=IS_BEST_RECIPE),
     ),
     "quality_search": ("quality_search", quality),
-    "bahsd": ("bahsd", partial(quality, shown=OF_STUDENTS)),
+    "bahsd": ("bahsd", partial(quality, shown=OF_STUDENTS, where=AS_CHOSEN)),
+    "bahsd_depths": ("bahsd", partial(quality, shown=OTHER_DEPTHS, where=AS_CHOSEN)),
+    "bahsd_variants": ("bahsd", partial(quality, shown=OF_STUDENTS, where=~AS_CHOSEN & ~HAS_BUDGET)),
     "bahsd_core": (
         "bahsd",
         partial(

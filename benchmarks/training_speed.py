@@ -1,7 +1,7 @@
 """How long does an epoch of SASRec take, here and in RecTools and RecBole?
 
 Same data, same size, same threads; every measurement is a process of its own, and the systems take turns, so that a
-slow minute of the machine hits them alike. See ``benchmarks/README.md`` for the command, the time it takes and how to
+slow minute of the machine hits them alike. See ``benchmarks/speed.md`` for the command, the time it takes and how to
 read the figures.
 """
 

@@ -81,7 +81,7 @@ def distill(
         student: what to train, such as ``SASRec(dim=32)``; that with its defaults if left out.
         training: settings of the loop.
         start: a trained student of the same kind and shape, whose weights it begins with; where there are labels, to
-            learn those first ends higher (``benchmarks/README.md``, BAHSD).
+            learn those first ends higher (``benchmarks/bahsd.md``).
         budget: most queries ever spent on this teacher; needs ``folder``, where the answers are kept. What is asked,
             and counted, is lists: methods that ask for the score of any item are refused.
         folder: for the checkpoint and the ledger of paid answers; the same call goes on from there.

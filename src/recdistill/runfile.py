@@ -166,7 +166,7 @@ class Ensemble(Settings):
 
 
 TeacherSettings: TypeAlias = ApiTeacher | RunTeacher | FileTeacher | RulesSettings | Ensemble
-_TEACHERS: dict[str, type[TeacherSettings]] = {
+TEACHERS: dict[str, type[TeacherSettings]] = {
     "http": ApiTeacher,
     "run": RunTeacher,
     "file": FileTeacher,
@@ -387,7 +387,7 @@ def _choose(base: type[Model] | type[Method], values: Values, *, default: str, w
 
 def _teacher(values: Values, where: str) -> TeacherSettings:
     kind = values.get("kind")
-    if kind not in _TEACHERS:
+    if kind not in TEACHERS:
         raise SettingsError(
             f'{where}: kind is {kind!r}; write kind = "http" for an API, "run" for a folder, "file" for stored scores, '
             '"rules" for your own histories, "ensemble" for several'
@@ -398,7 +398,7 @@ def _teacher(values: Values, where: str) -> TeacherSettings:
             raise SettingsError(f"{where}: rules advise a teacher by second_opinion in [method]; leave that member out")
         parsed = [_teacher(member, f"{where} member {number}") for number, member in enumerate(members, 1)]
         values = {**values, "members": parsed}
-    return _TEACHERS[kind].parse(values, where=where)
+    return TEACHERS[kind].parse(values, where=where)
 
 
 def _flat(values: Values, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

@@ -39,7 +39,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "--help")
     assert code == 0
     jobs = ["demo", "data", "train", "distill", "probe", "ledger", "evaluate", "compare", "recommend"]
-    for command in [*jobs, "methods", "models", "presets"]:
+    for command in [*jobs, "methods", "models", "settings", "presets"]:
         assert re.search(rf"\b{command}\b", out), command
 
 
@@ -253,6 +253,31 @@ def test_one_model_is_listed_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert out.startswith("gru4rec  A recurrent net")
     assert "sasrec" not in out
+
+
+def test_every_section_is_listed_with_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a run file may hold is found without reading the source."""
+    code, out, _ = call(capsys, "settings")
+    assert code == 0
+    listed = re.findall(r"^([\w.]+)  \S", out, re.MULTILINE)
+    assert listed == [
+        *("data", "evaluation", "signature.google", "signature.hmac", "signature.oauth", "signature.sigv4", "split"),
+        *("teacher.ensemble", "teacher.file", "teacher.http", "teacher.rules", "teacher.run", "training"),
+    ]
+    assert re.search(r"^  path +needed +CSV, TSV or Parquet file", out, re.MULTILINE)
+    assert re.search(r"^  budget +null +Most of what `?`?charge", out, re.MULTILINE)
+
+
+def test_the_kinds_of_a_section_are_listed_together(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(capsys, "settings", "teacher")
+    kinds = re.findall(r"^([\w.]+)  \S", out, re.MULTILINE)
+    assert kinds == [f"teacher.{kind}" for kind in ("ensemble", "file", "http", "rules", "run")]
+    _, out, _ = call(capsys, "settings", "teacher.run")
+    assert re.findall(r"^([\w.]+)  \S", out, re.MULTILINE) == ["teacher.run"]
+    assert call(capsys, "settings", "trainig")[::2] == (
+        2,
+        "error: unknown section 'trainig'; did you mean 'training'?\n",
+    )
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

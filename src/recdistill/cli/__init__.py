@@ -17,7 +17,7 @@ from recdistill.cli.evaluate import evaluate
 from recdistill.cli.ledger import app as ledger_app
 from recdistill.cli.probe import probe
 from recdistill.cli.recommend import recommend
-from recdistill.cli.registry import methods, models, presets
+from recdistill.cli.registry import methods, models, presets, settings
 from recdistill.cli.train import train
 from recdistill.errors import RecDistillError
 
@@ -45,7 +45,7 @@ def _root(
 app.command()(demo)
 app.add_typer(data_app, name="data")
 app.add_typer(ledger_app, name="ledger")
-for command in (train, distill, probe, evaluate, compare, recommend, methods, models, presets):
+for command in (train, distill, probe, evaluate, compare, recommend, methods, models, settings, presets):
     app.command()(command)
 
 

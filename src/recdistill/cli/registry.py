@@ -1,10 +1,11 @@
-"""``recdistill methods``, ``models`` and ``presets``: what can be chosen, with every setting and its default."""
+"""``recdistill methods``, ``models``, ``settings``, ``presets``: what can be chosen, each setting with its default."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,7 +23,7 @@ def methods(name: Name = None) -> None:
     from recdistill.registry import import_all
 
     import_all("recdistill.methods")
-    show("method", Method.registry, name)
+    show("method", {each: (cls.__doc__, [cls.Config]) for each, cls in Method.registry.items()}, name)
 
 
 def models(name: Name = None) -> None:
@@ -32,7 +33,29 @@ def models(name: Name = None) -> None:
     from recdistill.runfile import StartSettings
 
     import_all("recdistill.models")
-    show("model", Model.registry, name, besides=StartSettings)
+    show("model", {each: (cls.__doc__, [cls.Config, StartSettings]) for each, cls in Model.registry.items()}, name)
+
+
+def settings(
+    section: Annotated[
+        str | None,
+        typer.Argument(help="Show only this one: `teacher` for all kinds, `teacher.http`.", metavar="SECTION"),
+    ] = None,
+) -> None:
+    """List what the sections of a run file hold, but for [method] and [student]: see `methods` and `models`."""
+    from recdistill.runfile import TEACHERS, DataSettings, EvaluationSettings, SplitSettings
+    from recdistill.teachers.signing import SIGNATURES
+    from recdistill.trainer import TrainerSettings
+
+    sections: dict[str, type[Settings]] = {
+        "data": DataSettings,
+        "split": SplitSettings,
+        "training": TrainerSettings,
+        "evaluation": EvaluationSettings,
+        **{f"teacher.{kind}": teacher for kind, teacher in TEACHERS.items()},
+        **{f"signature.{kind}": signature for kind, signature in SIGNATURES.items()},
+    }
+    show("section", {each: (cls.__doc__, [cls]) for each, cls in sections.items()}, section)
 
 
 def presets() -> None:
@@ -51,14 +74,13 @@ def presets() -> None:
     Console().print(table)
 
 
-def show(kind: str, registry: Mapping[str, Any], name: str | None, *, besides: type[Settings] | None = None) -> None:
-    """Print registered classes, each with the settings of its section in a run file.
+def show(kind: str, choices: Mapping[str, tuple[str | None, Sequence[type[Settings]]]], name: str | None) -> None:
+    """Print what can be chosen, each with its settings in a run file.
 
     Args:
         kind: what they are.
-        registry: the classes by name.
-        name: of the only one that is shown; all without it.
-        besides: settings that the section has whichever class it names.
+        choices: what each is, and its settings, by name.
+        name: of the only one that is shown, or what comes before the dot in several; all without it.
 
     Raises:
         SettingsError: for an unknown name.
@@ -70,17 +92,18 @@ def show(kind: str, registry: Mapping[str, Any], name: str | None, *, besides: t
     from recdistill.errors import SettingsError
     from recdistill.settings import nearest
 
-    if name is not None and name not in registry:
-        raise SettingsError(f"unknown {kind} {name!r}{nearest(name, list(registry))}")
+    shown = [each for each in sorted(choices) if name in (None, each, each.partition(".")[0])]
+    if not shown:
+        raise SettingsError(f"unknown {kind} {name!r}{nearest(str(name), list(choices))}")
     console = Console()
-    for each in [name] if name else sorted(registry):
-        cls = registry[each]
-        console.print(Text.assemble((each, "bold"), "  ", _first_line(cls.__doc__)))
+    for each in shown:
+        about, sections = choices[each]
+        console.print(Text.assemble((each, "bold"), "  ", _first_line(about)))
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True)
         table.add_column(max_width=_WIDEST_DEFAULT)
         table.add_column()
-        for setting, default, what in (*_settings(cls.Config), *(_settings(besides) if besides else ())):
+        for setting, default, what in chain.from_iterable(map(_settings, sections)):
             table.add_row(f"  {setting}", Text(default), Text(what))
         console.print(table)
         console.print()

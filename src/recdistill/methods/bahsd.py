@@ -75,7 +75,7 @@ class BAHSDConfig(KDConfig):
     """What a reliable user is taught: what all the answers say together, or the answer to the whole history alone.
 
     On short histories the consensus is right more often than any of the answers; on long ones it is about as good as
-    that to the whole (``benchmarks/README.md``, BAHSD's premise).
+    that to the whole (``benchmarks/bahsd.md``, the premise).
     """
     reliability: Literal["consistency", "peakedness"] = "consistency"
     """What the gate reads: agreement between scales, or how peaked one answer is, which needs the teacher's scores."""

@@ -53,7 +53,7 @@ class KDConfig(ListConfig, WithIntentsConfig):
     order_weight: NonNegativeFloat = 0.0
     """Of the order inside each list, beside its soft target. The target puts the weight on the head of the list and
     pushes down what is not in it; the order says which of any two neighbours goes first. With 10, a student copies its
-    teacher much more closely; it recommends no better (``benchmarks/README.md``)."""
+    teacher much more closely; it recommends no better (``benchmarks/bahsd.md``)."""
     margin: NonNegativeFloat = 0.5
     """By which a logit is to exceed that of the next item."""
 

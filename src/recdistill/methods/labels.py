@@ -45,7 +45,7 @@ class LabelLossConfig(Settings):
     """Share of histories in which only the newest item is masked, as when the model is asked; BERT4Rec only."""
     smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each label that goes to what followed the same items in other histories, see `Smoothing`; ``softmax``
-    only. On sparse data students are better for it, 0.4 is a good value there (``benchmarks/README.md``)."""
+    only. On sparse data students are better for it, 0.4 is a good value there (``benchmarks/bahsd.md``)."""
     smoothing_depth: PositiveInt = 50
     """Over how many items that share is spread. They take 6 bytes each, for every training interaction."""
     precision: Precision = "auto"

@@ -21,7 +21,7 @@ class SecondOpinionConfig(Settings):
     teacher: see `RulesTeacher`, which reads their order where the teacher reads histories. 0 leaves the teacher alone.
 
     Counting costs no queries and errs otherwise than a trained model does, so the two together can be better than
-    either; on some data they are not (``benchmarks/README.md``).
+    either; on some data they are not (``benchmarks/bahsd.md``).
     """
 
 

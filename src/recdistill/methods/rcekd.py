@@ -62,7 +62,7 @@ class RCEKD(WithIntents, GuidedDistillation, name="rcekd"):
     ``fusion``). Differs from both: a mean over users, each once a batch, where they sum over (user, item) rows, so that
     a user of many items counts no more than others; and logarithms of sums of exponentials, which do not overflow.
     With ``second_opinion = 0.3``, this library's own addition, the teacher's scores are mixed with those of a walk over
-    users and items, which made the student better than its teacher where it was measured (``benchmarks/README.md``).
+    users and items, which made the student better than its teacher where it was measured (``benchmarks/rcekd.md``).
     """
 
     Config = RCEKDConfig

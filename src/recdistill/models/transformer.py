@@ -36,7 +36,7 @@ class TransformerConfig(Settings):
     """Where the layer norms stand: before each part of a block, or after its residual connection.
 
     With one negative a label (``bce``) SASRec is far better with ``post``; with a full softmax it depends on the data,
-    and BERT4Rec is better with ``pre`` (``benchmarks/README.md``, quality).
+    and BERT4Rec is better with ``pre`` (``benchmarks/quality.md``).
     """
     positions: Literal["oldest_first", "newest_first", "none"] = "oldest_first"
     """Learned position vectors, counted from the oldest or from the newest item, or none.

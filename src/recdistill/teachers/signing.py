@@ -391,3 +391,10 @@ def _not_installed(extra: str) -> SettingsError:
 
 
 Signature: TypeAlias = Annotated[SigV4 | Hmac | Google | OAuth, Field(discriminator="kind")]
+SIGNATURES: dict[str, type[SigV4 | Hmac | Google | OAuth]] = {
+    "sigv4": SigV4,
+    "hmac": Hmac,
+    "google": Google,
+    "oauth": OAuth,
+}
+"""The kinds of signature by name."""
