@@ -321,6 +321,47 @@ def test_an_api_is_asked_within_the_budget_and_paid_once(api: BlackBox, little_r
     assert api.served == 40
 
 
+def test_a_teacher_is_asked_about_test_cases_first_and_stands_beside_its_student(
+    api: BlackBox, little_run: Sections, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twenty of forty queries go to test cases, the rest to training; a second run pays for none of them again."""
+    asking = {"evaluation": {"ask_teacher": 20}}
+    run = Run.parse(little_run | asking | ask(api, budget=40, ledger=str(tmp_path / LEDGER)))
+    result = run_distillation(run, tmp_path / "run")
+    found = result.facts["beside_teacher"]
+    assert (found["asked"], found["answered"], api.served) == (20, 20, 40)
+    whole = {(row["metric"], row["k"]): row for row in found["rows"] if row["stratum"] == "all"}
+    assert whole["ndcg", 10]["users"] == 20
+    assert whole["ndcg", 10]["teacher"] > 0.9, "the shop's own model knows the circle"
+    assert 0 < whole["ndcg", 10]["agreement"] <= 1
+    assert Result.load(tmp_path / "run").facts["beside_teacher"] == found
+    print_result(result)
+    out = capsys.readouterr().out
+    assert "the teacher was asked about 20 test cases and answered 20, on which:" in out
+    assert re.search(rf"NDCG@10 +all, 20 +{whole['ndcg', 10]['teacher']:.4f} +{whole['ndcg', 10]['student']:.4f} ", out)
+    run_distillation(run, tmp_path / "again")
+    assert api.served == 40
+
+
+def test_a_copy_of_a_teacher_is_told_to_be_one(
+    finished: Result, little_run: Sections, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A student that starts as its teacher and hardly learns lists as it does."""
+    sections = little_run | {"teacher": {"kind": "run", "folder": str(finished.folder)}, "method": {"top_k": 4}}
+    sections |= {"model": little_run["model"] | {"start": str(finished.folder)}, "evaluation": {"ask_teacher": 60}}
+    sections |= {"training": little_run["training"] | {"epochs": 1, "learning_rate": 1e-12}}
+    rows = run_distillation(Run.parse(sections), tmp_path / "run").facts["beside_teacher"]["rows"]
+    assert {(row["teacher"] == row["student"], row["p"], row["agreement"]) for row in rows} == {(True, 1.0, 1.0)}
+
+
+def test_a_teacher_that_answers_no_test_case_is_said_to(
+    finished: Result, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    facts = finished.facts | {"beside_teacher": {"asked": 5, "answered": 0, "rows": []}}
+    print_result(replace(finished, facts=facts))
+    assert "the teacher was asked about 5 test cases and answered 0\n" in capsys.readouterr().out
+
+
 def test_an_api_and_a_model_of_ones_own_teach_together(
     api: BlackBox, finished: Result, little_run: Sections, tmp_path: Path
 ) -> None:

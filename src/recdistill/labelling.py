@@ -1,4 +1,4 @@
-"""Asking an API whatever a run's method will want to know, and planning that: no training, no evaluation."""
+"""Asking an API whatever a run will want to know, and planning that: no training, no evaluation."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from recdistill.data.dataset import Ints, Sequences
+from recdistill.data.splits import Split
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Method, Setting, default_method
-from recdistill.run import Report, load_same_split, load_split, set_up_run
+from recdistill.run import Report, ask_about_test, load_same_split, load_split, set_up_run
 from recdistill.runfile import ApiTeacher, Run
 from recdistill.runfolder import claim, ledger_file, note
 from recdistill.runteachers import open_teacher
@@ -87,8 +88,8 @@ class Plan:
 def plan(run: Run, folder: Path) -> Plan:
     """Find out what a run would ask, and ask nothing.
 
-    The method is led through its questions by made-up answers. A method whose questions depend on the answers may ask
-    others in earnest, but not many more.
+    Test cases come first, then the method is led through its questions by made-up answers. A method whose questions
+    depend on the answers may ask others in earnest, but not many more.
 
     Raises:
         SettingsError: when the run has no teacher behind an API, or what it has does not fit.
@@ -98,7 +99,7 @@ def plan(run: Run, folder: Path) -> Plan:
     api = open_teacher(settings, split)
     _, method, setting = set_up_run(run.by_default(default_method(api)), split, api)
     with _ledger_or_none_yet(ledger_file(settings, folder)) as ledger:
-        return _plan(settings, method, setting, LedgerTeacher(api, ledger, budget=settings.budget))
+        return _plan(run, split, method, setting, LedgerTeacher(api, ledger, budget=settings.budget))
 
 
 def label(run: Run, folder: Path, report: Report, *, told: Callable[[Plan], None]) -> Stats:
@@ -124,9 +125,10 @@ def label(run: Run, folder: Path, report: Report, *, told: Callable[[Plan], None
     note(folder, run, split.dataset)
     with Ledger(ledger_file(settings, folder)) as ledger:
         keeper = LedgerTeacher(api, ledger, budget=settings.budget)
-        before = _plan(settings, method, setting, keeper)
+        before = _plan(run, split, method, setting, keeper)
         told(before)
         keeper.watch = watch = _Watch(keeper, before.affordable, report)
+        ask_about_test(run, split, keeper)
         method.prepare(replace(setting, teacher=keeper))
         watch.end()
         return keeper.stats()
@@ -182,8 +184,10 @@ class _Rehearsal(Deputy):
         return Ranking(items, -items.astype(np.float32) if self.gives_scores else None)
 
 
-def _plan(settings: ApiTeacher, method: Method, setting: Setting, keeper: LedgerTeacher) -> Plan:
+def _plan(run: Run, split: Split, method: Method, setting: Setting, keeper: LedgerTeacher) -> Plan:
+    settings = _api_of(run)
     rehearsal = _Rehearsal(keeper)
+    ask_about_test(run, split, rehearsal)
     method.prepare(replace(setting, teacher=rehearsal))
     return Plan(
         questions=len(rehearsal.asked),

@@ -19,6 +19,7 @@ from recdistill.data.interactions import read_interactions
 from recdistill.data.splits import Split, last_basket, leave_one_out, random_split, time_cut
 from recdistill.devices import find_device
 from recdistill.errors import ArtefactError, SettingsError
+from recdistill.evaluation.beside import Answered, ask_about, beside
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import Evaluation, strata, table
 from recdistill.methods.base import Method, Setting, default_method
@@ -136,6 +137,9 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
         if run.teacher is not None and teacher is not None:
             teacher = keep_answers(run.teacher, teacher, folder, ledgers)
         setting = replace(setting, teacher=teacher)
+        if teacher is not None and run.evaluation.ask_teacher:
+            report.say(f"asking the teacher about {run.evaluation.ask_teacher:,} test cases")
+        heard = ask_about_test(run, split, teacher)
         student, fitted = _train(split, model.to(device), method, setting, run.training, folder, report)
         asked = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher] if teacher else []
         queries = [asdict(member.stats()) for member in asked if isinstance(member, LedgerTeacher)]
@@ -148,10 +152,18 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
         "training_seconds": fitted.seconds,
         "queries": queries,
         "side_by_side": compared,
+        "beside_teacher": _beside(run, split, heard, student.model),
     }
     result = _evaluate(run, folder, split, student, facts)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
+
+
+def ask_about_test(run: Run, split: Split, teacher: Teacher | None) -> Answered | None:
+    """Ask a run's teacher about as many test cases as the run wants; before training, which may spend its budget."""
+    if teacher is None or not run.evaluation.ask_teacher:
+        return None
+    return ask_about(teacher, split.test, run.evaluation.ask_teacher, max(run.evaluation.ks))
 
 
 def evaluate_run(folder: Path) -> Result:
@@ -364,6 +376,14 @@ def _evaluate(run: Run, folder: Path, split: Split, student: Student, facts: dic
     }
     save_results(folder, found, groups, facts)
     return Result(folder, run, found, groups, facts)
+
+
+def _beside(run: Run, split: Split, heard: Answered | None, student: Model) -> dict[str, Any] | None:
+    """Compare the student with what its teacher said of test cases, if it was asked."""
+    if heard is None:
+        return None
+    groups = Groups.from_train(split.train, split.dataset.n_items)
+    return beside(heard, student, groups, ks=run.evaluation.ks, protocol=split.protocol)
 
 
 def _by_stratum(evaluation: Evaluation, groups: Groups) -> dict[str, Evaluation]:

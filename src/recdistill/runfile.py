@@ -91,6 +91,9 @@ class EvaluationSettings(Settings):
 
     ks: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
     """Lengths of the lists that metrics look at."""
+    ask_teacher: NonNegativeInt = 0
+    """Test cases that the teacher is asked about, before anything else: what it reaches on them is shown beside the
+    student, and how alike the two list. An API charges them to its budget; runs that share a ledger ask the same."""
 
 
 class StartSettings(Settings):

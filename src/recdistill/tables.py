@@ -41,6 +41,8 @@ def print_result(result: Result, *, every_stratum: bool = False) -> None:
             f"{unknown:,} of the users have no training interaction: {result.run.student.name} lists nothing for them"
         )
     console.print(_cost(result))
+    if asked := result.facts.get("beside_teacher"):
+        _print_beside(console, asked)
     if rows := result.facts.get("side_by_side"):  # runs of earlier versions have none
         console.print()
         console.print(size_and_speed_table(rows))
@@ -98,6 +100,31 @@ def difference_table(runs: Mapping[str, Mapping[str, Evaluation]], metric: str, 
     return table
 
 
+def beside_table(rows: Sequence[Mapping[str, Any]], k: int) -> Table:
+    """Teacher and student on the test cases that the teacher answered: a row for each metric and stratum.
+
+    Args:
+        rows: as `recdistill.evaluation.beside.beside` gives them.
+        k: length of the lists that are looked at.
+    """
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", style="bold")
+    table.add_column("users")
+    for heading in ("teacher", "student", "difference", "95 % interval", "p, paired by user", f"agreement@{k}"):
+        table.add_column(heading, justify="right")
+    for row in (row for row in rows if row["k"] == k):
+        table.add_row(
+            f"{_label(row['metric'])}@{k}",
+            f"{row['stratum']}, {row['users']:,}",
+            *(f"{row[name]:.4f}" for name in ("teacher", "student")),
+            f"{row['difference']:+.4f}",
+            f"[{row['low']:+.4f}, {row['high']:+.4f}]",
+            f"{row['p']:.4f}",
+            f"{row['agreement']:.3f}",
+        )
+    return table
+
+
 def size_and_speed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One row a model, or file of scores: how large it is, and how many users it answers in a second.
 
@@ -149,6 +176,15 @@ def _interval(part: Evaluation | None, metric: str, k: int) -> str:
         return "-"
     low, high = bootstrap_interval(part.values(metric, k)[:, None], part.users)
     return f"{part.mean(metric, k):.4f} [{low[0]:.4f}, {high[0]:.4f}]"
+
+
+def _print_beside(console: Console, asked: Mapping[str, Any]) -> None:
+    """Print what the teacher reached on test cases beside the student, or that it answered none of them."""
+    said = f"the teacher was asked about {asked['asked']:,} test cases and answered {asked['answered']:,}"
+    console.print(f"\n{said}{', on which:' if asked['rows'] else ''}\n")
+    if rows := asked["rows"]:
+        ks = sorted({row["k"] for row in rows})
+        console.print(beside_table(rows, 10 if 10 in ks else ks[-1]))
 
 
 def _print_cuts(console: Console, result: Result) -> None:

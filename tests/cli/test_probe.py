@@ -75,6 +75,21 @@ def test_it_labels_and_trains_nothing_and_training_then_asks_nothing(
     assert len(api.asked) == 60
 
 
+def test_test_cases_that_the_teacher_is_asked_about_are_planned_and_labelled(
+    capsys: pytest.CaptureFixture[str], run_file: Path, api: RawApi, tmp_path: Path
+) -> None:
+    """Test histories are longer by two items than the training histories, so none is asked about twice."""
+    options = ("--out", tmp_path / "run", "--set", "evaluation.ask_teacher=15")
+    _, out, _ = call(capsys, "probe", run_file, *options, "--dry-run")
+    assert out.startswith("75 questions, 0 answered before, 75 to ask\n")
+    assert call(capsys, "probe", run_file, *options)[0] == 0
+    assert len(api.asked) == 75
+    training = {tuple(f"p{(c + step) % 12}" for step in range(4 + c % 5)) for c in range(60)}
+    assert {tuple(body["history"]) for body in api.asked[15:]} == training, "the test cases come first"
+    assert call(capsys, "distill", run_file, *options)[0] == 0
+    assert len(api.asked) == 75
+
+
 def test_an_api_that_is_told_user_and_history_is_asked_about_parts_of_histories(
     capsys: pytest.CaptureFixture[str], run_file: Path, api: RawApi, tmp_path: Path
 ) -> None:
