@@ -86,8 +86,29 @@ def test_no_answer_at_all_is_an_error(tmp_path: Any) -> None:
 def test_all_walks_are_dealt_out_once_an_epoch() -> None:
     for n_queries in (4, 40):  # fewer walks than users, and more
         method = prepared(n_queries=n_queries)
-        dealt = np.concatenate([method._dealt_to(np.array([row])) for row in range(3)])
+        dealt = np.concatenate([method._dealt_to(np.array([row]), causal=True) for row in range(3)])
         assert dealt.tolist() == list(range(n_queries // 4))
+
+
+@pytest.mark.parametrize(("n_queries", "times"), [(4, [3]), (8, [2, 1]), (40, [1] * 10)])
+def test_a_student_that_sees_both_sides_reads_as_many_parts_as_there_are_histories(
+    n_queries: int, times: list[int]
+) -> None:
+    """Three histories: one walk is read three times an epoch, up to an item drawn anew; ten walks once each."""
+    method = prepared(n_queries=n_queries)
+    dealt = np.concatenate([method._dealt_to(np.array([row]), causal=False) for row in range(3)])
+    assert np.bincount(dealt).tolist() == times
+
+
+def test_a_walk_of_which_nothing_was_answered_is_not_learned(tmp_path: Any) -> None:
+    """The budget buys the first lists of three walks out of ten; a student that sees both sides reads these alone."""
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        method = Extraction(walk_len=4, n_queries=40, top_k=3)
+        method.prepare(Setting(USERS, np.arange(3), N, LedgerTeacher(FakeTeacher(N), ledger, budget=3)))
+    assert method.walks is not None
+    assert [len(walk) for walk in method.walks] == [1, 1, 1]
+    student = build_model("bert4rec", N, {"dim": 4, "max_len": 4})
+    assert method.loss(student, batch([0, 1, 2]))["order"].item() > 0
 
 
 def test_the_student_learns_the_list_after_each_item() -> None:
@@ -95,7 +116,7 @@ def test_the_student_learns_the_list_after_each_item() -> None:
     method, model = prepared(margin=50.0), build_model("gru4rec", N, {"dim": 4, "max_len": 4}).eval()
     loss = method.loss(model, batch([0]))["order"].item()
     assert method.walks is not None
-    rows = method._dealt_to(np.array([0]))
+    rows = method._dealt_to(np.array([0]), causal=True)
     order = []
     with torch.no_grad():
         for row in rows:
@@ -110,7 +131,7 @@ def test_the_student_learns_the_list_after_each_item() -> None:
 
 def test_users_without_a_walk_add_nothing() -> None:
     method, model = prepared(n_queries=4), build_model("sasrec", N, {"dim": 4, "max_len": 4})
-    rows = [row for row in range(3) if not len(method._dealt_to(np.array([row])))]
+    rows = [row for row in range(3) if not len(method._dealt_to(np.array([row]), causal=True))]
     loss = method.loss(model, batch(rows))["order"]
     assert loss.item() == 0
     loss.backward()

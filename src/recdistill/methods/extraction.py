@@ -43,9 +43,10 @@ class Extraction(Method, name="extraction"):
               + \frac1K \sum_{k=1}^{K} [\delta - f_{\pi_k} + f_{j_k}]_+
 
     The first item of a walk is any of the catalogue; each next one is drawn from the list that the teacher gives. The
-    student learns the list after every item of a walk; one that sees both sides, after an item drawn anew each epoch.
-    No user's data are looked at, but for the validation that chooses the epoch. An epoch passes all walks once, however
-    many users there are.
+    student learns the list after every item of a walk, all walks once an epoch, however many users there are. One that
+    sees both sides reads a walk up to one item at a time: items are drawn anew each epoch, as many as there are
+    histories (or walks, where these are more), so that it reads as much as the student of another method.
+    No user's data are looked at, but for the validation that chooses the epoch.
 
     Source: Yue et al., "Black-Box Attacks on Sequential Recommenders via Data-Free Model Extraction", RecSys 2021,
     section 4. Differs: a list's items are never drawn as its random items, and places without a counterpart are left
@@ -106,7 +107,7 @@ class Extraction(Method, name="extraction"):
         """Return the one part ``order``."""
         if self.walks is None:
             states, listed = student.encode(batch.batch), self.listed[batch.rows.to(self.listed.device)]
-        elif len(dealt := self._dealt_to(batch.rows.cpu().numpy())):
+        elif len(dealt := self._dealt_to(batch.rows.cpu().numpy(), causal=student.causal)):
             states, listed = self._along(self.walks.take(dealt), student, batch)
         else:
             return {"order": student.item_embeddings().sum() * 0}
@@ -122,11 +123,17 @@ class Extraction(Method, name="extraction"):
         starts = Sequences(walks.items, walks.starts, walks.starts + 1 + (draws * walks.lengths).astype(np.int64))
         return student.encode(Batch.from_sequences(starts).to(device)), self.listed[starts.ends - 1]
 
-    def _dealt_to(self, rows: Ints) -> Ints:
-        """Deal the walks out to the rows of the training data, so that each is seen once an epoch."""
+    def _dealt_to(self, rows: Ints, *, causal: bool) -> Ints:
+        """Deal the walks out to the rows of the training data; to each row one or more, where walks are read in parts.
+
+        A causal student learns all of a walk at once, and sees each once an epoch.
+        """
         n_walks = 0 if self.walks is None else len(self.walks)
-        first, end = rows * n_walks // self.n_rows, (rows + 1) * n_walks // self.n_rows
-        return np.concatenate([np.arange(*ends) for ends in zip(first, end, strict=True)]).astype(np.int64)
+        n_shares = n_walks if causal else max(n_walks, self.n_rows)
+        first, end = rows * n_shares // self.n_rows, (rows + 1) * n_shares // self.n_rows
+        shares = np.concatenate([np.arange(*ends) for ends in zip(first, end, strict=True)])
+        dealt: Ints = shares.astype(np.int64) * n_walks // n_shares
+        return dealt
 
     def _order(self, states: Tensor, listed: Tensor, student: Model, generator: torch.Generator) -> Tensor:
         embeddings = student.item_embeddings()
@@ -166,7 +173,8 @@ def random_walks(
         progress: told how many of the queries are done.
 
     Returns:
-        The walks, and ``(T, k)`` int32 the list after each of their T items, 0 for padding.
+        The walks of which anything was answered, and ``(T, k)`` int32 the list after each of their T items, 0 for
+        padding.
 
     Raises:
         TeacherError: when not one query is answered.
@@ -195,5 +203,6 @@ def random_walks(
             f"teacher {teacher.identity!r} answered none of {n_walks:,} histories of one item, so there is nothing "
             "to distil; raise its budget, or look at what it answers."
         )
-    offsets = np.concatenate([[0], np.cumsum(answered.sum(1))])
+    lengths = answered.sum(1)
+    offsets = np.concatenate([[0], np.cumsum(lengths[lengths > 0])])
     return Sequences.from_offsets(items[answered], offsets), lists[answered]
