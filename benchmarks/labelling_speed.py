@@ -33,7 +33,8 @@ from benchmarks.results import FOLDER, SPEED, ResultTable
 
 from recdistill import __version__
 from recdistill.data.dataset import IdMap, Sequences
-from recdistill.teachers.base import Answer, Outcome, OutsideTeacher, Take
+from recdistill.teachers.answers import Answer, Outcome, Take
+from recdistill.teachers.base import OutsideTeacher
 from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher

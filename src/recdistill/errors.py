@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from recdistill.teachers.base import Ranking
+    from recdistill.teachers.answers import Ranking
 
 
 class RecDistillError(Exception):

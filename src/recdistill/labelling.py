@@ -21,7 +21,8 @@ from recdistill.run import Report, ask_about_test, load_same_split, load_split, 
 from recdistill.runfile import ApiTeacher, Run
 from recdistill.runfolder import claim, ledger_file, note
 from recdistill.runteachers import open_teacher
-from recdistill.teachers.base import Answer, Deputy, Outcome, Ranking
+from recdistill.teachers.answers import Answer, Outcome, Ranking
+from recdistill.teachers.base import Deputy
 from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.ledger import Ledger, Stats
 from recdistill.teachers.ledger_teacher import LedgerTeacher

@@ -23,7 +23,8 @@ from recdistill.data.dataset import Ints, Items, Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.evaluation.fidelity import rank_biased_overlap
 from recdistill.methods.base import Setting
-from recdistill.teachers.base import Bools, Ranking, Scores, Teacher
+from recdistill.teachers.answers import Bools, Ranking, Scores
+from recdistill.teachers.base import Teacher
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Unmeasured: TypeAlias = Literal["unreliable", "reliable", "typical"]

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from recdistill.data.dataset import IdMap, Sequences
-from recdistill.teachers.base import Answer, Failure
+from recdistill.teachers.answers import Answer, Failure
 from recdistill.teachers.callable import CallableTeacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.ledger import Ledger, Question, digest

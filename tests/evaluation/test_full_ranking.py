@@ -17,7 +17,8 @@ from recdistill.evaluation.metrics import MISS, Floats
 from recdistill.evaluation.scoring import top_k
 from recdistill.models.base import Batch, Model
 from recdistill.settings import Settings
-from recdistill.teachers.base import Ranking, Teacher
+from recdistill.teachers.answers import Ranking
+from recdistill.teachers.base import Teacher
 
 Make = Callable[..., Model]
 MakeCases = Callable[..., Cases]

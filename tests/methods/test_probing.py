@@ -15,7 +15,8 @@ from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.methods.base import Setting
 from recdistill.probing import consensus, consistency, fill_unmeasured, look_back, peakedness, probe, without
-from recdistill.teachers.base import Ranking, Teacher
+from recdistill.teachers.answers import Ranking
+from recdistill.teachers.base import Teacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher

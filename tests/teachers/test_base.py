@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import TeacherError
-from recdistill.teachers.base import Answer, OutsideTeacher, check_items, check_scores
+from recdistill.teachers.answers import Answer, check_items, check_scores
+from recdistill.teachers.base import OutsideTeacher
 from recdistill.teachers.fake import FakeTeacher
 
 IDS = IdMap(["a", "b", "c", "d"], first=1)

@@ -14,7 +14,7 @@ import torch
 
 from recdistill.data.dataset import IdMap, RawId, Sequences
 from recdistill.errors import SettingsError, TeacherError
-from recdistill.teachers.base import Answer, Failure, Outcome, Request, Take
+from recdistill.teachers.answers import Answer, Failure, Outcome, Request, Take
 from recdistill.teachers.callable import CallableTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher

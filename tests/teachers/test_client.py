@@ -15,7 +15,7 @@ import pytest
 
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
-from recdistill.teachers.base import Answer, Failure, Outcome, Request, Take
+from recdistill.teachers.answers import Answer, Failure, Outcome, Request, Take
 from recdistill.teachers.client import Client, TransportSettings, Window
 from recdistill.teachers.exchange import Call, Conversation
 from recdistill.teachers.ledger import Ledger, Page, Question

@@ -8,7 +8,8 @@ import pytest
 
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import SettingsError, TeacherError
-from recdistill.teachers.base import Ranking, Teacher
+from recdistill.teachers.answers import Ranking
+from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.stored import StoredTeacher

@@ -14,7 +14,7 @@ import pytest
 
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import TeacherError
-from recdistill.teachers.base import Answer, Failure, Request
+from recdistill.teachers.answers import Answer, Failure, Request
 from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher

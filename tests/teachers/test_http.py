@@ -14,7 +14,7 @@ from werkzeug import Response
 
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import SettingsError, TeacherError
-from recdistill.teachers.base import Failure, Request
+from recdistill.teachers.answers import Failure, Request
 from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher

@@ -12,7 +12,7 @@ import pytest
 
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import SettingsError, TeacherError
-from recdistill.teachers.base import Answer, Failure, Request
+from recdistill.teachers.answers import Answer, Failure, Request
 from recdistill.teachers.exchange import Call, Reply
 from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.paths import Path

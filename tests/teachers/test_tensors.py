@@ -6,7 +6,7 @@ import pytest
 
 from recdistill.data.dataset import IdMap
 from recdistill.errors import SettingsError, TeacherError
-from recdistill.teachers.base import Answer, Failure
+from recdistill.teachers.answers import Answer, Failure
 from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.tensors import Stacking, cut, stack
 

@@ -25,7 +25,8 @@ from recdistill.evaluation.metrics import MISS, Ranks
 from recdistill.evaluation.results import Evaluation
 from recdistill.evaluation.scoring import best, score_blocks
 from recdistill.models.base import Model
-from recdistill.teachers.base import Ranking, Teacher
+from recdistill.teachers.answers import Ranking
+from recdistill.teachers.base import Teacher
 
 
 def evaluate(

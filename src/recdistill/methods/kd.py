@@ -19,7 +19,8 @@ from recdistill.methods.opinion import SecondOpinionConfig, advised
 from recdistill.methods.s4rec import IntentParts
 from recdistill.models.base import Model
 from recdistill.probing import probe
-from recdistill.teachers.base import Ranking, Teacher
+from recdistill.teachers.answers import Ranking
+from recdistill.teachers.base import Teacher
 
 Values: TypeAlias = Literal["auto", "scores", "ranks"]
 

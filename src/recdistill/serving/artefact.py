@@ -23,7 +23,7 @@ from recdistill.evaluation.scoring import top_k
 from recdistill.files import write_whole
 from recdistill.models.base import Bools, Model, UserModel, build_model
 from recdistill.settings import Settings
-from recdistill.teachers.base import Ranking
+from recdistill.teachers.answers import Ranking
 
 CARD, WEIGHTS, ITEMS, USERS = "model.json", "model.safetensors", "items.parquet", "users.parquet"
 FOLDER = "student"

@@ -26,7 +26,8 @@ import torch
 from recdistill.data.dataset import IdMap, RawId, Sequences
 from recdistill.errors import RecDistillError
 from recdistill.serving.artefact import Student
-from recdistill.teachers.base import Answer, Teacher
+from recdistill.teachers.answers import Answer
+from recdistill.teachers.base import Teacher
 
 Answerer: TypeAlias = Callable[[list[list[RawId]], int], list[Answer]]
 """Takes histories in raw ids and k, and answers each."""

@@ -12,16 +12,8 @@ import numpy as np
 
 from recdistill.data.dataset import IdMap, Ints, RawId
 from recdistill.errors import SettingsError, TeacherError
-from recdistill.teachers.base import (
-    Answer,
-    Failure,
-    Outcome,
-    OutsideTeacher,
-    Request,
-    Take,
-    check_items,
-    check_scores,
-)
+from recdistill.teachers.answers import Answer, Failure, Outcome, Request, Take, check_items, check_scores
+from recdistill.teachers.base import OutsideTeacher
 from recdistill.teachers.loop import PrivateLoop
 from recdistill.teachers.walk import Streak, Walk, interrupts_postponed
 

@@ -61,7 +61,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from recdistill.errors import BudgetExhausted, TeacherError
 from recdistill.settings import Settings
-from recdistill.teachers.base import Answer, Failure, Outcome, Request, Take
+from recdistill.teachers.answers import Answer, Failure, Outcome, Request, Take
 from recdistill.teachers.exchange import Call, Conversation, Reply, Shape
 from recdistill.teachers.loop import PrivateLoop
 from recdistill.teachers.meter import Charge, Meter, Pace, Unsent

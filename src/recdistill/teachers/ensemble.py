@@ -13,7 +13,8 @@ from scipy.special import logsumexp
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import SettingsError
 from recdistill.evaluation.scoring import GROUP, best
-from recdistill.teachers.base import Bools, Ranking, Scorer, Scores, Teacher, scorer_of_some
+from recdistill.teachers.answers import Bools, Ranking, Scorer, Scores
+from recdistill.teachers.base import Teacher, scorer_of_some
 
 _NUMBERS = 4 << 20
 """Scores held at once while all items are scored."""

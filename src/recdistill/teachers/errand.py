@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from recdistill.errors import TeacherError
-from recdistill.teachers.base import Answer, Failure, Outcome, Request
+from recdistill.teachers.answers import Answer, Failure, Outcome, Request
 from recdistill.teachers.ledger import STALE, Digest, Page, Question
 from recdistill.teachers.meter import Unsent
 

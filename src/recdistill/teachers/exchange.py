@@ -10,7 +10,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from recdistill.teachers.base import Answer, Failure, Request
+from recdistill.teachers.answers import Answer, Failure, Request
 
 if TYPE_CHECKING:
     from recdistill.teachers.tokens import Tokens

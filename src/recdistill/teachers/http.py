@@ -14,7 +14,7 @@ from typing import Any
 
 from recdistill.data.dataset import IdMap
 from recdistill.errors import SettingsError
-from recdistill.teachers.base import Answer, Failure, Outcome, Take
+from recdistill.teachers.answers import Answer, Failure, Outcome, Take
 from recdistill.teachers.client import Client, TransportSettings
 from recdistill.teachers.meter import Meter, MeteredTeacher
 from recdistill.teachers.shape_settings import ShapeSettings

@@ -45,7 +45,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias
 
 from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
-from recdistill.teachers.base import Answer, Failure, check_items, check_scores
+from recdistill.teachers.answers import Answer, Failure, check_items, check_scores
 from recdistill.teachers.ledger_file import LedgerFile, UnreadableAnswer
 from recdistill.teachers.liveness import alive, process_started
 from recdistill.teachers.meter import Charge, Unsent

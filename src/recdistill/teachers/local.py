@@ -16,7 +16,8 @@ from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import TeacherError
 from recdistill.evaluation.scoring import top_k
 from recdistill.models.base import Batch, Model
-from recdistill.teachers.base import Bools, Ranking, Scorer, Scores, Teacher, Vectors
+from recdistill.teachers.answers import Bools, Ranking, Scorer, Scores, Vectors
+from recdistill.teachers.base import Teacher
 
 _HISTORIES = 1024
 """Histories encoded at once."""

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from recdistill.teachers.base import Failure, Outcome, OutsideTeacher, Request, Take
+from recdistill.teachers.answers import Failure, Outcome, Request, Take
+from recdistill.teachers.base import OutsideTeacher
 from recdistill.teachers.exchange import Shape
 
 Charge: TypeAlias = Literal["queries", "calls", "rows"]

@@ -14,7 +14,8 @@ from scipy import sparse
 from recdistill.data.dataset import Ints, Items, Sequences
 from recdistill.errors import DataError, SettingsError
 from recdistill.evaluation.scoring import GROUP, best
-from recdistill.teachers.base import Ranking, Scorer, Scores, Teacher
+from recdistill.teachers.answers import Ranking, Scorer, Scores
+from recdistill.teachers.base import Teacher
 
 _NUMBERS = 4 << 20
 """Numbers held at once while histories are followed."""

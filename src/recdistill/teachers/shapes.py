@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from recdistill.data.dataset import RawId
 from recdistill.errors import TeacherError
-from recdistill.teachers.base import Answer, Failure, Request, check_items, check_scores
+from recdistill.teachers.answers import Answer, Failure, Request, check_items, check_scores
 from recdistill.teachers.exchange import Call, Conversation, Reply
 from recdistill.teachers.paths import Path
 from recdistill.teachers.shape_settings import ShapeSettings

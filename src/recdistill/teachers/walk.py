@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from recdistill.errors import TeacherError
-from recdistill.teachers.base import Outcome, Request, Take
+from recdistill.teachers.answers import Outcome, Request, Take
 from recdistill.teachers.loop import PrivateLoop
 
 
