@@ -221,7 +221,8 @@ class BAHSD(WithIntents, name="bahsd"):
         sure, unsure = worth * answered * gate, worth * answered * (1 - gate)
         parts |= self._whole(student, queries, target, batch, sure, unsure)
         if prefixes is not None:
-            views = states[n_rows:] if student.causal else student.encode(prefixes.alone(batch.batch))
+            alone = not student.causal and len(prefixes.places)
+            views = student.encode(prefixes.alone(batch.batch)) if alone else states[n_rows:]
             parts["view"] = self._earlier(student, views, prefixes, batch, config.view_weight * worth)
         elif config.contrast_weight or (config.view_weight and self.n_scales > 1):
             parts |= self._shorter(student, queries, batch, worth, unsure)
