@@ -268,7 +268,7 @@ TUNED: dict[tuple[str, str, str, str, str], Values] = {
         for dataset, prefixes in (("amazon-beauty", 4), ("ml-1m", 16))
     },
     ("amazon-beauty", "bert4rec", "pure", "lists", "extraction"): {
-        f"training.{name}": 180 for name in ("epochs", "patience")
+        f"training.{name}": 120 for name in ("epochs", "patience")
     },
 }
 """Settings chosen on validation data, by data set, student, regime, access and method: ``section.key`` and value.
