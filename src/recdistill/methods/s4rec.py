@@ -79,7 +79,9 @@ class IntentConfig(Settings):
     similarity: Similarity = "cosine"
     """Whether vectors and intents are cut to length 1 before anything is made of them, or taken as they are (``dot``).
 
-    As they are, Eq. 10 as printed has no lower bound. The adversary always reads vectors as they are.
+    As they are, they want ``epsilon`` and all temperatures at 1. The student then learns more slowly and for longer: on
+    one negative a label it ends a tenth higher, on the full softmax as high (``benchmarks/s4rec.md``). Eq. 10 as
+    printed has no lower bound then. The adversary always reads vectors as they are.
     """
     adversary: Literal["confusion", "reversal"] = "confusion"
     """How the student works against the classifier: it makes it guess as for an average user, or reverses its gradient.
