@@ -152,9 +152,8 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
         "training_seconds": fitted.seconds,
         "queries": queries,
         "side_by_side": compared,
-        "beside_teacher": _beside(run, split, heard, student.model),
     }
-    result = _evaluate(run, folder, split, student, facts)
+    result = _evaluate(run, folder, split, student, facts, heard)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
 
@@ -355,14 +354,19 @@ def load_same_split(run: Run, folder: Path) -> Split:
     return split
 
 
-def _evaluate(run: Run, folder: Path, split: Split, student: Student, facts: dict[str, Any]) -> Result:
-    """Evaluate on the test cases and write what a finished run has."""
+def _evaluate(
+    run: Run, folder: Path, split: Split, student: Student, facts: dict[str, Any], heard: Answered | None = None
+) -> Result:
+    """Evaluate on the test cases, beside what the teacher said of some, and write what a finished run has."""
     n_items = split.dataset.n_items
     found = evaluate(
         student.model, split.test, n_items=n_items, ks=run.evaluation.ks, protocol=split.protocol, keep_lists=True
     )
     groups = Groups.from_train(split.train, n_items)
     k = max(run.evaluation.ks)
+    if heard is not None:
+        told = beside(heard, student.model, groups, ks=run.evaluation.ks, protocol=split.protocol)
+        facts = {**facts, "beside_teacher": told}
     facts = {
         **facts,
         "protocol": split.protocol,
@@ -376,14 +380,6 @@ def _evaluate(run: Run, folder: Path, split: Split, student: Student, facts: dic
     }
     save_results(folder, found, groups, facts)
     return Result(folder, run, found, groups, facts)
-
-
-def _beside(run: Run, split: Split, heard: Answered | None, student: Model) -> dict[str, Any] | None:
-    """Compare the student with what its teacher said of test cases, if it was asked."""
-    if heard is None:
-        return None
-    groups = Groups.from_train(split.train, split.dataset.n_items)
-    return beside(heard, student, groups, ks=run.evaluation.ks, protocol=split.protocol)
 
 
 def _by_stratum(evaluation: Evaluation, groups: Groups) -> dict[str, Evaluation]:
