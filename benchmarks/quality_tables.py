@@ -139,20 +139,18 @@ def _pair(row: dict[str, str | None]) -> str:
 def paired(rows: pl.DataFrame) -> str:
     """What a method gains over the others of its cell, and p of the paired test; a method's tests stand together."""
     cell = ["dataset", "split", "teacher", "student"]
+    setting = [*cell, "regime", "access"]
     cells = (
         rows.pivot(
             "stratum",
-            index=[*cell, "regime", "access", "method", "other", "seeds", "metric", "k"],
+            index=[*setting, "method", "other", "seeds", "metric", "k"],
             values=["gain", "p"],
         )
         .with_row_index("place")
         .sort(
             *(pl.col("place").min().over(cell[:n]) for n in (2, 4)),
             pl.col("regime").fill_null(""),
-            *(
-                pl.col("place").min().over(by)
-                for by in ([*cell, "regime", "access"], [*cell, "regime", "access", "method"])
-            ),
+            *(pl.col("place").min().over([*setting, *more]) for more in ([], ["method"])),
             "place",
         )
     )
