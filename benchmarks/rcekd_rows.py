@@ -110,8 +110,9 @@ _RCEKD: dict[tuple[str, str, str], Values] = {
     ("gowalla", "lightgcn-2000", "mf-20"): {"weight": 1e4, "top_k": 100, "n_sampled": 100, "fusion_rate": 5.0},
 }
 """Where the authors set RCE-KD otherwise."""
-_SEQUENCES: Values = {"weight": 1.0}
-"""The weight that tuning begins with on sequences, for which no published one is known."""
+_SEQUENCES = {"ce": 0.1, "dcd": 0.1}
+"""The weight that tuning begins with on sequences, for which no published one is known, where it is not 1: at 1 these
+have the student below labels alone, on validation cases as well."""
 
 WEIGHTS, OTHERS = 30.0, 10.0
 """How many times lower and higher than they start weights and the one other setting of a method are tried."""
@@ -238,7 +239,7 @@ class Row:
         if self.method == "rcekd":
             settings |= _RCEKD.get((self.dataset, self.teacher, self.student), {})
         if self.split == LEAVE_ONE_OUT:
-            settings |= _SEQUENCES
+            settings["weight"] = _SEQUENCES.get(self.method, 1.0)
         if self.variant == ON_ALL:
             settings["on"] = "all"
         if self.method in ADVISED:
