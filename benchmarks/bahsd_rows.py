@@ -353,7 +353,16 @@ TABLES = {"core": core, "ablation": ablation, "side": side, "opinion": opinion, 
 
 
 def rivals() -> Iterator[tuple[Row, Row]]:
-    """Yield BAHSD in every cell and at every budget, with each other row that it is compared with there."""
+    """Yield BAHSD's rows, each with all that it is compared with."""
+    yield from _core_rivals()
+    yield from _parts()
+    yield from _budget_rivals()
+    yield from _advised_rivals()
+    yield from _smoothed_rivals()
+    yield from _side_rivals()
+
+
+def _core_rivals() -> Iterator[tuple[Row, Row]]:
     for dataset, teacher, regime, access in itertools.product(DATASETS, MODELS, METHODS, ("lists", "scores")):
         ours = Row(dataset, teacher, teacher, "bahsd", regime, access)
         for method in ("teacher", "labels"):
@@ -361,6 +370,16 @@ def rivals() -> Iterator[tuple[Row, Row]]:
         for method in (METHODS if access == "lists" else OF_SCORES)[regime]:
             if method != "bahsd":
                 yield ours, replace(ours, method=method, variant="equal budget" if method == "extraction" else "")
+
+
+def _parts() -> Iterator[tuple[Row, Row]]:
+    """Yield the whole method with each of its ablations."""
+    for regime in METHODS:
+        ours = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", regime, "lists")
+        yield from ((ours, replace(ours, variant=variant)) for variant in ABLATIONS[regime])
+
+
+def _budget_rivals() -> Iterator[tuple[Row, Row]]:
     for budget in BUDGETS:
         ours = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "pure", "lists", budget)
         for method in ("kd", "extraction"):
@@ -371,8 +390,9 @@ def rivals() -> Iterator[tuple[Row, Row]]:
         yield advised, replace(ours, variant=f"{OPINION}, {NOTHING}")
     ours = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "pure", "lists", FAITHFUL)
     yield ours, replace(ours, method="extraction", variant="equal budget")
-    ours = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "pure", "lists")
-    yield ours, replace(ours, variant="without probing")
+
+
+def _advised_rivals() -> Iterator[tuple[Row, Row]]:
     for dataset, model, regime in itertools.product(DATASETS, MODELS, METHODS):
         ours = Row(dataset, model, model, "bahsd", regime, "lists", OPINION)
         yield from ((ours, Row(dataset, model, model, method)) for method in ("teacher", "labels", RULES))
@@ -383,6 +403,10 @@ def rivals() -> Iterator[tuple[Row, Row]]:
     for dataset, model in itertools.product(DATASETS, MODELS):
         both = Row(dataset, model, model, "teacher", variant=OPINION)
         yield both, replace(both, variant="")
+
+
+def _smoothed_rivals() -> Iterator[tuple[Row, Row]]:
+    for dataset, model in itertools.product(DATASETS, MODELS):
         labels = Row(dataset, model, model, "labels", variant=SMOOTHED)
         yield labels, replace(labels, method="teacher", variant="")
         yield labels, replace(labels, variant="")
@@ -395,3 +419,19 @@ def rivals() -> Iterator[tuple[Row, Row]]:
     yield ours, Row("amazon-beauty", ALSO_SMOOTHED, "sasrec", "teacher")
     yield ours, Row("amazon-beauty", "sasrec", "sasrec", "labels", variant=SMOOTHED)
     yield ours, replace(ours, method="kd")
+
+
+def _side_rivals() -> Iterator[tuple[Row, Row]]:
+    """Yield students of a weaker teacher, of one of another architecture, and smaller students."""
+    cell = Row("amazon-beauty", "sasrec", "sasrec", "labels")
+    teachers = {
+        ONE_NEGATIVE: replace(cell, teacher=ONE_NEGATIVE, method="teacher"),
+        "bert4rec": Row("amazon-beauty", "bert4rec", "bert4rec", "teacher"),
+    }
+    for regime, (teacher, itself) in itertools.product(METHODS, teachers.items()):
+        ours = Row("amazon-beauty", teacher, "sasrec", "bahsd", regime, "lists")
+        yield from ((ours, other) for other in (itself, cell, replace(ours, method="kd")))
+    for regime in METHODS:
+        ours = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", regime, "lists", SMALL)
+        small = replace(cell, variant=SMALL)
+        yield from ((ours, other) for other in (replace(cell, method="teacher"), small, replace(ours, method="kd")))
