@@ -312,6 +312,7 @@ def side() -> Iterator[Row]:
     for regime, teacher in itertools.product(METHODS, (ONE_NEGATIVE, "bert4rec")):
         for method in ("kd", "bahsd"):
             yield Row("amazon-beauty", teacher, "sasrec", method, regime, "lists")
+        yield Row("amazon-beauty", teacher, "sasrec", "bahsd", regime, "lists", OPINION)
     for budget in BUDGETS:
         for method in ("kd", "extraction", "bahsd"):
             yield Row("amazon-beauty", "sasrec", "sasrec", method, "pure", "lists", budget)
@@ -431,6 +432,8 @@ def _side_rivals() -> Iterator[tuple[Row, Row]]:
     for regime, (teacher, itself) in itertools.product(METHODS, teachers.items()):
         ours = Row("amazon-beauty", teacher, "sasrec", "bahsd", regime, "lists")
         yield from ((ours, other) for other in (itself, cell, replace(ours, method="kd")))
+        advised = replace(ours, variant=OPINION)
+        yield from ((advised, other) for other in (itself, cell, ours))
     for regime in METHODS:
         ours = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", regime, "lists", SMALL)
         small = replace(cell, variant=SMALL)
