@@ -110,7 +110,7 @@ _RCEKD: dict[tuple[str, str, str], Values] = {
     ("gowalla", "lightgcn-2000", "mf-20"): {"weight": 1e4, "top_k": 100, "n_sampled": 100, "fusion_rate": 5.0},
 }
 """Where the authors set RCE-KD otherwise."""
-_SEQUENCES = {"ce": 0.1, "dcd": 0.1}
+_SEQUENCES = {"ce": 0.1, "dcd": 0.1, "hetcomp": 0.1}
 """The weight that tuning begins with on sequences, for which no published one is known, where it is not 1: at 1 these
 have the student below labels alone, on validation cases as well."""
 
