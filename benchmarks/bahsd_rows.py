@@ -313,6 +313,8 @@ def side() -> Iterator[Row]:
         for method in ("kd", "bahsd"):
             yield Row("amazon-beauty", teacher, "sasrec", method, regime, "lists")
         yield Row("amazon-beauty", teacher, "sasrec", "bahsd", regime, "lists", OPINION)
+    for teacher in (ONE_NEGATIVE, "bert4rec"):
+        yield Row("amazon-beauty", teacher, "sasrec", "extraction", "pure", "lists", "equal budget")
     for budget in BUDGETS:
         for method in ("kd", "extraction", "bahsd"):
             yield Row("amazon-beauty", "sasrec", "sasrec", method, "pure", "lists", budget)
@@ -431,9 +433,12 @@ def _side_rivals() -> Iterator[tuple[Row, Row]]:
     }
     for regime, (teacher, itself) in itertools.product(METHODS, teachers.items()):
         ours = Row("amazon-beauty", teacher, "sasrec", "bahsd", regime, "lists")
-        yield from ((ours, other) for other in (itself, cell, replace(ours, method="kd")))
         advised = replace(ours, variant=OPINION)
+        yield from ((ours, other) for other in (itself, cell, replace(ours, method="kd")))
         yield from ((advised, other) for other in (itself, cell, ours))
+        if regime == "pure":
+            walks = replace(ours, method="extraction", variant="equal budget")
+            yield from ((each, walks) for each in (ours, advised))
     for regime in METHODS:
         ours = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", regime, "lists", SMALL)
         small = replace(cell, variant=SMALL)
