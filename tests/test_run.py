@@ -130,6 +130,28 @@ def test_a_student_can_start_from_a_trained_one(finished: Result, little_run: Se
     assert again.evaluation.mean("ndcg", 10) == pytest.approx(finished.evaluation.mean("ndcg", 10))
 
 
+@pytest.mark.parametrize(("learning_rate", "worse"), [(1e-9, False), (10.0, True)])
+def test_a_student_that_ends_below_its_start_is_said_to(
+    finished: Result,
+    little_run: Sections,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    learning_rate: float,
+    worse: bool,
+) -> None:
+    began = finished.facts["best_validation_ndcg_10"]
+    training = little_run["training"] | {"epochs": 1, "learning_rate": learning_rate}
+    run = Run.parse(little_run | {"model": little_run["model"] | {"start": str(finished.folder)}, "training": training})
+    ended = run_training(run, tmp_path / "again").facts
+    assert ended["start_validation_ndcg_10"] == pytest.approx(began)
+    said = f"ends with NDCG@10 {ended['best_validation_ndcg_10']:.4f} on validation cases, and began with {began:.4f}"
+    assert (ended["best_validation_ndcg_10"] < began, said in caplog.text) == (worse, worse)
+
+
+def test_a_student_that_begins_anew_has_no_start(finished: Result) -> None:
+    assert finished.facts["start_validation_ndcg_10"] is None
+
+
 @pytest.mark.parametrize(
     ("student", "said"),
     [

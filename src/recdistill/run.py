@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 
+from recdistill import processes
 from recdistill.checkpoints import CHECKPOINT
 from recdistill.data.dataset import Dataset, Ints, Sequences
 from recdistill.data.embedded import load_shop
@@ -44,6 +46,8 @@ from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.trainer import Fit, Progress, Silent, TrainerSettings, fit
+
+_log = logging.getLogger("recdistill.run")
 
 
 class Report(Progress, Protocol):
@@ -140,7 +144,10 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
         if teacher is not None and run.evaluation.ask_teacher:
             report.say(f"asking the teacher about {run.evaluation.ask_teacher:,} test cases")
         heard = ask_about_test(run, split, teacher)
-        student, fitted = _train(split, model.to(device), method, setting, run.training, folder, report)
+        started = run.start is not None
+        student, fitted = _train(
+            split, model.to(device), method, setting, run.training, folder, report, started=started
+        )
         asked = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher] if teacher else []
         queries = [asdict(member.stats()) for member in asked if isinstance(member, LedgerTeacher)]
         compared = side_by_side(asked, student.model, split.test)
@@ -149,6 +156,7 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
         "epochs": fitted.epochs,
         "best_epoch": fitted.best_epoch,
         "best_validation_ndcg_10": fitted.best_value,
+        "start_validation_ndcg_10": fitted.start_value,
         "training_seconds": fitted.seconds,
         "queries": queries,
         "side_by_side": compared,
@@ -208,7 +216,7 @@ def learn(
         raise SettingsError("keep_epochs keeps models in the folder of the run, and there is none: give a folder")
     device = find_device(training.device)
     model, learner, setting = set_up(split, student, method, training, teacher=teacher, start=start)
-    return _train(split, model.to(device), learner, setting, training, folder, report)
+    return _train(split, model.to(device), learner, setting, training, folder, report, started=start is not None)
 
 
 def _train(
@@ -219,8 +227,10 @@ def _train(
     training: TrainerSettings,
     folder: Path | None,
     report: Report,
+    *,
+    started: bool,
 ) -> tuple[Student, Fit]:
-    """Train what `set_up` has made, and join it with its items."""
+    """Train what `set_up` has made, and join it with its items; say so where it ends below what it started from."""
     setting = replace(setting, folder=folder, progress=report.preparing)
 
     def validate(model: Model) -> float:
@@ -233,7 +243,17 @@ def _train(
         assert folder is not None
         as_student(model).save(folder / EPOCHS / str(epoch))
 
+    start_value = validate(model.eval()) if started and processes.rank() == 0 else None
     fitted = fit(model, method, setting, training, validate=validate, keep=keep, folder=folder, progress=report)
+    fitted.start_value = start_value
+    if start_value is not None and fitted.best_value < start_value:
+        _log.warning(
+            "the student ends with NDCG@10 %.4f on validation cases, and began with %.4f, so the model that it started "
+            "from is the better one. A teacher that is worse than that model takes from it, and so does too high a "
+            "learning_rate",
+            fitted.best_value,
+            start_value,
+        )
     return as_student(model), fitted
 
 

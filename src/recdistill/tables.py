@@ -199,8 +199,16 @@ def _cost(result: Result) -> str:
         f"{facts['training_seconds']:.0f} s of training"
     )
     spent = [f"{asked['spent']:,} {asked['charge']} spent" for asked in facts["queries"]]
-    start = [] if result.run.start is None else [f"started from {result.run.start}"]
-    return "; ".join([text, *spent, *start])
+    return "; ".join([text, *spent, *_start(result)])
+
+
+def _start(result: Result) -> list[str]:
+    """Return what the student started from, if anything, and what came of it on validation cases."""
+    if result.run.start is None:
+        return []
+    before, after = (result.facts.get(f"{when}_validation_ndcg_10") for when in ("start", "best"))
+    course = "" if before is None else f", validation NDCG@10 {before:.4f}, now {after:.4f}"
+    return [f"started from {result.run.start}{course}"]
 
 
 def _label(metric: str) -> str:

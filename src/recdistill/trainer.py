@@ -114,6 +114,8 @@ class Fit:
     best_epoch: int = 0
     best_value: float = -math.inf
     stopped_early: bool = False
+    start_value: float | None = None
+    """What a student that begins with trained weights reached on the validation cases before the first epoch."""
 
     @property
     def epochs(self) -> int:

@@ -244,7 +244,8 @@ def test_a_run_says_where_its_student_started(
 ) -> None:
     student = little_run["model"] | {"start": str(runs / "one")}
     run_training(Run.parse(little_run | {"model": student}), tmp_path / "on")
-    assert f"started from {runs / 'one'}" in call(capsys, "evaluate", tmp_path / "on")[1]
+    shown = call(capsys, "evaluate", tmp_path / "on")[1]
+    assert re.search(rf"started from {runs / 'one'}, validation NDCG@10 [01]\.\d{{4}}, now [01]\.\d{{4}}", shown)
     assert "started from" not in call(capsys, "evaluate", runs / "one")[1]
 
 
