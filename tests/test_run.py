@@ -27,6 +27,7 @@ from recdistill.run import (
     run_distillation,
     run_training,
     set_up,
+    warn_if_worse,
 )
 from recdistill.runfile import Run
 from recdistill.runfolder import EPOCHS, EVALUATION, GROUPS, LEDGER, RESULTS, RUN, fingerprint
@@ -146,6 +147,17 @@ def test_a_student_that_ends_below_its_start_is_said_to(
     assert ended["start_validation_ndcg_10"] == pytest.approx(began)
     said = f"ends with NDCG@10 {ended['best_validation_ndcg_10']:.4f} on validation cases, and began with {began:.4f}"
     assert (ended["best_validation_ndcg_10"] < began, said in caplog.text) == (worse, worse)
+
+
+def test_a_student_that_ends_hardly_below_its_start_is_not(finished: Result, caplog: pytest.LogCaptureFixture) -> None:
+    """One user of many who is served a little worse is no sign of anything."""
+    before = replace(finished.evaluation, ranks=np.full_like(finished.evaluation.ranks, 2))
+    ranks = before.ranks.copy()
+    ranks[0] = 3
+    warn_if_worse(replace(before, ranks=ranks), before)
+    assert not caplog.text
+    warn_if_worse(replace(before, ranks=ranks + 1), before)
+    assert "ends with NDCG@10" in caplog.text
 
 
 def test_a_student_that_begins_anew_has_no_start(finished: Result) -> None:
