@@ -70,7 +70,9 @@ QUERIES = {"amazon-beauty": 115_633, "ml-1m": 153_798}
 one for each of four prefixes, on `ml-1m` sixteen, of those that have as many."""
 HISTORIES = {"amazon-beauty": 22_363, "ml-1m": 8_641}
 """Histories, or windows of them."""
-EXTRACTIONS = {"equal budget": 1, "four times the budget": 4, "real histories": 0}
+EQUAL = "equal budget"
+"""The variant of extraction that asks as much as BAHSD."""
+EXTRACTIONS = {EQUAL: 1, "four times the budget": 4, "real histories": 0}
 """How many times as many queries the extraction baseline may walk; 0 lets it ask about the users' own histories."""
 RULES = "rules"
 """The row of the rules that second opinions come from, which learn nothing."""
@@ -287,7 +289,7 @@ def core() -> Iterator[Row]:
         for access, by_regime in (("lists", METHODS), *((("scores", OF_SCORES),) if model == "sasrec" else ())):
             for regime, methods in by_regime.items():
                 for method in methods:
-                    variant = "equal budget" if method == "extraction" else ""
+                    variant = EQUAL if method == "extraction" else ""
                     yield Row(dataset, model, model, method, regime, access, variant, seed)
 
 
@@ -314,7 +316,7 @@ def side() -> Iterator[Row]:
             yield Row("amazon-beauty", teacher, "sasrec", method, regime, "lists")
         yield Row("amazon-beauty", teacher, "sasrec", "bahsd", regime, "lists", OPINION)
     for teacher in (ONE_NEGATIVE, "bert4rec"):
-        yield Row("amazon-beauty", teacher, "sasrec", "extraction", "pure", "lists", "equal budget")
+        yield Row("amazon-beauty", teacher, "sasrec", "extraction", "pure", "lists", EQUAL)
     for budget in BUDGETS:
         for method in ("kd", "extraction", "bahsd"):
             yield Row("amazon-beauty", "sasrec", "sasrec", method, "pure", "lists", budget)
@@ -372,7 +374,7 @@ def _core_rivals() -> Iterator[tuple[Row, Row]]:
             yield ours, Row(dataset, teacher, teacher, method)
         for method in (METHODS if access == "lists" else OF_SCORES)[regime]:
             if method != "bahsd":
-                yield ours, replace(ours, method=method, variant="equal budget" if method == "extraction" else "")
+                yield ours, replace(ours, method=method, variant=EQUAL if method == "extraction" else "")
 
 
 def _parts() -> Iterator[tuple[Row, Row]]:
@@ -392,7 +394,7 @@ def _budget_rivals() -> Iterator[tuple[Row, Row]]:
         advised = replace(ours, variant=f"{OPINION}, {budget}")
         yield advised, replace(ours, variant=f"{OPINION}, {NOTHING}")
     ours = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "pure", "lists", FAITHFUL)
-    yield ours, replace(ours, method="extraction", variant="equal budget")
+    yield ours, replace(ours, method="extraction", variant=EQUAL)
 
 
 def _advised_rivals() -> Iterator[tuple[Row, Row]]:
@@ -400,7 +402,7 @@ def _advised_rivals() -> Iterator[tuple[Row, Row]]:
         ours = Row(dataset, model, model, "bahsd", regime, "lists", OPINION)
         yield from ((ours, Row(dataset, model, model, method)) for method in ("teacher", "labels", RULES))
         yield ours, Row(dataset, model, model, "teacher", variant=OPINION)
-        for method, variant in (("kd", ""), ("kd", OPINION), ("bahsd", ""), ("extraction", "equal budget")):
+        for method, variant in (("kd", ""), ("kd", OPINION), ("bahsd", ""), ("extraction", EQUAL)):
             if method in METHODS[regime]:
                 yield ours, replace(ours, method=method, variant=variant)
     for dataset, model in itertools.product(DATASETS, MODELS):
@@ -437,7 +439,7 @@ def _side_rivals() -> Iterator[tuple[Row, Row]]:
         yield from ((ours, other) for other in (itself, cell, replace(ours, method="kd")))
         yield from ((advised, other) for other in (itself, cell, ours))
         if regime == "pure":
-            walks = replace(ours, method="extraction", variant="equal budget")
+            walks = replace(ours, method="extraction", variant=EQUAL)
             yield from ((each, walks) for each in (ours, advised))
     for regime in METHODS:
         ours = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", regime, "lists", SMALL)

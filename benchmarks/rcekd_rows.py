@@ -111,8 +111,8 @@ _RCEKD: dict[tuple[str, str, str], Values] = {
 }
 """Where the authors set RCE-KD otherwise."""
 _SEQUENCES = {"ce": 0.1, "dcd": 0.1, "hetcomp": 0.1}
-"""The weight that tuning begins with on sequences, for which no published one is known, where it is not 1: at 1 these
-have the student below labels alone, on validation cases as well."""
+"""The weight that tuning begins with on sequences, for which no published one is known, where it is not 1: with 1 the
+student is, or while it was trained was, below labels alone on validation cases, but for cross-entropy on all items."""
 
 WEIGHTS, OTHERS = 30.0, 10.0
 """How many times lower and higher than they start weights and the one other setting of a method are tried."""

@@ -115,7 +115,7 @@ class Fit:
     best_value: float = -math.inf
     stopped_early: bool = False
     start_value: float | None = None
-    """What a student that begins with trained weights reached on the validation cases before the first epoch."""
+    """What a student that begins with trained weights reached on the validation cases before; ``None`` for others."""
 
     @property
     def epochs(self) -> int:
