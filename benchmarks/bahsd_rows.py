@@ -21,6 +21,8 @@ VOTE = "with its own vote"
 """The variant whose teacher is the fusion of the black box and what labels alone have taught the student."""
 
 OPINION = "with a second opinion"
+PLAIN = f"{OPINION}, plain rules"
+"""Rows that heard rules without a prior, of five items, which nobody makes any more."""
 """The variant that learns what the teacher and rules counted in the training histories say together."""
 
 SMOOTHED = "with smoothed labels"
@@ -169,7 +171,7 @@ class Row:
         if FAITHFUL in self.variant:
             tuned = {**tuned, **COPYING}
         if OPINION in self.variant and self.regime:
-            cell = (self.dataset, self.student, self.regime)
+            cell = (self.dataset, self.teacher, self.student, self.regime)
             tuned = {**tuned, "method.second_opinion": SHARES.get(cell, SHARE)}
         if SMOOTHED in self.variant:
             tuned = {**tuned, f"method.{'label_loss.' if self.regime else ''}smoothing": SMOOTHING}
@@ -240,8 +242,11 @@ _BAHSD: dict[str, Values] = {
 """Histories are shortened for everybody, so that shortened views of its own would be a second way to the same."""
 SHARE = 0.5
 """How much rules count beside the teacher, where they do."""
-SHARES = {("amazon-beauty", "bert4rec", regime): 0.7 for regime in METHODS}
-"""The same by data set, student and regime, where another was chosen on validation data."""
+SHARES = {
+    **{("amazon-beauty", "bert4rec", "bert4rec", regime): 0.7 for regime in METHODS},
+    ("amazon-beauty", ONE_NEGATIVE, "sasrec", "pure"): 0.85,
+}
+"""The same by data set, teacher, student and regime, where another was chosen on validation data."""
 TUNED: dict[tuple[str, str, str, str, str], Values] = {
     **{
         (dataset, model, regime, access, "bahsd"): changes
@@ -314,7 +319,7 @@ def side() -> Iterator[Row]:
     for regime, teacher in itertools.product(METHODS, (ONE_NEGATIVE, "bert4rec")):
         for method in ("kd", "bahsd"):
             yield Row("amazon-beauty", teacher, "sasrec", method, regime, "lists")
-        yield Row("amazon-beauty", teacher, "sasrec", "bahsd", regime, "lists", OPINION)
+            yield Row("amazon-beauty", teacher, "sasrec", method, regime, "lists", OPINION)
     for teacher in (ONE_NEGATIVE, "bert4rec"):
         yield Row("amazon-beauty", teacher, "sasrec", "extraction", "pure", "lists", EQUAL)
     for budget in BUDGETS:
@@ -402,6 +407,7 @@ def _advised_rivals() -> Iterator[tuple[Row, Row]]:
         ours = Row(dataset, model, model, "bahsd", regime, "lists", OPINION)
         yield from ((ours, Row(dataset, model, model, method)) for method in ("teacher", "labels", RULES))
         yield ours, Row(dataset, model, model, "teacher", variant=OPINION)
+        yield ours, replace(ours, variant=PLAIN)
         for method, variant in (("kd", ""), ("kd", OPINION), ("bahsd", ""), ("extraction", EQUAL)):
             if method in METHODS[regime]:
                 yield ours, replace(ours, method=method, variant=variant)
@@ -437,7 +443,7 @@ def _side_rivals() -> Iterator[tuple[Row, Row]]:
         ours = Row("amazon-beauty", teacher, "sasrec", "bahsd", regime, "lists")
         advised = replace(ours, variant=OPINION)
         yield from ((ours, other) for other in (itself, cell, replace(ours, method="kd")))
-        yield from ((advised, other) for other in (itself, cell, ours))
+        yield from ((advised, other) for other in (itself, cell, ours, replace(advised, method="kd")))
         if regime == "pure":
             walks = replace(ours, method="extraction", variant=EQUAL)
             yield from ((each, walks) for each in (ours, advised))

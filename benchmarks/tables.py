@@ -61,13 +61,11 @@ def make(name: str, results: Path) -> str:
     return build(pl.read_csv(path, infer_schema=False))
 
 
-AS_CHOSEN = (
-    pl.col("variant")
-    .fill_null("")
-    .is_in(["", "equal budget", "faithful", "with a second opinion", "with smoothed labels"])
-)
+VARIANT = pl.col("variant").fill_null("").str.replace(", plain rules", "", literal=True)
+"""Rows that hear rules as they were stand beside those that hear the rules of now."""
+AS_CHOSEN = VARIANT.is_in(["", "equal budget", "faithful", "with a second opinion", "with smoothed labels"])
 """Of BAHSD's table: methods as validation data chose them, not their earlier forms and ablations."""
-AS_TUNED = pl.col("variant").fill_null("").is_in(["", "on all items", "with a second opinion"])
+AS_TUNED = VARIANT.is_in(["", "on all items", "with a second opinion"])
 """Of RCE-KD's tables: methods as they were tuned, not their earlier forms and ablations."""
 IS_BEST_RECIPE = ~pl.col("variant").str.contains(",")
 """Of the quality of models: the recipe that validation data chose, not others beside it."""
@@ -77,7 +75,7 @@ AT_BUDGETS: list[Figure] = [("ndcg", 10, "all"), ("ndcg", 10, "tail"), ("agreeme
 HAS_BUDGET = pl.col("variant").fill_null("").str.ends_with(" queries")
 AMONG_USERS: dict[str, Any] = {"figure": (pl.col("metric") == "ndcg") & (pl.col("k") == "10"), "strata": ("tail",)}
 """NDCG@10 of all users and of tail users."""
-IS_CORE = pl.col("variant").is_in(["softmax", "smoothed", "bce"])
+IS_CORE = VARIANT.is_in(["softmax", "smoothed", "bce"])
 """Of S4Rec's tables: methods as they are, on each base loss."""
 
 TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
@@ -104,6 +102,7 @@ TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
     ),
     "bahsd_budgets": ("bahsd", partial(quality, shown=AT_BUDGETS, where=HAS_BUDGET)),
     "bahsd_search": ("bahsd_search", partial(quality, shown=OF_STUDENTS)),
+    "rules": ("rules", quality),
     "premise": ("premise", premise),
     "premise_targets": ("premise_targets", premise_targets),
     "bahsd_paired": ("bahsd_paired", paired),

@@ -150,12 +150,17 @@ class RulesSettings(Settings):
     kind: Literal["rules"] = "rules"
     ordered: bool = True
     """Whether the order of histories counts."""
-    window: PositiveInt = 5
+    window: PositiveInt = 10
     """How far apart two items may be that go together, in items; in ordered histories."""
-    decay: float = Field(default=0.5, gt=0, le=1)
+    fade: NonNegativeFloat = 0.5
+    """How much less an item counts that came later; 1 is half as much for twice as far; in ordered histories."""
+    decay: float = Field(default=0.7, gt=0, le=1)
     """How much less the next older item of a history says; in ordered histories."""
     popularity: NonNegativeFloat | None = None
-    """How far popular items are held down; by default 0 in ordered histories and 0.4 in others."""
+    """How far popular items are held down; by default 0.1 in ordered histories and 0.4 in others."""
+    prior: NonNegativeFloat | None = None
+    """How often others must have followed an item for it to be heard by half; by default 100 in ordered histories and 0
+    in others."""
 
 
 class Ensemble(Settings):

@@ -131,8 +131,10 @@ def rules_teacher(settings: RulesSettings, split: Split) -> RulesTeacher:
         split.dataset.n_items,
         ordered=settings.ordered,
         window=settings.window,
+        fade=settings.fade,
         decay=settings.decay,
         popularity=settings.popularity,
+        prior=settings.prior,
         exclude_history=split.masks_seen,
     )
 

@@ -34,7 +34,8 @@ def batch(rows: list[int], train: Sequences = TRAIN, shown: list[int] | None = N
 
 def said(history: list[int], *, ordered: bool = True, exclude_history: bool = True, k: int = N) -> dict[int, float]:
     """Return what rules say after a history, as shares of the k best."""
-    rules = RulesTeacher(TRAIN, N, ordered=ordered, exclude_history=exclude_history)
+    sharp: dict[str, Any] = {"window": 5, "fade": 1.0, "decay": 0.5, "popularity": 0.0, "prior": 0.0}
+    rules = RulesTeacher(TRAIN, N, ordered=ordered, exclude_history=exclude_history, **(sharp if ordered else {}))
     ranking = rules.rank(Sequences.from_lists([history]), k)
     assert ranking.scores is not None
     shares = {int(i): float(np.exp(s)) for i, s in zip(ranking.items[0], ranking.scores[0], strict=True) if i}

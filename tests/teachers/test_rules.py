@@ -12,7 +12,9 @@ from recdistill.errors import DataError, SettingsError, TeacherError
 from recdistill.teachers.rules import RulesTeacher
 
 ORDERED = Sequences.from_lists([[1, 2, 3], [1, 3], [2, 3, 4]])
-"""Within two steps, after 1 come 2 (once next) and 3 (once next, once half), after 2 3 (2) and 4 (½), after 3 4."""
+"""Within two steps, after 1 come 2 (once next) and 3 (once next, once by the root of ½), after 2 3 (2) and 4 (the
+root of ½), after 3 4."""
+PLAIN: dict[str, Any] = {"fade": 0.5, "decay": 0.5, "popularity": 0.0, "prior": 0.0}
 SETS = Sequences.from_lists([[1, 2], [2, 3, 4]])
 
 
@@ -25,10 +27,24 @@ def shares(teacher: RulesTeacher, *history: int, k: int = 4) -> dict[int, float]
 
 
 def test_near_followers_and_new_items_say_most() -> None:
-    teacher = RulesTeacher(ORDERED, 5, window=2, decay=0.5)
-    # After 2, weight 1: 3 has 2/2.5, 4 has 0.5/2.5. After 1, weight 1/2: 3 has 1.5/2.5, 2 is left out.
-    assert shares(teacher, 1, 2) == pytest.approx({3: 1.1 / 1.3, 4: 0.2 / 1.3})
+    teacher = RulesTeacher(ORDERED, 5, window=2, **PLAIN)
+    # After 2, weight 1: of 2 + root, 3 has 2 and 4 the root. After 1, weight 1/2: 3 has 1 + root, 2 is left out.
+    root = 0.5**0.5
+    third, fourth = 2 + (1 + root) / 2, root
+    assert shares(teacher, 1, 2) == pytest.approx({3: third / (third + fourth), 4: fourth / (third + fourth)})
     assert list(shares(teacher, 1, 2)) == [3, 4]
+
+
+def test_an_item_of_which_little_is_known_says_less() -> None:
+    teacher = RulesTeacher(Sequences.from_lists([[1, 2], *[[3, 4]] * 3]), 4, decay=1.0, popularity=0.0, prior=3.0)
+    # Once 2 after 1, of 3 + 1; three times 4 after 3, of 3 + 3.
+    assert shares(teacher, 1, 3) == pytest.approx({2: 0.25 / 0.75, 4: 0.5 / 0.75})
+
+
+def test_popular_items_are_held_down_in_an_order_too() -> None:
+    train = Sequences.from_lists([[1, 2], [1, 3], [4, 3], [5, 3], [6, 3]])  # 3 is held four times as often as 2
+    assert shares(RulesTeacher(train, 6, popularity=0.5), 1) == pytest.approx({2: 1 / 1.5, 3: 0.5 / 1.5})
+    assert shares(RulesTeacher(train, 6), 1) == pytest.approx({2: 1 / (1 + 4**-0.1), 3: 4**-0.1 / (1 + 4**-0.1)})
 
 
 def test_a_walk_without_an_order_holds_popular_items_down() -> None:
@@ -41,7 +57,7 @@ def test_a_walk_without_an_order_holds_popular_items_down() -> None:
 
 
 def test_items_of_the_history_are_listed_where_they_may_come_again() -> None:
-    again = RulesTeacher(Sequences.from_lists([[1, 2, 1, 3]]), 3, window=1, exclude_history=False)
+    again = RulesTeacher(Sequences.from_lists([[1, 2, 1, 3]]), 3, window=1, exclude_history=False, **PLAIN)
     assert shares(again, 1, 2) == pytest.approx({1: 1 / 1.5, 2: 0.25 / 1.5, 3: 0.25 / 1.5})
     assert 1 not in shares(RulesTeacher(SETS, 4, ordered=False, exclude_history=False), 1, 2)
 
@@ -56,7 +72,7 @@ def test_who_has_no_rules_gets_an_empty_list() -> None:
 def test_what_lies_far_back_says_nothing_in_an_order_and_is_left_out_all_the_same() -> None:
     train = Sequences.from_lists([[1, 21], [2, 1], [2, 22]])
     between = range(3, 16)  # thirteen items of which no rule is known
-    teacher = RulesTeacher(train, 22)
+    teacher = RulesTeacher(train, 22, decay=0.5)
     assert shares(teacher, 1, *between) == pytest.approx({21: 1.0})
     assert shares(teacher, 1, *between, 16) == {}  # half, fourteen times, is below a ten thousandth
     assert shares(teacher, 1, *between, 16, 2) == pytest.approx({22: 1.0})  # not 1 again
@@ -64,9 +80,9 @@ def test_what_lies_far_back_says_nothing_in_an_order_and_is_left_out_all_the_sam
 
 
 def test_what_is_not_among_the_best_has_the_least_score() -> None:
-    teacher = RulesTeacher(ORDERED, 5, window=2, decay=0.5, depth=1)
+    teacher = RulesTeacher(ORDERED, 5, window=2, depth=1, **PLAIN)
     scores = teacher.scores(Sequences.from_lists([[1, 2]]), np.array([[4, 3, 5, 1]]))
-    assert scores.tolist() == [[-30, pytest.approx(np.log(1.1 / 1.3)), -30, -30]]
+    assert scores.tolist() == [[-30, pytest.approx(np.log((5 + 0.5**0.5) / (5 + 3 * 0.5**0.5))), -30, -30]]
 
 
 histories = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=2, max_size=8)
@@ -106,7 +122,16 @@ def test_the_strongest_rules_of_an_item_are_kept(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    "changed", [{"ordered": False}, {"window": 1}, {"decay": 0.9}, {"popularity": 1.0}, {"depth": 2}]
+    "changed",
+    [
+        {"ordered": False},
+        {"window": 1},
+        {"fade": 1.0},
+        {"decay": 0.9},
+        {"popularity": 1.0},
+        {"prior": 1.0},
+        {"depth": 2},
+    ],
 )
 def test_its_name_follows_from_all_that_changes_its_answers(changed: dict[str, Any]) -> None:
     plain = RulesTeacher(ORDERED, 5).identity
@@ -115,7 +140,18 @@ def test_its_name_follows_from_all_that_changes_its_answers(changed: dict[str, A
     assert plain != RulesTeacher(ORDERED, 5, exclude_history=False).identity
 
 
-@pytest.mark.parametrize("wrong", [{"window": 0}, {"depth": 0}, {"decay": 0.0}, {"decay": 1.5}, {"popularity": -1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"window": 0},
+        {"depth": 0},
+        {"decay": 0.0},
+        {"decay": 1.5},
+        {"popularity": -1.0},
+        {"prior": -1.0},
+        {"fade": -1.0},
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="rules need window"):
         RulesTeacher(ORDERED, 5, **wrong)

@@ -23,6 +23,10 @@ _PER_ITEM = 500
 """Rules kept of each item; of pairs without an order there are many more than interactions."""
 _FAINT = 1e-4
 """What is worth less than this, of all that the newest item is worth, is not listened to."""
+_POPULARITY, _PRIOR = 0.1, 100.0
+"""With an order. Chosen, with window, fade and decay, on validation items of three data sets, for rules that recommend
+by themselves (``benchmarks/bahsd.md``)."""
+_POPULARITY_UNORDERED = 0.4
 _NEVER = -30.0
 """The score of an item that no rule names: next to nothing, and finite."""
 
@@ -30,13 +34,14 @@ _NEVER = -30.0
 class RulesTeacher(Teacher):
     r"""Recommends what went with the items of a history in other histories.
 
-    .. math:: s_j = \log \frac{1}{Z} \sum_{i \in h} \delta^{\mathrm{age}(i)} \frac{A_{ij}}{\sum_l A_{il}} n_j^{-\beta},
-              \quad A_{ij} = \sum_u \sum_{d = 1}^{w} \frac{[u_t = i, u_{t+d} = j]}{d}
+    .. math:: s_j = \log \frac{1}{Z} \sum_{i \in h} \delta^{\mathrm{age}(i)} \frac{A_{ij}}{m + \sum_l A_{il}}
+              n_j^{-\beta}, \quad A_{ij} = \sum_u \sum_{d = 1}^{w} \frac{[u_t = i, u_{t+d} = j]}{d^\phi}
               \;\text{ or }\; \sum_{u \ni i, j} \frac{1}{|u|}
 
     Ordered, A counts how often j came at most w items after i, near ones more, and the newest items of a history say
-    most. Without an order, all items of a history go with each other, and all say the same: a walk from item to user to
-    item, as users of a model that reads no order take it. n is how many histories hold an item.
+    most, as far as enough is known of them: an item that was followed less often than m says less than its neighbours.
+    Without an order, all items of a history go with each other, and all say the same: a walk from item to user to item,
+    as users of a model that reads no order take it. n is how many histories hold an item.
 
     An item of the history gets nothing where lists leave it out; nor without an order, where most of what leads to it
     is the history itself. Scores are logarithms of shares; what is not among the ``depth`` best has −30.
@@ -46,9 +51,12 @@ class RulesTeacher(Teacher):
         n_items: N.
         ordered: which of the two A is.
         window: w, in items.
+        fade: φ, at least 0: how much less an item counts that came later; 1 is half as much for twice as far.
         decay: δ in (0, 1]: how much less the next older item of the history says; 1 without an order. What is below a
             ten-thousandth is not heard.
-        popularity: β, at least 0: how far popular items are held down; 0 by default, 0.4 without an order.
+        popularity: β, at least 0: how far popular items are held down; 0.1 by default, 0.4 without an order.
+        prior: m, at least 0: what an item must have been followed by to be heard by half; 100 by default, 0 without an
+            order.
         depth: items that are scored for each history.
         exclude_history: whether items of the history are left out.
         takes: what the teachers beside it are asked by; it always reads the history.
@@ -58,8 +66,8 @@ class RulesTeacher(Teacher):
         DataError: for an item outside 1…N, here or in what it is asked about.
 
     Source: with an order the sequential rules of Ludewig and Jannach, "Evaluation of Session-based Recommendation
-    Algorithms", UMUAI 2018, to which decay is added; without, RP3β of Paudel et al., "Updatable, Accurate, Diverse, and
-    Scalable Recommendations for Interactive Applications", TiiS 2017, with α = 1.
+    Algorithms", UMUAI 2018, who have φ = 1 and neither decay nor prior nor β; without, RP3β of Paudel et al.,
+    "Updatable, Accurate, Diverse, and Scalable Recommendations for Interactive Applications", TiiS 2017, with α = 1.
     """
 
     gives_scores = scores_items = free = True
@@ -70,30 +78,34 @@ class RulesTeacher(Teacher):
         n_items: int,
         *,
         ordered: bool = True,
-        window: int = 5,
-        decay: float = 0.5,
+        window: int = 10,
+        fade: float = 0.5,
+        decay: float = 0.7,
         popularity: float | None = None,
+        prior: float | None = None,
         depth: int = 500,
         exclude_history: bool = True,
         takes: Literal["history", "user"] = "history",
     ) -> None:
-        if window < 1 or depth < 1 or not 0 < decay <= 1 or (popularity is not None and popularity < 0):
+        beta, unsure = (_POPULARITY, _PRIOR) if ordered else (_POPULARITY_UNORDERED, 0.0)
+        beta = beta if popularity is None else popularity
+        unsure = unsure if prior is None else prior
+        if window < 1 or depth < 1 or not 0 < decay <= 1 or min(fade, beta, unsure) < 0:
             raise SettingsError(
-                f"rules need window and depth of 1 or more, decay in (0, 1] and popularity of 0 or more, but these are "
-                f"{window}, {depth}, {decay} and {popularity}."
+                f"rules need window and depth of 1 or more, decay in (0, 1], fade, popularity and prior of 0 or more, "
+                f"but these are {window}, {depth}, {decay}, {fade}, {beta} and {unsure}."
             )
         self.n_items: int = n_items
         self.exclude_history, self.takes = exclude_history, takes
         self._known(train.flat()[0])
         self.ordered, self.depth = ordered, min(depth, n_items)
         self.decay = decay if ordered else 1.0
-        beta = (0.0 if ordered else 0.4) if popularity is None else popularity
         width = -(-(n_items + 1) // GROUP) * GROUP
         held = _held(train, width)
-        counts = _following(train, width, window) if ordered else _together(held)
+        counts = _following(train, width, window, fade) if ordered else _together(held)
         if counts.nnz == 0:
             raise SettingsError("no history has two different items, so there is nothing to make rules of.")
-        followed = _inverse(counts.sum(axis=1))
+        followed = _inverse(counts.sum(axis=1) + unsure)
         dampened = np.power(np.maximum(np.asarray(held.sum(axis=0)).ravel(), 1), -beta)
         self.rules = (sparse.diags(followed) @ counts @ sparse.diags(dampened)).tocsr().astype(np.float32)
         digest = hashlib.sha256(f"{exclude_history} {self.depth} {self.decay} {ordered} {n_items}".encode())
@@ -178,15 +190,15 @@ def _held(train: Sequences, width: int) -> sparse.csr_matrix:
     return held
 
 
-def _following(train: Sequences, width: int, window: int) -> sparse.csr_matrix:
-    """Return ``(W, W)`` how often an item came after another one, 1/d each time for d steps."""
+def _following(train: Sequences, width: int, window: int, fade: float) -> sparse.csr_matrix:
+    """Return ``(W, W)`` how often an item came after another one, d to the −``fade`` each time for d steps."""
     owner, _ = _positions(train)
     items = train.flat()[0]
     weights, starts, ends = [], [], []
     for step in range(1, window + 1):
         here, there = items[:-step], items[step:]
         pair = (owner[:-step] == owner[step:]) & (here != there)
-        weights.append(np.full(int(pair.sum()), 1 / step, np.float32))
+        weights.append(np.full(int(pair.sum()), step**-fade, np.float32))
         starts.append(here[pair])
         ends.append(there[pair])
     at = np.concatenate(starts), np.concatenate(ends)
