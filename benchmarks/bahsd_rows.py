@@ -21,9 +21,9 @@ VOTE = "with its own vote"
 """The variant whose teacher is the fusion of the black box and what labels alone have taught the student."""
 
 OPINION = "with a second opinion"
-PLAIN = f"{OPINION}, plain rules"
-"""Rows that heard rules without a prior, of five items, which nobody makes any more."""
 """The variant that learns what the teacher and rules counted in the training histories say together."""
+PLAIN = f"{OPINION}, plain rules"
+"""The same where rules reached five items and had no prior; its rows are compared with, and are not made any more."""
 
 SMOOTHED = "with smoothed labels"
 """The variant whose labels are shared with what followed the same items in other histories, in both stages."""

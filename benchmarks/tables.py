@@ -62,7 +62,7 @@ def make(name: str, results: Path) -> str:
 
 
 VARIANT = pl.col("variant").fill_null("").str.replace(", plain rules", "", literal=True)
-"""Rows that hear rules as they were stand beside those that hear the rules of now."""
+"""Without what tells rows that heard rules as they were from those beside them."""
 AS_CHOSEN = VARIANT.is_in(["", "equal budget", "faithful", "with a second opinion", "with smoothed labels"])
 """Of BAHSD's table: methods as validation data chose them, not their earlier forms and ablations."""
 AS_TUNED = VARIANT.is_in(["", "on all items", "with a second opinion"])
@@ -75,7 +75,7 @@ AT_BUDGETS: list[Figure] = [("ndcg", 10, "all"), ("ndcg", 10, "tail"), ("agreeme
 HAS_BUDGET = pl.col("variant").fill_null("").str.ends_with(" queries")
 AMONG_USERS: dict[str, Any] = {"figure": (pl.col("metric") == "ndcg") & (pl.col("k") == "10"), "strata": ("tail",)}
 """NDCG@10 of all users and of tail users."""
-IS_CORE = VARIANT.is_in(["softmax", "smoothed", "bce"])
+IS_CORE = pl.col("variant").is_in(["softmax", "smoothed", "bce"])
 """Of S4Rec's tables: methods as they are, on each base loss."""
 
 TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {

@@ -194,15 +194,14 @@ def _following(train: Sequences, width: int, window: int, fade: float) -> sparse
     """Return ``(W, W)`` how often an item came after another one, d to the −``fade`` each time for d steps."""
     owner, _ = _positions(train)
     items = train.flat()[0]
-    weights, starts, ends = [], [], []
-    for step in range(1, window + 1):
+    none = np.zeros(0, np.int32)
+    counts = sparse.csr_matrix((none.astype(np.float32), (none, none)), (width, width))
+    for step in range(1, window + 1):  # one at a time, as there are many more pairs than different ones
         here, there = items[:-step], items[step:]
         pair = (owner[:-step] == owner[step:]) & (here != there)
-        weights.append(np.full(int(pair.sum()), step**-fade, np.float32))
-        starts.append(here[pair])
-        ends.append(there[pair])
-    at = np.concatenate(starts), np.concatenate(ends)
-    return sparse.csr_matrix((np.concatenate(weights), at), (width, width))
+        weights = np.full(int(pair.sum()), step**-fade, np.float32)
+        counts = counts + sparse.csr_matrix((weights, (here[pair], there[pair])), (width, width))
+    return counts
 
 
 def _together(held: sparse.csr_matrix) -> sparse.csr_matrix:
