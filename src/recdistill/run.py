@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,6 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 
-from recdistill import processes
 from recdistill.checkpoints import CHECKPOINT
 from recdistill.data.dataset import Dataset, Ints, Sequences
 from recdistill.data.embedded import load_shop
@@ -23,7 +21,7 @@ from recdistill.devices import find_device
 from recdistill.errors import ArtefactError, SettingsError
 from recdistill.evaluation.beside import Answered, ask_about, beside
 from recdistill.evaluation.full_ranking import evaluate
-from recdistill.evaluation.results import Evaluation, compare, strata, table
+from recdistill.evaluation.results import Evaluation, strata, table
 from recdistill.methods.base import Method, Setting, default_method
 from recdistill.models.base import Model, build_model
 from recdistill.runfile import SHOP, Choice, Run
@@ -46,10 +44,6 @@ from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.trainer import Fit, Progress, Silent, TrainerSettings, fit
-
-_log = logging.getLogger("recdistill.run")
-_LEVEL = 0.05
-"""p of a paired test by user below which a student is said to be worse than what it started from."""
 
 
 class Report(Progress, Protocol):
@@ -232,14 +226,11 @@ def _train(
     *,
     started: bool,
 ) -> tuple[Student, Fit]:
-    """Train what `set_up` has made, and join it with its items; say so where it ends below its start."""
+    """Train what `set_up` has made, and join it with its items."""
     setting = replace(setting, folder=folder, progress=report.preparing)
 
-    def validated(model: Model) -> Evaluation:
-        return evaluate(model, split.valid, n_items=split.dataset.n_items, ks=(10,))
-
     def validate(model: Model) -> float:
-        return validated(model).mean("ndcg", 10)
+        return evaluate(model, split.valid, n_items=split.dataset.n_items, ks=(10,)).mean("ndcg", 10)
 
     def as_student(model: Model) -> Student:
         return Student.of(model, split.dataset, protocol=split.protocol, mask_seen=split.masks_seen, train=split.train)
@@ -248,26 +239,18 @@ def _train(
         assert folder is not None
         as_student(model).save(folder / EPOCHS / str(epoch))
 
-    before = validated(model.eval()) if started and processes.rank() == 0 else None
-    fitted = fit(model, method, setting, training, validate=validate, keep=keep, folder=folder, progress=report)
-    if before is not None:
-        fitted.start_value = before.mean("ndcg", 10)
-        warn_if_worse(validated(model), before)
+    fitted = fit(
+        model,
+        method,
+        setting,
+        training,
+        validate=validate,
+        started=started,
+        keep=keep,
+        folder=folder,
+        progress=report,
+    )
     return as_student(model), fitted
-
-
-def warn_if_worse(after: Evaluation, before: Evaluation) -> None:
-    """Say so where a student ends measurably below what it started from, on the same cases."""
-    found = compare(after, before, "ndcg", 10)
-    if found.difference < 0 and found.p_value < _LEVEL:
-        _log.warning(
-            "the student ends with NDCG@10 %.4f on validation cases, and began with %.4f (p %.4f), so the model that "
-            "it started from is the better one. A teacher that is worse than that model takes from it, and so does "
-            "too high a learning_rate",
-            found.first,
-            found.second,
-            found.p_value,
-        )
 
 
 def set_up(

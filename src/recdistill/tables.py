@@ -194,8 +194,9 @@ def _print_cuts(console: Console, result: Result) -> None:
 
 def _cost(result: Result) -> str:
     facts = result.facts
+    best = f"the best was {facts['best_epoch']}" if facts["best_epoch"] else "none as good as its start, which it is"
     text = (
-        f"{facts['parameters']:,} parameters; {facts['epochs']} epochs, the best was {facts['best_epoch']}; "
+        f"{facts['parameters']:,} parameters; {facts['epochs']} epochs, {best}; "
         f"{facts['training_seconds']:.0f} s of training"
     )
     spent = [f"{asked['spent']:,} {asked['charge']} spent" for asked in facts["queries"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 import sys
 import time
@@ -25,6 +26,8 @@ from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.models.base import Model
 from recdistill.models.layers import seed_dropout
 from recdistill.settings import Settings
+
+_log = logging.getLogger("recdistill.trainer")
 
 
 class TrainerSettings(Settings):
@@ -112,6 +115,7 @@ class Fit:
 
     rows: list[EpochRow] = field(default_factory=list)
     best_epoch: int = 0
+    """From 1; 0 where no epoch came up to what the student began with, which is kept then."""
     best_value: float = -math.inf
     stopped_early: bool = False
     start_value: float | None = None
@@ -155,6 +159,7 @@ def fit(
     settings: TrainerSettings,
     *,
     validate: Callable[[Model], float],
+    started: bool = False,
     keep: Callable[[int, Model], None] | None = None,
     folder: Path | None = None,
     progress: Progress | None = None,
@@ -173,6 +178,8 @@ def fit(
         setting: training sequences and teacher.
         settings: of the loop.
         validate: gives a student's NDCG@10 on the validation cases; higher is better.
+        started: the student begins with trained weights. They are validated first, and stay if no epoch is as good;
+            patience counts from the best epoch all the same, as what is new to learn often takes a student down first.
         keep: given each of the ``keep_epochs``, and the student as it is after it, to write it down.
         folder: where checkpoint and metrics go; nothing is written without it.
         progress: who is told how it goes.
@@ -185,6 +192,12 @@ def fit(
     progress = progress or Silent()
     method.prepare(setting)
     method.fit_to(student)
+
+    def value_of(model: Model) -> float:
+        device = next(model.parameters()).device
+        return processes.from_first(validate(model.eval()) if processes.rank() == 0 else 0.0, device)
+
+    begun = (value_of(student), _copy(student)) if started else None
     loop = _Loop(student, method, setting, settings)
     store = Store(folder) if folder is not None and processes.rank() == 0 else None
     if folder is not None and (state := Store(folder).load()) is not None:
@@ -196,7 +209,7 @@ def fit(
         row = loop.run_epoch(progress)
         value = None
         if row.epoch % settings.validate_every == 0 or row.epoch == settings.epochs:
-            value = processes.from_first(validate(loop.result.eval()) if processes.rank() == 0 else 0.0, loop.device)
+            value = value_of(loop.result)
         row = replace(row, validation=value)
         loop.finish_epoch(row)
         if keep is not None and row.epoch in settings.keep_epochs and processes.rank() == 0:
@@ -205,6 +218,8 @@ def fit(
             store.save(loop.state())
             store.write_metrics(map(asdict, loop.fit.rows))
         progress.epoch(row, settings)
+    if begun is not None:
+        loop.keep_start(*begun)
     student.load_state_dict(loop.best)
     student.eval()
     return loop.fit
@@ -331,6 +346,21 @@ class _Loop:
             fit.best_epoch, fit.best_value, self.best = row.epoch, row.validation, _copy(self.result)
         validated = sum(r.validation is not None for r in fit.rows[fit.best_epoch :])
         fit.stopped_early = validated >= self.settings.patience
+
+    def keep_start(self, value: float, weights: dict[str, Tensor]) -> None:
+        """Put back what the student began with, and say so, where no epoch was as good."""
+        fit = self.fit
+        fit.start_value = value
+        if value <= fit.best_value:
+            return
+        _log.warning(
+            "the student stays what it began with, NDCG@10 %.4f on validation cases: the best epoch, %d, had %.4f. A "
+            "teacher that is worse than that takes from it, and so does too high a learning_rate",
+            value,
+            fit.best_epoch,
+            fit.best_value,
+        )
+        fit.best_epoch, fit.best_value, self.best = 0, value, weights
 
     def state(self) -> dict[str, Any]:
         return {

@@ -39,6 +39,7 @@ def _fit(
     *,
     method: Method | None = None,
     values: list[float] | None = None,
+    started: bool = False,
     keep: Callable[[int, Model], None] | None = None,
     dropout: float = 0.3,
     **settings: Any,
@@ -52,6 +53,7 @@ def _fit(
         setting,
         TrainerSettings(**{"epochs": 3, "batch_size": 16, "learning_rate": 0.01, **settings}),
         validate=lambda model: next(script, 0.5),
+        started=started,
         keep=keep,
         folder=folder,
     )
@@ -86,6 +88,26 @@ def test_the_best_weights_are_kept_and_patience_ends_training() -> None:
     student, result = _fit(epochs=50, patience=3, values=[0.1, 0.3, 0.2, 0.3, 0.1, 0.9])
     assert (result.best_epoch, result.best_value, result.epochs, result.stopped_early) == (2, 0.3, 5, True)
     assert _same(student, _fit(epochs=2, values=[0.1, 0.3])[0])
+
+
+def test_what_a_student_began_with_stays_where_no_epoch_is_as_good() -> None:
+    student, result = _fit(epochs=3, started=True, values=[0.4, 0.1, 0.3, 0.2])
+    assert _same(student, build_model("sasrec", 9, {"dim": 8, "max_len": 5}))
+    assert (result.start_value, result.best_value, result.best_epoch, result.epochs) == (0.4, 0.4, 0, 3)
+
+
+def test_an_epoch_as_good_as_the_start_is_kept_and_patience_counts_from_it() -> None:
+    """A student that is worse at first, as most are that learn something new, is given its time."""
+    student, result = _fit(epochs=9, started=True, patience=2, values=[0.4, 0.1, 0.2, 0.3, 0.4, 0.3, 0.2, 0.9])
+    assert (result.start_value, result.best_value, result.best_epoch, result.epochs) == (0.4, 0.4, 4, 6)
+    assert _same(student, _fit(epochs=4, values=[0.1, 0.2, 0.3, 0.4])[0])
+
+
+def test_a_stopped_run_still_knows_what_its_student_began_with(tmp_path: Path) -> None:
+    _stop_after(tmp_path, epochs=2, values=[0.1, 0.3])
+    student, result = _fit(tmp_path, epochs=5, started=True, values=[0.4, 0.2, 0.3, 0.2])
+    assert _same(student, build_model("sasrec", 9, {"dim": 8, "max_len": 5}))
+    assert (result.start_value, result.best_epoch, result.epochs) == (0.4, 0, 5)
 
 
 def test_what_is_kept_of_an_epoch_is_the_student_after_it() -> None:
