@@ -16,6 +16,7 @@ from benchmarks.results import FOLDER, QUALITY, ResultTable
 
 from recdistill.data.benchmark_data import load_benchmark
 from recdistill.evaluation.full_ranking import evaluate
+from recdistill.methods.smoothing import SHARP
 from recdistill.teachers.rules import RulesTeacher
 
 RESULTS = FOLDER / "rules.csv"
@@ -31,7 +32,7 @@ OTHERS: dict[str, tuple[float, ...]] = {
 SETTINGS: list[Values] = [
     {},
     *({name: value} for name, values in OTHERS.items() for value in values),
-    {"window": 5, "fade": 1.0, "decay": 0.5, "popularity": 0.0, "prior": 0.0},
+    SHARP,
 ]
 
 

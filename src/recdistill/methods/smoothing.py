@@ -15,7 +15,7 @@ from recdistill.teachers.rules import RulesTeacher
 
 _BLOCK = 65_536
 """Histories that rules are asked about at once."""
-_SHARP: dict[str, Any] = {"window": 5, "fade": 1.0, "decay": 0.5, "popularity": 0.0, "prior": 0.0}
+SHARP: dict[str, Any] = {"window": 5, "fade": 1.0, "decay": 0.5, "popularity": 0.0, "prior": 0.0}
 """What is counted in an order: the near past, as often as it was. The defaults of `RulesTeacher` recommend better by
 themselves, but add less to labels (``benchmarks/s4rec.md``)."""
 
@@ -129,7 +129,7 @@ class Smoothing:
             self.setting.n_items,
             ordered=ordered,
             exclude_history=not _repeats(self.whole),
-            **(_SHARP if ordered else {}),
+            **(SHARP if ordered else {}),
         )
         items = torch.zeros(len(histories), self.depth, dtype=torch.int32)
         shares = torch.zeros(len(histories), self.depth, dtype=torch.float16)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import reduce
+from operator import add
 from typing import Literal
 
 import numpy as np
@@ -194,14 +196,14 @@ def _following(train: Sequences, width: int, window: int, fade: float) -> sparse
     """Return ``(W, W)`` how often an item came after another one, d to the −``fade`` each time for d steps."""
     owner, _ = _positions(train)
     items = train.flat()[0]
-    none = np.zeros(0, np.int32)
-    counts = sparse.csr_matrix((none.astype(np.float32), (none, none)), (width, width))
-    for step in range(1, window + 1):  # one at a time, as there are many more pairs than different ones
+
+    def later(step: int) -> sparse.csr_matrix:
         here, there = items[:-step], items[step:]
         pair = (owner[:-step] == owner[step:]) & (here != there)
         weights = np.full(int(pair.sum()), step**-fade, np.float32)
-        counts = counts + sparse.csr_matrix((weights, (here[pair], there[pair])), (width, width))
-    return counts
+        return sparse.csr_matrix((weights, (here[pair], there[pair])), (width, width))
+
+    return reduce(add, map(later, range(1, window + 1)))  # one at a time: there are many more pairs than different ones
 
 
 def _together(held: sparse.csr_matrix) -> sparse.csr_matrix:
