@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
-from benchmarks.bahsd_rows import OPINION, RULES, SECOND, SEEDS, SHARE, TABLES, VOTE, Row, rivals
+from benchmarks.bahsd_rivals import rivals
+from benchmarks.bahsd_rows import OPINION, RULES, SECOND, SEEDS, SHARE, TABLES, VOTE, Row
 from benchmarks.comparisons import Kept, renew
 from benchmarks.experiments import (
     EARLIER,
