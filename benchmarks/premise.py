@@ -1,15 +1,16 @@
-"""BAHSD's premise: does consistency predict whether a teacher's answer is right, and is the consensus right more often?
+"""BAHSD's premise: does consistency predict whether a teacher's answer is right, and what follows from that?
 
 The teacher is asked about every training history at several scales, exactly as BAHSD asks it. A hit is a validation
 item among the first ten of the answer to the whole history. Users are compared within a band of length, since long
-histories are both more consistent and easier. Then answers and their consensus are compared, for every fifth of the
-users by consistency. The teachers are those of seed 0 of ``quality``.
+histories are both more consistent and easier. Then, for every fifth of the users by consistency, answers are compared
+with their consensus, and with what teacher and rules say together, with every share of the rules: do those whose
+answers are less consistent need more of these? The teachers are those of seed 0 of ``quality``.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,11 +28,16 @@ from recdistill.methods.base import Setting
 from recdistill.methods.kd import Answers, soft_targets
 from recdistill.probing import Floats, consensus, consistency, peakedness, probe, stack
 from recdistill.runteachers import local_teacher
+from recdistill.teachers.ensemble import EnsembleTeacher
+from recdistill.teachers.rules import RulesTeacher
 
 COLUMNS = ("dataset", "teacher", "signal", "band", "part", "users", "low", "high", "hit_rate", "auc", "p", "commit")
 PARTS = 5
 """Equal parts of the users of a band, from the least reliable to the most; they are the points of a plot."""
 TARGET_COLUMNS = ("dataset", "teacher", "target", "part", "users", "hr", "ndcg", "commit")
+SHARE_COLUMNS = ("dataset", "teacher", "share", "part", "users", "hr", "ndcg", "commit")
+SHARES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Of the rules in every answer."""
 SCALES = ((0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (0.5, 0.75, 1.0), (0.25, 0.5, 0.75, 1.0))
 """Which answers make a consensus."""
 MODELS = ("sasrec", "bert4rec")
@@ -56,6 +62,7 @@ def main() -> None:
     only = parser.parse_args().only
     reliability = ResultTable(FOLDER / "premise.csv", COLUMNS)
     targets = ResultTable(FOLDER / "premise_targets.csv", TARGET_COLUMNS)
+    shares = ResultTable(FOLDER / "premise_shares.csv", SHARE_COLUMNS)
     for dataset in ("amazon-beauty", "ml-1m"):
         for model in MODELS:
             key = {"dataset": dataset, "teacher": model}
@@ -68,9 +75,12 @@ def main() -> None:
                 reliability.append(*({**key, **row, "commit": commit()} for row in figures(found)))
             if not targets.already_done(**key):
                 targets.append(*({**key, **row, "commit": commit()} for row in compare_targets(split, setting)))
+            if not shares.already_done(**key):
+                lists_alone = black_box(split, dataset, model, gives_scores=False)
+                shares.append(*({**key, **row, "commit": commit()} for row in compare_shares(split, lists_alone)))
 
 
-def black_box(split: Split, dataset: str, model: str) -> Setting:
+def black_box(split: Split, dataset: str, model: str, *, gives_scores: bool = True) -> Setting:
     """Return the training histories, and the teacher to ask about them."""
     recipe = find_recipe(dataset, model)
     student = train(split, recipe.run(0), recipe.name)[0]
@@ -78,7 +88,7 @@ def black_box(split: Split, dataset: str, model: str) -> Setting:
         split.train,
         np.arange(len(split.train)),
         split.dataset.n_items,
-        teacher=local_teacher(student, split),
+        teacher=local_teacher(student, split, gives_scores=gives_scores),
         max_len=student.model.max_len,
     )
 
@@ -108,12 +118,10 @@ def validation_items(split: Split) -> Ints:
 def compare_targets(split: Split, setting: Setting) -> Iterator[Values]:
     """Yield how often single answers and their consensus are right, for all users and by fifths of consistency.
 
-    All users are counted; a history too short to be cut has one answer, which is its consensus. Their consistency
-    counts as 1, and they fill the last fifth.
+    All users are counted; a history too short to be cut has one answer, which is its consensus.
     """
     config, wanted = BAHSDConfig(), validation_items(split)
     lists: dict[str, Items] = {}
-    fifths: list[Ints] = []
     for scales in SCALES:
         found = probe(setting, scales=scales, k=config.top_k)
         answers = found.items
@@ -126,22 +134,47 @@ def compare_targets(split: Split, setting: Setting) -> Iterator[Values]:
             logits = Answers.read(stack(found), values, config.rank_decay).logits
             shares = soft_targets(logits, 1.0).view(answers.shape).numpy()
             lists[f"{name} by {values}"] = consensus(answers, shares, setting.n_items)[0]
-        if scales == (0.5, 1.0):
-            agreement = np.nan_to_num(consistency(answers, depth=config.depth), nan=1.0)
-            order = np.argsort(agreement, kind="stable")
-            fifths = np.array_split(order[wanted[order] > 0], PARTS)
-    everyone = np.flatnonzero(wanted)
+    parts = fifths(setting, wanted)
     for name, listed in lists.items():
-        places = listed[:, :10] == wanted[:, None]
-        hits, gains = places.any(axis=1), places @ (1 / np.log2(np.arange(2, 12)))
-        for part, members in (("all", everyone), *enumerate(fifths, 1)):
-            yield {
-                "target": name,
-                "part": part,
-                "users": len(members),
-                "hr": float(hits[members].mean()),
-                "ndcg": float(gains[members].mean()),
-            }
+        yield from ({"target": name, **row} for row in graded(listed, wanted, parts))
+
+
+def compare_shares(split: Split, setting: Setting) -> Iterator[Values]:
+    """Yield how often teacher and rules together are right, by fifths of the teacher's consistency."""
+    config, wanted, teacher = BAHSDConfig(), validation_items(split), setting.teacher
+    assert teacher is not None, "there is somebody to ask"
+    rules = RulesTeacher(setting.train, setting.n_items, exclude_history=teacher.exclude_history)
+    parts = fifths(setting, wanted)
+    for share in SHARES:
+        members = [(source, weight) for source, weight in ((teacher, 1 - share), (rules, share)) if weight]
+        sources, weights = zip(*members, strict=True)
+        both = EnsembleTeacher(sources, weights=weights) if len(members) > 1 else sources[0]
+        listed = both.rank(setting.train, config.top_k).items
+        yield from ({"share": share, **row} for row in graded(listed, wanted, parts))
+
+
+def fifths(setting: Setting, wanted: Ints) -> list[Ints]:
+    """Return the users who are validated on, the least consistent fifth first.
+
+    Consistency is that between half of a history and all of it; where nothing can be cut it counts as 1.
+    """
+    config = BAHSDConfig()
+    answers = probe(setting, scales=(0.5, 1.0), k=config.top_k).items
+    order = np.argsort(np.nan_to_num(consistency(answers, depth=config.depth), nan=1.0), kind="stable")
+    return np.array_split(order[wanted[order] > 0], PARTS)
+
+
+def graded(listed: Items, wanted: Ints, parts: Sequence[Ints]) -> Iterator[Values]:
+    """Yield how often the first ten of each list hold what is wanted, for all users and for each part of them."""
+    places = listed[:, :10] == wanted[:, None]
+    hits, gains = places.any(axis=1), places @ (1 / np.log2(np.arange(2, 12)))
+    for part, members in (("all", np.flatnonzero(wanted)), *enumerate(parts, 1)):
+        yield {
+            "part": part,
+            "users": len(members),
+            "hr": float(hits[members].mean()),
+            "ndcg": float(gains[members].mean()),
+        }
 
 
 def figures(found: Answered) -> Iterator[Values]:

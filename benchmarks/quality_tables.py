@@ -247,14 +247,14 @@ def premise(rows: pl.DataFrame) -> str:
     )
 
 
-def premise_targets(rows: pl.DataFrame) -> str:
-    """How often single answers and their consensus are right, and NDCG of each fifth of the users by consistency."""
-    keys = ["dataset", "teacher", "target"]
+def premise_parts(rows: pl.DataFrame, *, of: str, title: str) -> str:
+    """How often each of some answers is right, and NDCG of each fifth of the users by consistency."""
+    keys = ["dataset", "teacher", of]
     points = sorted(rows["part"].unique().drop_nulls().to_list())[:-1]
     parts = rows.pivot("part", index=keys, values="ndcg", maintain_order=True).drop("all")
     whole = rows.filter(pl.col("part") == "all").join(parts, on=keys, maintain_order="left")
     return markdown(
-        ["data", "teacher", "answer", "users", "HR@10", "NDCG@10", *(f"fifth {n}" for n in points)],
+        ["data", "teacher", title, "users", "HR@10", "NDCG@10", *(f"fifth {n}" for n in points)],
         [
             [
                 *(row[name] for name in keys),

@@ -25,7 +25,7 @@ from benchmarks.quality_tables import (
     overlap,
     paired,
     premise,
-    premise_targets,
+    premise_parts,
     published,
     quality,
     side_by_side,
@@ -104,7 +104,8 @@ TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
     "bahsd_search": ("bahsd_search", partial(quality, shown=OF_STUDENTS)),
     "rules": ("rules", quality),
     "premise": ("premise", premise),
-    "premise_targets": ("premise_targets", premise_targets),
+    "premise_targets": ("premise_targets", partial(premise_parts, of="target", title="answer")),
+    "premise_shares": ("premise_shares", partial(premise_parts, of="share", title="share of rules")),
     "bahsd_paired": ("bahsd_paired", paired),
     "rcekd": ("rcekd", partial(quality, shown=RECALL_AND_NDCG, where=pl.col("split") != "leave-one-out")),
     "rcekd_core": (

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from benchmarks.premise import PARTS, Answered, ask, black_box, compare_targets, figures
+from benchmarks.premise import PARTS, Answered, ask, black_box, compare_shares, compare_targets, figures
 
 from benchmarks import premise
 from recdistill.data.embedded import load_shop
@@ -12,6 +12,7 @@ from recdistill.methods.base import Setting
 from recdistill.models.base import build_model
 from recdistill.serving.artefact import Student
 from recdistill.teachers.local import LocalTeacher
+from recdistill.teachers.rules import RulesTeacher
 from recdistill.trainer import Fit
 
 
@@ -60,3 +61,24 @@ def test_single_answers_are_those_of_full_ranking_and_a_consensus_is_another(ask
         parts = [part for part in rows if part["target"] == name and part["part"] != "all"]
         assert sum(part["users"] for part in parts) == row["users"] == len(split.valid)
         assert sum(part["users"] * part["ndcg"] for part in parts) == pytest.approx(row["users"] * row["ndcg"])
+
+
+def test_a_share_of_nothing_is_the_teacher_and_of_all_the_rules(
+    asked: tuple[Split, Setting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, _ = asked
+    monkeypatch.setattr(premise, "SHARES", (0.0, 0.5, 1.0))
+    setting = black_box(split, "amazon-beauty", "sasrec", gives_scores=False)
+    rows = list(compare_shares(split, setting))
+    whole = {row["share"]: row for row in rows if row["part"] == "all"}
+    assert tuple(whole) == (0.0, 0.5, 1.0)
+    assert isinstance(setting.teacher, LocalTeacher)
+    rules = RulesTeacher(split.train, setting.n_items, exclude_history=setting.teacher.exclude_history)
+    for share, source in ((0.0, setting.teacher.model), (1.0, rules)):
+        found = evaluate(source, split.valid, n_items=setting.n_items)
+        assert whole[share]["ndcg"] == pytest.approx(found.mean("ndcg", 10))
+    assert whole[0.0]["ndcg"] < whole[0.5]["ndcg"] < whole[1.0]["ndcg"], "a model that has learned nothing only takes"
+    for share in whole:
+        parts = [row for row in rows if row["share"] == share and row["part"] != "all"]
+        assert sum(part["users"] for part in parts) == len(split.valid)
+        assert sum(part["users"] * part["hr"] for part in parts) == pytest.approx(len(split.valid) * whole[share]["hr"])
