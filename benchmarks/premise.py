@@ -23,21 +23,20 @@ from recdistill.data.benchmark_data import load_benchmark
 from recdistill.data.dataset import Ints, Items
 from recdistill.data.groups import Groups
 from recdistill.data.splits import Split, leave_one_out
+from recdistill.evaluation.believing import SHARES
 from recdistill.methods.bahsd import BAHSDConfig
 from recdistill.methods.base import Setting
 from recdistill.methods.kd import Answers, soft_targets
+from recdistill.methods.opinion import rules_beside
 from recdistill.probing import Floats, consensus, consistency, peakedness, probe, stack
 from recdistill.runteachers import local_teacher
-from recdistill.teachers.ensemble import EnsembleTeacher
-from recdistill.teachers.rules import RulesTeacher
+from recdistill.teachers.ensemble import fuse
 
 COLUMNS = ("dataset", "teacher", "signal", "band", "part", "users", "low", "high", "hit_rate", "auc", "p", "commit")
 PARTS = 5
 """Equal parts of the users of a band, from the least reliable to the most; they are the points of a plot."""
 TARGET_COLUMNS = ("dataset", "teacher", "target", "part", "users", "hr", "ndcg", "commit")
 SHARE_COLUMNS = ("dataset", "teacher", "share", "part", "users", "hr", "ndcg", "commit")
-SHARES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Of the rules in every answer."""
 SCALES = ((0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (0.5, 0.75, 1.0), (0.25, 0.5, 0.75, 1.0))
 """Which answers make a consensus."""
 MODELS = ("sasrec", "bert4rec")
@@ -143,14 +142,12 @@ def compare_shares(split: Split, setting: Setting) -> Iterator[Values]:
     """Yield how often teacher and rules together are right, by fifths of the teacher's consistency."""
     config, wanted, teacher = BAHSDConfig(), validation_items(split), setting.teacher
     assert teacher is not None, "there is somebody to ask"
-    rules = RulesTeacher(setting.train, setting.n_items, exclude_history=teacher.exclude_history)
+    rules = rules_beside(teacher, setting)
     parts = fifths(setting, wanted)
+    lists = [source.rank(setting.train, config.top_k) for source in (teacher, rules)]
     for share in SHARES:
-        members = [(source, weight) for source, weight in ((teacher, 1 - share), (rules, share)) if weight]
-        sources, weights = zip(*members, strict=True)
-        both = EnsembleTeacher(sources, weights=weights) if len(members) > 1 else sources[0]
-        listed = both.rank(setting.train, config.top_k).items
-        yield from ({"share": share, **row} for row in graded(listed, wanted, parts))
+        both = fuse(lists, [1 - share, share], config.top_k, by_score=teacher.gives_scores)
+        yield from ({"share": share, **row} for row in graded(both.items, wanted, parts))
 
 
 def fifths(setting: Setting, wanted: Ints) -> list[Ints]:

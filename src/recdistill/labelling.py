@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +17,9 @@ import numpy.typing as npt
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.data.splits import Split
 from recdistill.errors import SettingsError
+from recdistill.evaluation.believing import Belief, weigh
 from recdistill.methods.base import Method, Setting, default_method
+from recdistill.methods.opinion import SecondOpinionConfig, rules_beside
 from recdistill.run import Report, ask_about_test, load_same_split, load_split, set_up_run
 from recdistill.runfile import ApiTeacher, Run
 from recdistill.runfolder import claim, ledger_file, note
@@ -29,6 +32,8 @@ from recdistill.teachers.ledger_teacher import LedgerTeacher
 
 _REFRESH = 0.1
 """Least seconds between two reports of progress."""
+_CASES = 100
+"""Fewer validation cases tell nothing."""
 _ROUNDING = 1 + 1e-9
 """How much more a sum of parts of a call may seem to be."""
 
@@ -42,6 +47,8 @@ class Plan:
     calls: Ints
     """``(m,)`` how many calls each takes that the ledger has no answer to, in the order in which they are asked: of a
     session exactly, of a list in pages at most, and together with others where a call carries several."""
+    depth: int
+    """Length of the lists that most questions ask for."""
     batch_size: int
     """Most questions in one call."""
     stats: Stats
@@ -103,7 +110,19 @@ def plan(run: Run, folder: Path) -> Plan:
         return _plan(run, split, method, setting, LedgerTeacher(api, ledger, budget=settings.budget))
 
 
-def label(run: Run, folder: Path, report: Report, *, told: Callable[[Plan], None]) -> Stats:
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """What asking has brought."""
+
+    stats: Stats
+    """What was asked and spent, before included."""
+    belief: Belief | None
+    """How far the answers are to be believed against the logs, told from validation cases; ``None`` where fewer than a
+    hundred of these were among the questions, as where they are asked about other histories than training reads.
+    """
+
+
+def label(run: Run, folder: Path, report: Report, *, told: Callable[[Plan], None]) -> Labelled:
     """Ask what a run's method will want to know, so that training later finds it in the ledger.
 
     Args:
@@ -132,7 +151,20 @@ def label(run: Run, folder: Path, report: Report, *, told: Callable[[Plan], None
         ask_about_test(run, split, keeper)
         method.prepare(replace(setting, teacher=keeper))
         watch.end()
-        return keeper.stats()
+        return Labelled(keeper.stats(), _believe(split, method, setting, keeper, before.depth))
+
+
+def _believe(split: Split, method: Method, setting: Setting, keeper: LedgerTeacher, k: int) -> Belief | None:
+    """Weigh what was answered about validation cases against the logs, if the method can; nothing is asked."""
+    if not isinstance(method.config, SecondOpinionConfig):
+        return None
+    there = keeper.has(split.valid.histories, k, users=split.valid.users)
+    if there.sum() < _CASES:
+        return None
+    cases = split.valid.take(np.flatnonzero(there))
+    answers = keeper.rank(cases.histories, k, users=cases.users)
+    logs = rules_beside(keeper, setting).rank(cases.histories, k)
+    return weigh(answers, logs, cases, n_items=split.dataset.n_items)
 
 
 class _Watch:
@@ -193,6 +225,7 @@ def _plan(run: Run, split: Split, method: Method, setting: Setting, keeper: Ledg
     return Plan(
         questions=len(rehearsal.asked),
         calls=np.array(list(rehearsal.calls.values()), np.int64),
+        depth=Counter(k for k, _ in rehearsal.asked).most_common(1)[0][0] if rehearsal.asked else 0,
         batch_size=settings.batch_size,
         stats=keeper.stats(),
         concurrency=settings.concurrency,

@@ -7,6 +7,7 @@ from benchmarks.premise import PARTS, Answered, ask, black_box, compare_shares, 
 from benchmarks import premise
 from recdistill.data.embedded import load_shop
 from recdistill.data.splits import Split, leave_one_out
+from recdistill.evaluation.believing import SHARES
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.methods.base import Setting
 from recdistill.models.base import build_model
@@ -63,15 +64,12 @@ def test_single_answers_are_those_of_full_ranking_and_a_consensus_is_another(ask
         assert sum(part["users"] * part["ndcg"] for part in parts) == pytest.approx(row["users"] * row["ndcg"])
 
 
-def test_a_share_of_nothing_is_the_teacher_and_of_all_the_rules(
-    asked: tuple[Split, Setting], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_share_of_nothing_is_the_teacher_and_of_all_the_rules(asked: tuple[Split, Setting]) -> None:
     split, _ = asked
-    monkeypatch.setattr(premise, "SHARES", (0.0, 0.5, 1.0))
     setting = black_box(split, "amazon-beauty", "sasrec", gives_scores=False)
     rows = list(compare_shares(split, setting))
     whole = {row["share"]: row for row in rows if row["part"] == "all"}
-    assert tuple(whole) == (0.0, 0.5, 1.0)
+    assert tuple(whole) == SHARES
     assert isinstance(setting.teacher, LocalTeacher)
     rules = RulesTeacher(split.train, setting.n_items, exclude_history=setting.teacher.exclude_history)
     for share, source in ((0.0, setting.teacher.model), (1.0, rules)):

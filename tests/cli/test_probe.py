@@ -75,6 +75,39 @@ def test_it_labels_and_trains_nothing_and_training_then_asks_nothing(
     assert len(api.asked) == 60
 
 
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        (1, "these answers 1.0000, rules counted in the logs 1.0000\n.*the logs add nothing to these answers"),
+        (2, r"these answers 0.0000, rules counted in the logs 1.0000\n.*best with 0\.7 \(p 0.0001 against the answers"),
+    ],
+)
+def test_what_is_labelled_is_weighed_against_the_logs(
+    capsys: pytest.CaptureFixture[str],
+    run_file: Path,
+    api: RawApi,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: int,
+    said: str,
+) -> None:
+    """Customers take the next product: an API that lists it first needs no logs, one that lists it nowhere does."""
+
+    def ten(body: Body) -> bytes:
+        newest = int(body["history"][-1].removeprefix("p"))
+        return response({"items": [f"p{(newest + first + step) % 12}" for step in range(10)]})
+
+    api.answer = ten
+    options = (run_file, "--out", tmp_path / "run", "--set", "method.top_k=10")
+    assert "NDCG" not in call(capsys, "probe", *options)[1], "60 validation cases are too few"
+    monkeypatch.setattr("recdistill.labelling._CASES", 60)
+    assert re.search(f"validation NDCG@10, 60 cases: {said}", call(capsys, "probe", *options)[1], re.DOTALL)
+    assert len(api.asked) == 60
+    walks = ("--set", "method.name=extraction", "--set", "method.top_k=10", "--set", "method.walk_len=8")
+    code, out, _ = call(capsys, "probe", run_file, "--out", tmp_path / "walks", *walks)
+    assert (code, "NDCG" in out) == (0, False), "that method hears nobody else"
+
+
 def test_test_cases_that_the_teacher_is_asked_about_are_planned_and_labelled(
     capsys: pytest.CaptureFixture[str], run_file: Path, api: RawApi, tmp_path: Path
 ) -> None:
@@ -268,13 +301,13 @@ def test_only_an_api_is_probed(capsys: pytest.CaptureFixture[str], run_file: Pat
     ],
 )
 def test_what_a_budget_buys_and_how_long_it_takes(stats: Stats, affordable: int, seconds: float) -> None:
-    plan = Plan(1200, np.ones(1000, np.int64), 1, stats, concurrency=8, rate=10.0, seconds_each=0.2)
+    plan = Plan(1200, np.ones(1000, np.int64), 100, 1, stats, concurrency=8, rate=10.0, seconds_each=0.2)
     assert plan.affordable == affordable
     assert plan.seconds == pytest.approx(seconds)
 
 
 def test_without_a_rate_time_is_what_an_answer_took() -> None:
-    plan = Plan(1000, np.ones(1000, np.int64), 1, Stats("api"), concurrency=8, rate=None, seconds_each=0.4)
+    plan = Plan(1000, np.ones(1000, np.int64), 100, 1, Stats("api"), concurrency=8, rate=None, seconds_each=0.4)
     assert plan.seconds == pytest.approx(50)
     assert replace(plan, batch_size=5).seconds == pytest.approx(10)
 
@@ -282,7 +315,7 @@ def test_without_a_rate_time_is_what_an_answer_took() -> None:
 def test_what_was_measured_counts_unless_questions_are_known_to_differ() -> None:
     """Pages that ended early cost 1.5 calls, not 2; a session of four items takes four calls, whatever others took."""
     stats = Stats("api", answers=10, spent=15, budget=25, calls=15, charge="calls")
-    pages = Plan(30, np.full(20, 2), 1, stats, concurrency=8, rate=1.0, seconds_each=None)
+    pages = Plan(30, np.full(20, 2), 100, 1, stats, concurrency=8, rate=1.0, seconds_each=None)
     assert (pages.affordable, pages.seconds) == (6, 9.0)
     sessions = replace(pages, calls=np.array([4, 3, 2, 9]))
     assert (sessions.affordable, sessions.seconds) == (3, 9.0)

@@ -10,7 +10,7 @@ from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.teachers.answers import Ranking
 from recdistill.teachers.base import Teacher
-from recdistill.teachers.ensemble import EnsembleTeacher
+from recdistill.teachers.ensemble import EnsembleTeacher, fuse
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.stored import StoredTeacher
 
@@ -49,6 +49,13 @@ def test_lists_are_fused_by_reciprocal_ranks() -> None:
 def test_a_heavier_teacher_decides() -> None:
     fused = EnsembleTeacher([Told([[4, 5]]), Told([[6, 4]])], weights=[1, 3]).rank(HISTORIES, 2)
     assert fused.items.tolist() == [[6, 4]]
+
+
+def test_a_list_without_weight_is_not_heard() -> None:
+    lists = [Told([[4, 5]], [[2.0, 1.0]]).told, Told([[6, 4]], [[9.0, 8.0]]).told]
+    for by_score in (False, True):
+        fused = fuse(lists, [1, 0], 3, by_score=by_score)
+        assert fused.items.tolist() == [[4, 5, 0]]
 
 
 def test_scores_are_fused_as_probabilities() -> None:

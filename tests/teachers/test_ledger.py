@@ -63,6 +63,16 @@ def test_the_same_request_twice_in_one_batch_is_asked_once(ledger: Ledger) -> No
     assert ranking.items.tolist() == [[2], [3], [2], [3]]
 
 
+def test_it_says_what_it_has_without_asking(ledger: Ledger) -> None:
+    teacher = one_by_one()
+    keeper = LedgerTeacher(teacher, ledger)
+    keeper.rank(histories(2), 5)
+    before = list(teacher.asked)
+    assert keeper.has(histories(3), 5).tolist() == [True, True, False]
+    assert not keeper.has(histories(2), 6).any(), "those are other questions"
+    assert teacher.asked == before
+
+
 def test_the_order_of_a_history_matters(ledger: Ledger) -> None:
     teacher = FakeTeacher(9)
     LedgerTeacher(teacher, ledger).rank(Sequences.from_lists([[1, 2], [2, 1]]), 1)

@@ -10,6 +10,7 @@ import typer
 from recdistill.cli.common import Out, Overrides, RunFile, folder_for, reporting
 
 if TYPE_CHECKING:
+    from recdistill.evaluation.believing import Belief
     from recdistill.labelling import Plan
 
 
@@ -28,9 +29,28 @@ def probe(
         _print_plan(plan(settings, folder))
         return
     with reporting(folder) as reporter:
-        stats = label(settings, folder, reporter, told=_print_plan)
-    for name, figure in stats.figures().items():
+        labelled = label(settings, folder, reporter, told=_print_plan)
+    for name, figure in labelled.stats.figures().items():
         typer.echo(f"{name:<9} {figure}")
+    if labelled.belief is not None:
+        _print_belief(labelled.belief)
+
+
+def _print_belief(belief: Belief) -> None:
+    """Say what the answers and rules of the logs reach together, and which share of these is best."""
+    best, ndcg = belief.best, belief.ndcg_10
+    typer.echo(
+        f"validation NDCG@10, {belief.cases:,} cases: these answers {ndcg[0.0]:.4f}, rules counted in the logs "
+        f"{ndcg[1.0]:.4f}"
+    )
+    typer.echo("with rules of a share of " + ", ".join(f"{share:g}: {each:.4f}" for share, each in ndcg.items()))
+    if not best:
+        typer.echo("the logs add nothing to these answers; learn with method.second_opinion = 0")
+    elif best == 1:
+        typer.echo('the answers add nothing to the logs; a teacher of kind = "rules" costs nothing')
+    else:
+        against = f"p {belief.p_value:.2g} against the answers alone"
+        typer.echo(f"best with {best:g} ({against}): method.second_opinion = {best:g} learns from both so")
 
 
 def _print_plan(plan: Plan) -> None:

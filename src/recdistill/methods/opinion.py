@@ -9,6 +9,7 @@ from pydantic import Field
 
 from recdistill.methods.base import Setting
 from recdistill.settings import Settings
+from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.rules import RulesTeacher
 
@@ -43,14 +44,22 @@ def advised(setting: Setting, share: float) -> Setting:
     teacher = setting.teacher
     if not share or teacher is None:
         return setting
+    both = AdvisedTeacher([teacher, rules_beside(teacher, setting)], weights=[1 - share, share])
+    both.max_history = teacher.max_history  # by which histories are cut for probing
+    return replace(setting, teacher=both)
+
+
+def rules_beside(teacher: Teacher, setting: Setting) -> RulesTeacher:
+    """Return rules of the training histories that answer what a teacher is asked.
+
+    Raises:
+        SettingsError: for histories that no rule can be made of.
+    """
     whole = np.unique(setting.users, return_index=True)[1]  # windows of a history follow it
-    rules = RulesTeacher(
+    return RulesTeacher(
         setting.train.take(whole),
         setting.n_items,
         ordered=teacher.takes == "history",
         exclude_history=teacher.exclude_history,
         takes=teacher.takes,
     )
-    both = AdvisedTeacher([teacher, rules], weights=[1 - share, share])
-    both.max_history = teacher.max_history  # by which histories are cut for probing
-    return replace(setting, teacher=both)

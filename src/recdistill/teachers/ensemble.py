@@ -87,7 +87,7 @@ class EnsembleTeacher(Teacher):
         """
         if self.scores_items:
             return self._rank_all(histories, k, users=users)
-        return self._fuse([teacher.rank(histories, k, users=users) for teacher in self.teachers], k)
+        return self._fused([teacher.rank(histories, k, users=users) for teacher in self.teachers], k)
 
     def rank_within_budget(
         self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None
@@ -99,7 +99,7 @@ class EnsembleTeacher(Teacher):
         pairs = [teacher.rank_within_budget(histories, k, users=users) for teacher in self.teachers]
         self.heard |= np.array([some.any() for _, some in pairs])
         answered: Bools = np.any([answered for _, answered in pairs], axis=0)
-        return self._fuse([ranking for ranking, _ in pairs], k), answered
+        return self._fused([ranking for ranking, _ in pairs], k), answered
 
     def _rank_all(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None) -> Ranking:
         """Rank all items by the ensemble's own scores, some rows at a time."""
@@ -150,26 +150,37 @@ class EnsembleTeacher(Teacher):
             for teacher, some in zip(self.teachers, known, strict=True)
         ]
 
-    def _fuse(self, rankings: list[Ranking], k: int) -> Ranking:
-        listed = np.concatenate([ranking.items for ranking in rankings], axis=1)
-        shares = [
-            weight * _shares(ranking, self.gives_scores) for weight, ranking in zip(self.weights, rankings, strict=True)
-        ]
-        row, place = np.nonzero(listed)
-        width = int(listed.max(initial=0)) + 1
-        cells, cell = np.unique(row * width + listed[row, place], return_inverse=True)
-        points = np.bincount(cell, np.concatenate(shares, axis=1)[row, place], len(cells))
-        order = np.lexsort((cells, -points, cells // width))
-        owner = cells[order] // width
-        rank = np.arange(len(order)) - np.searchsorted(owner, owner)
-        order, owner, rank = order[rank < k], owner[rank < k], rank[rank < k]
-        items = np.zeros((len(listed), k), np.int32)
-        items[owner, rank] = cells[order] % width
-        if not self.gives_scores:
-            return Ranking(items)
-        scores = np.full(items.shape, -np.inf, np.float32)
-        scores[owner, rank] = np.log(points[order])
-        return Ranking(items, scores)
+    def _fused(self, rankings: list[Ranking], k: int) -> Ranking:
+        return fuse(rankings, self.weights, k, by_score=self.gives_scores)
+
+
+def fuse(rankings: Sequence[Ranking], weights: Sequence[float], k: int, *, by_score: bool) -> Ranking:
+    """Fuse several lists for the same histories into one, as `EnsembleTeacher` does; a weight may be 0.
+
+    Args:
+        rankings: of ``B`` histories each.
+        weights: λ, one for each ranking, 1 in all.
+        k: length of the fused lists.
+        by_score: take the softmax of scores for a list's votes, and give scores; else reciprocal ranks, and none.
+    """
+    listed = np.concatenate([ranking.items for ranking in rankings], axis=1)
+    shares = [weight * _shares(ranking, by_score) for weight, ranking in zip(weights, rankings, strict=True)]
+    row, place = np.nonzero(listed)
+    width = int(listed.max(initial=0)) + 1
+    cells, cell = np.unique(row * width + listed[row, place], return_inverse=True)
+    points = np.bincount(cell, np.concatenate(shares, axis=1)[row, place], len(cells))
+    order = np.lexsort((cells, -points, cells // width))
+    order = order[points[order] > 0]
+    owner = cells[order] // width
+    rank = np.arange(len(order)) - np.searchsorted(owner, owner)
+    order, owner, rank = order[rank < k], owner[rank < k], rank[rank < k]
+    items = np.zeros((len(listed), k), np.int32)
+    items[owner, rank] = cells[order] % width
+    if not by_score:
+        return Ranking(items)
+    scores = np.full(items.shape, -np.inf, np.float32)
+    scores[owner, rank] = np.log(points[order])
+    return Ranking(items, scores)
 
 
 def _log_totals(scorer: Scorer, n_rows: int, n_items: int) -> npt.NDArray[np.float64]:

@@ -128,6 +128,15 @@ class LedgerTeacher(Deputy):
         done |= {question for question, failure in self.ledger.failed(page, list(asked)).items() if failure.final}
         return set(asked), {question: request for question, request in asked.items() if question not in done}
 
+    def has(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Bools:
+        """Return ``(B,)`` which histories have an answer in the ledger. Nothing is asked."""
+        requests = self.teacher.requests(histories, users)
+        questions = [self._question(request).digest for request in requests]
+        found = self.ledger.find(self.ledger.page(self.identity, k, self.round), questions)
+        there = np.zeros(len(histories), np.bool_)
+        there[[request.row for request, question in zip(requests, questions, strict=True) if question in found]] = True
+        return there
+
     def calls(self, request: Request, k: int) -> int:
         """Return how many calls a request takes, retries aside; most, where pages may end early."""
         return self.teacher.shape.calls(request, k) if isinstance(self.teacher, MeteredTeacher) else 1

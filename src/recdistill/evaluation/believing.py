@@ -1,0 +1,60 @@
+"""How far to believe a teacher, and how far the logs: both together on validation cases, by the share of the logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recdistill.data.splits import Cases
+from recdistill.evaluation.full_ranking import evaluate
+from recdistill.evaluation.results import compare
+from recdistill.teachers.answers import Ranking
+from recdistill.teachers.ensemble import fuse
+
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Of the logs in every answer: 0 is the teacher alone, 1 the logs alone."""
+_K = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """What a teacher and the logs reach together."""
+
+    ndcg_10: dict[float, float]
+    """By share of the logs, the mean NDCG@10 over cases."""
+    cases: int
+    """How many there are."""
+    p_value: float
+    """Of a paired test of the best share with the teacher alone; 1 where that is the best."""
+
+    @property
+    def best(self) -> float:
+        """The share that reaches most; of equal ones the least."""
+        return max(self.ndcg_10, key=lambda share: (self.ndcg_10[share], -share))
+
+
+def weigh(teacher: Ranking, logs: Ranking, cases: Cases, *, n_items: int) -> Belief:
+    """Fuse a teacher's lists with those of the logs, as a second opinion does, and rank cases by the result.
+
+    The share that is best here was also the one that students learned best with, where both were searched
+    (``benchmarks/bahsd.md``); this takes no training.
+
+    Args:
+        teacher: its list for each case.
+        logs: what rules counted in the training histories list for each case, with their scores.
+        cases: held out from both.
+        n_items: number of items N.
+
+    Raises:
+        DataError: when there are no cases.
+    """
+    by_score = teacher.scores is not None
+    found = {
+        share: evaluate(
+            fuse([teacher, logs], [1 - share, share], _K, by_score=by_score), cases, n_items=n_items, ks=(_K,)
+        )
+        for share in SHARES
+    }
+    reached = Belief({share: each.mean("ndcg", _K) for share, each in found.items()}, len(cases), 1.0)
+    if not reached.best:
+        return reached
+    return Belief(reached.ndcg_10, len(cases), compare(found[reached.best], found[0.0], "ndcg", _K).p_value)
