@@ -13,6 +13,7 @@ from benchmarks.bahsd_rows import (
     DATASETS,
     EQUAL,
     FAITHFUL,
+    HALF,
     METHODS,
     MODELS,
     NOTHING,
@@ -72,7 +73,8 @@ def _advised_rivals() -> Iterator[tuple[Row, Row]]:
         ours = Row(dataset, model, model, "bahsd", regime, "lists", OPINION)
         yield from ((ours, Row(dataset, model, model, method)) for method in ("teacher", "labels", RULES))
         yield ours, Row(dataset, model, model, "teacher", variant=OPINION)
-        yield ours, replace(ours, variant=PLAIN)
+        yield from ((ours, replace(ours, variant=variant)) for variant in (PLAIN, HALF))
+        yield replace(ours, variant=HALF), replace(ours, variant="")
         for method, variant in (("kd", ""), ("kd", OPINION), ("bahsd", ""), ("extraction", EQUAL)):
             if method in METHODS[regime]:
                 yield ours, replace(ours, method=method, variant=variant)

@@ -354,8 +354,8 @@ class _Loop:
         if value <= fit.best_value:
             return
         _log.warning(
-            "the student stays what it began with, NDCG@10 %.4f on validation cases: the best epoch, %d, had %.4f. A "
-            "teacher that is worse than that takes from it, and so does too high a learning_rate",
+            "the student stays what it began with, NDCG@10 %.4f on validation cases: the best epoch, %d, had %.4f. Too "
+            "high a learning_rate takes from a student, and so does a teacher that is worse than it",
             value,
             fit.best_epoch,
             fit.best_value,
