@@ -156,7 +156,7 @@ def label(run: Run, folder: Path, report: Report, *, told: Callable[[Plan], None
 
 def _believe(split: Split, method: Method, setting: Setting, keeper: LedgerTeacher, k: int) -> Belief | None:
     """Weigh what was answered about validation cases against the logs, if the method can; nothing is asked."""
-    if not isinstance(method.config, SecondOpinionConfig):
+    if not isinstance(method.config, SecondOpinionConfig) or setting.train.lengths.max() < 2:  # no rules of one item
         return None
     there = keeper.has(split.valid.histories, k, users=split.valid.users)
     if there.sum() < _CASES:
