@@ -37,7 +37,8 @@ PARTS = 5
 """Equal parts of the users of a band, from the least reliable to the most; they are the points of a plot."""
 TARGET_COLUMNS = ("dataset", "teacher", "target", "part", "users", "hr", "ndcg", "commit")
 SHARE_COLUMNS = ("dataset", "teacher", "share", "part", "users", "hr", "ndcg", "commit")
-SCALES = ((0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (0.5, 0.75, 1.0), (0.25, 0.5, 0.75, 1.0))
+HALF_AND_WHOLE = (0.5, 1.0)
+SCALES = ((0.25, 1.0), HALF_AND_WHOLE, (0.75, 1.0), (0.5, 0.75, 1.0), (0.25, 0.5, 0.75, 1.0))
 """Which answers make a consensus."""
 MODELS = ("sasrec", "bert4rec")
 
@@ -121,8 +122,8 @@ def compare_targets(split: Split, setting: Setting) -> Iterator[Values]:
     """
     config, wanted = BAHSDConfig(), validation_items(split)
     lists: dict[str, Items] = {}
-    for scales in SCALES:
-        found = probe(setting, scales=scales, k=config.top_k)
+    probed = {scales: probe(setting, scales=scales, k=config.top_k) for scales in SCALES}
+    for scales, found in probed.items():
         answers = found.items
         lists.setdefault("whole", answers[-1])
         if len(scales) == 2:
@@ -133,7 +134,7 @@ def compare_targets(split: Split, setting: Setting) -> Iterator[Values]:
             logits = Answers.read(stack(found), values, config.rank_decay).logits
             shares = soft_targets(logits, 1.0).view(answers.shape).numpy()
             lists[f"{name} by {values}"] = consensus(answers, shares, setting.n_items)[0]
-    parts = fifths(setting, wanted)
+    parts = fifths(probed[HALF_AND_WHOLE].items, wanted)
     for name, listed in lists.items():
         yield from ({"target": name, **row} for row in graded(listed, wanted, parts))
 
@@ -142,22 +143,20 @@ def compare_shares(split: Split, setting: Setting) -> Iterator[Values]:
     """Yield how often teacher and rules together are right, by fifths of the teacher's consistency."""
     config, wanted, teacher = BAHSDConfig(), validation_items(split), setting.teacher
     assert teacher is not None, "there is somebody to ask"
-    rules = rules_beside(teacher, setting)
-    parts = fifths(setting, wanted)
-    lists = [source.rank(setting.train, config.top_k) for source in (teacher, rules)]
+    answers = probe(setting, scales=HALF_AND_WHOLE, k=config.top_k)
+    parts = fifths(answers.items, wanted)
+    lists = [answers.full, rules_beside(teacher, setting).rank(setting.train, config.top_k)]
     for share in SHARES:
         both = fuse(lists, [1 - share, share], config.top_k, by_score=teacher.gives_scores)
         yield from ({"share": share, **row} for row in graded(both.items, wanted, parts))
 
 
-def fifths(setting: Setting, wanted: Ints) -> list[Ints]:
+def fifths(answers: Items, wanted: Ints) -> list[Ints]:
     """Return the users who are validated on, the least consistent fifth first.
 
     Consistency is that between half of a history and all of it; where nothing can be cut it counts as 1.
     """
-    config = BAHSDConfig()
-    answers = probe(setting, scales=(0.5, 1.0), k=config.top_k).items
-    order = np.argsort(np.nan_to_num(consistency(answers, depth=config.depth), nan=1.0), kind="stable")
+    order = np.argsort(np.nan_to_num(consistency(answers, depth=BAHSDConfig().depth), nan=1.0), kind="stable")
     return np.array_split(order[wanted[order] > 0], PARTS)
 
 

@@ -24,7 +24,8 @@ class Belief:
     cases: int
     """How many there are."""
     p_value: float
-    """Of a paired test of the best share with the teacher alone; 1 where that is the best."""
+    """Of a paired test of the best share with the teacher alone; 1 where that is the best. It is too small, as the best
+    was chosen on the same cases."""
 
     @property
     def best(self) -> float:
