@@ -344,6 +344,29 @@ def test_an_api_is_asked_within_the_budget_and_paid_once(api: BlackBox, little_r
     assert api.served == 40
 
 
+def test_what_a_second_opinion_was_chosen_by_is_kept_and_told(
+    api: BlackBox,
+    little_run: Sections,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("recdistill.methods.opinion.FEWEST_CASES", 60)
+    run = Run.parse(little_run | ask(api))
+    result = run_distillation(run, tmp_path / "run")
+    asked = api.served
+    found = Result.load(tmp_path / "run").facts["second_opinion"]
+    assert (found["cases"], len(found["ndcg_10"])) == (60, 11)
+    print_result(result)
+    expected = r"on 60 validation cases the teacher's lists have an NDCG@10 of [01]\.\d{4}, "
+    assert re.search(expected, capsys.readouterr().out)
+    told = little_run | ask(api, ledger=str(tmp_path / "other.sqlite"))
+    told["method"] |= {"second_opinion": found["share"]}
+    again = run_distillation(Run.parse(told), tmp_path / "told")
+    assert np.array_equal(again.evaluation.ranks, result.evaluation.ranks)
+    assert api.served == 2 * asked, "choosing asks nothing"
+
+
 def test_a_teacher_is_asked_about_test_cases_first_and_stands_beside_its_student(
     api: BlackBox, little_run: Sections, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

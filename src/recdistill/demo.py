@@ -62,11 +62,6 @@ class Plan:
     )
     budget: int = 12_000
     """Queries that may be spent on the teacher in each round."""
-    bahsd: Mapping[str, Values] = field(default_factory=lambda: {"last-basket": {"second_opinion": 0.0}})
-    """Settings of BAHSD, by the cut.
-
-    Rules know what is bought together, not what comes at the next visit: on validation cases they help with the former.
-    """
     customers: int = 3
     """For how many the lists are shown."""
 
@@ -112,8 +107,7 @@ def _round(folder: Path, protocol: str, plan: Plan, report: Report) -> dict[str,
             "ledger": str(folder / "ledger.sqlite"),
         }
         report.say(f"{protocol}: the student goes on by BAHSD, with the API's answers and the purchases")
-        method: Values = {"name": BAHSD, "view_weight": 0, **plan.bahsd.get(protocol, {})}
-        run = Run.parse(student | {"method": method, "teacher": api})
+        run = Run.parse(student | {"method": {"name": BAHSD, "view_weight": 0}, "teacher": api})
         results[BAHSD] = run_distillation(run, folder / BAHSD, report)
         report.say(f"{protocol}: or by uniform distillation, with answers that are already paid for")
         run = Run.parse(student | {"method": {"name": KD}, "teacher": api})

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.data.splits import Split
 from recdistill.errors import SettingsError
-from recdistill.evaluation.believing import Belief, weigh
+from recdistill.evaluation.believing import Belief, weigh_lists
 from recdistill.methods.base import Method, Setting, default_method
-from recdistill.methods.opinion import SecondOpinionConfig, rules_beside
+from recdistill.methods.opinion import FEWEST_CASES, SecondOpinionConfig, rules_beside
 from recdistill.run import Report, ask_about_test, load_same_split, load_split, set_up_run
 from recdistill.runfile import ApiTeacher, Run
 from recdistill.runfolder import claim, ledger_file, note
@@ -32,8 +32,6 @@ from recdistill.teachers.ledger_teacher import LedgerTeacher
 
 _REFRESH = 0.1
 """Least seconds between two reports of progress."""
-_CASES = 100
-"""Fewer validation cases tell nothing."""
 _ROUNDING = 1 + 1e-9
 """How much more a sum of parts of a call may seem to be."""
 
@@ -159,12 +157,12 @@ def _believe(split: Split, method: Method, setting: Setting, keeper: LedgerTeach
     if not isinstance(method.config, SecondOpinionConfig) or setting.train.lengths.max() < 2:  # no rules of one item
         return None
     there = keeper.has(split.valid.histories, k, users=split.valid.users)
-    if there.sum() < _CASES:
+    if there.sum() < FEWEST_CASES:
         return None
     cases = split.valid.take(np.flatnonzero(there))
     answers = keeper.rank(cases.histories, k, users=cases.users)
     logs = rules_beside(keeper, setting).rank(cases.histories, k)
-    return weigh(answers, logs, cases, n_items=split.dataset.n_items)
+    return weigh_lists(answers, logs, cases, n_items=split.dataset.n_items)
 
 
 class _Watch:
@@ -221,7 +219,7 @@ def _plan(run: Run, split: Split, method: Method, setting: Setting, keeper: Ledg
     settings = _api_of(run)
     rehearsal = _Rehearsal(keeper)
     ask_about_test(run, split, rehearsal)
-    method.prepare(replace(setting, teacher=rehearsal))
+    method.prepare(replace(setting, teacher=rehearsal, valid=None))  # made-up answers are not weighed
     return Plan(
         questions=len(rehearsal.asked),
         calls=np.array(list(rehearsal.calls.values()), np.int64),

@@ -136,7 +136,8 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
     with ExitStack() as ledgers:
         if run.teacher is not None and teacher is not None:
             teacher = keep_answers(run.teacher, teacher, folder, ledgers)
-        setting = replace(setting, teacher=teacher)
+        found: dict[str, Any] = {}
+        setting = replace(setting, teacher=teacher, found=found.__setitem__)
         if teacher is not None and run.evaluation.ask_teacher:
             report.say(f"asking the teacher about {run.evaluation.ask_teacher:,} test cases")
         heard = ask_about_test(run, split, teacher)
@@ -149,6 +150,7 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
         compared = side_by_side(asked, student.model, split.test)
     student.save(folder / STUDENT)
     facts = {
+        **found,
         "epochs": fitted.epochs,
         "best_epoch": fitted.best_epoch,
         "best_validation_ndcg_10": fitted.best_value,
@@ -294,6 +296,7 @@ def set_up(
         teacher=teacher,
         max_len=model.max_len,
         seed=training.seed,
+        valid=split.valid,
     )
     return model, learner, setting
 

@@ -200,7 +200,18 @@ def _cost(result: Result) -> str:
         f"{facts['training_seconds']:.0f} s of training"
     )
     spent = [f"{asked['spent']:,} {asked['charge']} spent" for asked in facts["queries"]]
-    return "; ".join([text, *spent, *_start(result)])
+    return "; ".join([text, *spent, *_opinion(facts), *_start(result)])
+
+
+def _opinion(facts: Mapping[str, Any]) -> list[str]:
+    """Return how much of each answer is of rules, where that was chosen, and by what."""
+    if (found := facts.get("second_opinion")) is None:
+        return []
+    share, ndcg = f"{found['share']:g}", found["ndcg_10"]
+    teacher = f"on {found['cases']:,} validation cases the teacher's lists have an NDCG@10 of {ndcg['0']:.4f}"
+    if share == "0":
+        return [f"{teacher}, to which rules add nothing"]
+    return [f"{share} of each answer is of rules: {teacher}, {ndcg[share]:.4f} with them"]
 
 
 def _start(result: Result) -> list[str]:

@@ -100,7 +100,7 @@ def test_what_is_labelled_is_weighed_against_the_logs(
     api.answer = ten
     options = (run_file, "--out", tmp_path / "run", "--set", "method.top_k=10")
     assert "NDCG" not in call(capsys, "probe", *options)[1], "60 validation cases are too few"
-    monkeypatch.setattr("recdistill.labelling._CASES", 60)
+    monkeypatch.setattr("recdistill.labelling.FEWEST_CASES", 60)
     assert re.search(f"validation NDCG@10, 60 cases: {said}", call(capsys, "probe", *options)[1], re.DOTALL)
     assert len(api.asked) == 60
     walks = ("--set", "method.name=extraction", "--set", "method.top_k=10", "--set", "method.walk_len=8")

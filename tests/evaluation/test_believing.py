@@ -7,7 +7,7 @@ import pytest
 
 from recdistill.data.dataset import Sequences
 from recdistill.data.splits import Cases
-from recdistill.evaluation.believing import SHARES, weigh
+from recdistill.evaluation.believing import SHARES, weigh_lists
 from recdistill.teachers.answers import Ranking
 
 HISTORIES = Sequences.from_lists([[1], [2], [3], [4]])
@@ -20,7 +20,7 @@ SECOND = 1 / math.log2(3)
 
 
 def test_whoever_has_more_to_say_is_right_first_and_the_other_second() -> None:
-    found = weigh(TEACHER, LOGS, CASES, n_items=9)
+    found = weigh_lists(TEACHER, LOGS, CASES, n_items=9)
     assert found.cases == 4
     assert tuple(found.ndcg_10) == SHARES
     assert found.ndcg_10[0.0] == found.ndcg_10[1.0] == 0.5
@@ -32,13 +32,24 @@ def test_whoever_has_more_to_say_is_right_first_and_the_other_second() -> None:
 
 def test_where_the_teacher_alone_is_best_nothing_is_better() -> None:
     perfect = Ranking(np.array([[6], [7], [8], [9]], np.int32))
-    found = weigh(perfect, LOGS, CASES, n_items=9)
+    found = weigh_lists(perfect, LOGS, CASES, n_items=9)
     assert (found.best, found.ndcg_10[0.0], found.p_value) == (0.0, 1.0, 1.0)
 
 
 def test_logs_alone_are_best_beside_a_teacher_that_lists_what_nobody_takes() -> None:
     perfect = Ranking(np.array([[6], [7], [8], [9]], np.int32), np.zeros((4, 1), np.float32))
     wrong = Ranking(np.full((4, 1), 5, np.int32))
-    found = weigh(wrong, perfect, CASES, n_items=9)
+    found = weigh_lists(wrong, perfect, CASES, n_items=9)
     assert [found.ndcg_10[share] for share in (0.0, 0.1, 1.0)] == pytest.approx([0, SECOND, 1])
     assert found.ndcg_10[found.best] == 1
+
+
+def test_advice_leaves_the_teacher_a_say_and_is_written_down_by_share() -> None:
+    perfect = Ranking(np.array([[6], [7], [8], [9]], np.int32), np.zeros((4, 1), np.float32))
+    found = weigh_lists(Ranking(np.full((4, 1), 5, np.int32)), perfect, CASES, n_items=9)
+    assert (found.best, found.advice) == (0.6, 0.6)
+    figures = found.figures()
+    assert (figures["share"], figures["cases"]) == (0.6, 4)
+    ndcg = figures["ndcg_10"]
+    assert isinstance(ndcg, dict)
+    assert list(ndcg) == ["0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "1"]

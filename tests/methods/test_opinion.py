@@ -8,19 +8,23 @@ import numpy as np
 import pytest
 import torch
 
-from recdistill.data.dataset import Sequences
+from recdistill.data.dataset import Items, Sequences
+from recdistill.data.splits import Cases
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.methods.bahsd import BAHSD, BAHSDConfig
 from recdistill.methods.base import Setting, build_method
 from recdistill.methods.kd import KD
-from recdistill.methods.opinion import advised
+from recdistill.methods.opinion import UNMEASURED, Share, advised
 from recdistill.methods.rrd import RRD
 from recdistill.methods.scored import Distillation, TeacherView
+from recdistill.models.base import build_model
 from recdistill.probing import probe
+from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
-from recdistill.teachers.fake import FakeTeacher
+from recdistill.teachers.fake import FakeTeacher, Rule
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
+from recdistill.teachers.local import LocalTeacher
 from recdistill.teachers.rules import RulesTeacher
 
 from .users import TRAIN, WITH_HISTORY, N, mf, scores_of, setting
@@ -37,11 +41,11 @@ def asked(max_len: int | None = None) -> Setting:
 
 def test_without_a_share_the_teacher_is_alone() -> None:
     plain = asked()
-    assert advised(plain, 0.0) is plain
+    assert advised(plain, 0.0, k=5) is plain
 
 
 def test_the_share_is_that_of_the_rules() -> None:
-    teacher = advised(asked(), 0.3).teacher
+    teacher = advised(asked(), 0.3, k=5).teacher
     assert isinstance(teacher, EnsembleTeacher)
     assert teacher.weights == pytest.approx([0.7, 0.3])
     rules = teacher.teachers[1]
@@ -52,13 +56,13 @@ def test_the_share_is_that_of_the_rules() -> None:
 def test_both_are_probed_by_what_the_teacher_reads() -> None:
     short = FakeTeacher(9)
     short.max_history = 3
-    teacher = advised(replace(asked(), teacher=short), 0.5).teacher
+    teacher = advised(replace(asked(), teacher=short), 0.5, k=5).teacher
     assert teacher is not None
     assert teacher.max_history == 3
 
 
 def test_windows_of_a_history_are_counted_once() -> None:
-    whole, windows = (advised(asked(max_len), 0.5).teacher for max_len in (None, 2))
+    whole, windows = (advised(asked(max_len), 0.5, k=5).teacher for max_len in (None, 2))
     assert isinstance(whole, EnsembleTeacher)
     assert isinstance(windows, EnsembleTeacher)
     assert whole.teachers[1].identity == windows.teachers[1].identity
@@ -68,7 +72,7 @@ def test_windows_of_a_history_are_counted_once() -> None:
 def test_lists_are_those_of_both(name: str) -> None:
     method = build_method(name, {"second_opinion": 0.5, "labels": False, "top_k": 5})
     method.prepare(asked())
-    expected = advised(asked(), 0.5).teacher
+    expected = advised(asked(), 0.5, k=5).teacher
     assert expected is not None
     answers = expected.rank(HISTORIES.take(slice(0, 3)), 5).items.tolist()
     alone = FakeTeacher(9).rank(HISTORIES.take(slice(0, 3)), 5).items.tolist()
@@ -87,17 +91,102 @@ def test_rules_answer_what_the_budget_does_not_buy_but_not_everything(name: str,
         with pytest.raises(TeacherError, match="answered none of 3 histories"):
             method.prepare(replace(asked(), teacher=LedgerTeacher(FakeTeacher(9), ledger, budget=0)))
         teacher = LedgerTeacher(FakeTeacher(9), ledger, budget=1)
-        answers = probe(advised(replace(asked(), teacher=teacher), 0.5), k=5)
+        answers = probe(advised(replace(asked(), teacher=teacher), 0.5, k=5), k=5)
         assert answers.answered[-1].sum() > teacher.rank_within_budget(HISTORIES, 5)[1].sum() == 1
 
 
+def circle(teacher: Teacher, n_cases: int = 120, n_items: int = 60) -> Setting:
+    """Users go round in a circle of items, and so does the held-out one of the first so many."""
+    first = np.arange(150)
+    train = Sequences.from_lists([(user + np.arange(4)) % n_items + 1 for user in first])
+    targets = Sequences.from_lists([[(user + 4) % n_items + 1] for user in first[:n_cases]])
+    cases = Cases(first[:n_cases], train.take(first[:n_cases]), targets, train.take(first[:n_cases]))
+    return Setting(train, first, n_items, teacher, valid=cases)
+
+
+def backwards(history: Items, k: int) -> list[int]:
+    """Answer with those that come before the history, none of which anybody takes next."""
+    return [int(history[0] - place - 2) % 60 + 1 for place in range(k)]
+
+
+@pytest.mark.parametrize("rule", [None, backwards], ids=["right", "wrong"])
+@pytest.mark.parametrize("gives_scores", [False, True])
+def test_the_share_is_chosen_on_validation_cases(rule: Rule | None, gives_scores: bool) -> None:
+    """Who follows the circle needs no rules; beside one who is always wrong they have the least say that is enough."""
+    found: dict[str, Any] = {}
+    told = replace(circle(FakeTeacher(60, rule, gives_scores=gives_scores)), found=found.__setitem__)
+    teacher = advised(told, "auto", k=20).teacher
+    opinion = found["second_opinion"]
+    share, ndcg = opinion["share"], list(opinion["ndcg_10"].values())
+    weights = teacher.weights if isinstance(teacher, EnsembleTeacher) else [1.0, 0.0]
+    assert weights == pytest.approx([1 - share, share])
+    assert opinion["cases"] == 120
+    assert (share == 0) == (rule is None)
+    assert ndcg[round(10 * share)] == 1.0 > max(ndcg[: round(10 * share)], default=0.0)
+
+
+def test_a_share_is_chosen_where_any_item_is_scored_too() -> None:
+    found: dict[str, Any] = {}
+    told = circle(FakeTeacher(60))
+    model = build_model("mf", 60, {"dim": 4}, train=told.train, seed=0)
+    setting = replace(told, teacher=LocalTeacher(model), found=found.__setitem__)
+    method = build_method("ckd", {"second_opinion": "auto"})
+    method.prepare(setting)
+    assert isinstance(method, Distillation)
+    assert isinstance(method.setting.teacher, EnsembleTeacher)
+    opinion = found["second_opinion"]
+    assert method.setting.teacher.weights == pytest.approx([1 - opinion["share"], opinion["share"]])
+    assert opinion["share"] > 0, "the teacher is not trained"
+    assert opinion["ndcg_10"]["0"] < opinion["ndcg_10"][f"{opinion['share']:g}"] == max(opinion["ndcg_10"].values())
+
+
+@pytest.mark.parametrize("name", ["kd", "bahsd", "rrd", "dcd"])
+@pytest.mark.parametrize("rule", [None, backwards], ids=["right", "wrong"])
+def test_choosing_asks_nothing_twice(name: str, rule: Rule | None) -> None:
+    teacher = FakeTeacher(60, rule)
+    build_method(name, {"second_opinion": "auto", "top_k": 20}).prepare(circle(teacher))
+    asked = list(map(tuple, teacher.asked))
+    assert len(set(asked)) == len(set(map(tuple, circle(teacher).train))) * (2 if name == "bahsd" else 1)
+    assert len(asked) == 150 * (2 if name == "bahsd" else 1)
+
+
+def test_half_where_too_few_cases_say_which_is_best() -> None:
+    few = circle(FakeTeacher(60), n_cases=99)
+    for unmeasured in (few, replace(few, valid=None)):
+        teacher = advised(unmeasured, "auto", k=20).teacher
+        assert isinstance(teacher, EnsembleTeacher)
+        assert teacher.weights == [1 - UNMEASURED, UNMEASURED] == [0.5, 0.5]
+
+
+def test_cases_that_the_budget_does_not_buy_do_not_count(tmp_path: Path) -> None:
+    """60 different histories are asked about by 150 users; ten of these are told nothing, or more."""
+    found: dict[str, Any] = {}
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        fake = FakeTeacher(60, backwards)
+        teacher = LedgerTeacher(fake, ledger, budget=55)
+        whole = replace(circle(teacher), found=found.__setitem__)
+        advised(whole, "auto", k=20)
+        assert len(fake.asked) == 55
+        assert whole.valid is not None
+        answered = teacher.has(whole.valid.histories, 20).sum()
+    assert 100 < answered < 120
+    assert found["second_opinion"]["cases"] == answered
+
+
+def test_nothing_is_chosen_where_no_rule_can_be_made() -> None:
+    alone = replace(circle(FakeTeacher(60)), train=Sequences.from_lists([[1]] * 150))
+    assert advised(alone, "auto", k=20) is alone
+    with pytest.raises(SettingsError, match="nothing to make rules of"):
+        advised(alone, 0.5, k=20)
+
+
 def test_bahsd_hears_rules_beside_labels_unless_told_otherwise() -> None:
-    def share(**settings: Any) -> float:
+    def share(**settings: Any) -> Share:
         method = build_method("bahsd", settings)
         assert isinstance(method, BAHSD)
         return method.config.second_opinion
 
-    assert (share(), share(labels=True), share(labels=False)) == (0.5, 0.5, 0.0)
+    assert (share(), share(labels=True), share(labels=False)) == ("auto", "auto", 0.0)
     assert (share(second_opinion=0.2), share(labels=False, second_opinion=0.2)) == (0.2, 0.2)
     pure = BAHSDConfig(labels=False)
     assert BAHSDConfig(**pure.model_dump()) == BAHSDConfig(**pure.model_dump(exclude_defaults=True)) == pure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from recdistill.data.splits import Cases
@@ -12,7 +13,8 @@ from recdistill.teachers.ensemble import fuse
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Of the logs in every answer: 0 is the teacher alone, 1 the logs alone."""
-_K = 10
+DEPTH = 10
+"""How far down lists are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +32,45 @@ class Belief:
     @property
     def best(self) -> float:
         """The share that reaches most; of equal ones the least."""
-        return max(self.ndcg_10, key=lambda share: (self.ndcg_10[share], -share))
+        return self._best_of(self.ndcg_10)
+
+    @property
+    def advice(self) -> float:
+        """The best share that leaves the teacher a say."""
+        return self._best_of(share for share in self.ndcg_10 if share < 1)
+
+    def figures(self) -> dict[str, object]:
+        """Return the advice and what it rests on, as they are written down."""
+        ndcg = {f"{share:g}": value for share, value in self.ndcg_10.items()}
+        return {"share": self.advice, "cases": self.cases, "p_value": self.p_value, "ndcg_10": ndcg}
+
+    def _best_of(self, shares: Iterable[float]) -> float:
+        return max(shares, key=lambda share: (self.ndcg_10[share], -share))
 
 
-def weigh(teacher: Ranking, logs: Ranking, cases: Cases, *, n_items: int) -> Belief:
-    """Fuse a teacher's lists with those of the logs, as a second opinion does, and rank cases by the result.
+def weigh(rank: Callable[[float], Ranking], cases: Cases, *, n_items: int) -> Belief:
+    """Rank cases by a teacher and the logs together, at every share of the logs.
 
     The share that is best here was also the one that students learned best with, where both were searched
     (``benchmarks/bahsd.md``); this takes no training.
+
+    Args:
+        rank: given the share, the lists for the cases.
+        cases: held out from both.
+        n_items: number of items N.
+
+    Raises:
+        DataError: when there are no cases.
+    """
+    found = {share: evaluate(rank(share), cases, n_items=n_items, ks=(DEPTH,)) for share in SHARES}
+    reached = Belief({share: each.mean("ndcg", DEPTH) for share, each in found.items()}, len(cases), 1.0)
+    if not reached.best:
+        return reached
+    return Belief(reached.ndcg_10, len(cases), compare(found[reached.best], found[0.0], "ndcg", DEPTH).p_value)
+
+
+def weigh_lists(teacher: Ranking, logs: Ranking, cases: Cases, *, n_items: int) -> Belief:
+    """Do `weigh` for a teacher's lists, fused with those of the logs as `EnsembleTeacher` does.
 
     Args:
         teacher: its list for each case.
@@ -49,13 +82,6 @@ def weigh(teacher: Ranking, logs: Ranking, cases: Cases, *, n_items: int) -> Bel
         DataError: when there are no cases.
     """
     by_score = teacher.scores is not None
-    found = {
-        share: evaluate(
-            fuse([teacher, logs], [1 - share, share], _K, by_score=by_score), cases, n_items=n_items, ks=(_K,)
-        )
-        for share in SHARES
-    }
-    reached = Belief({share: each.mean("ndcg", _K) for share, each in found.items()}, len(cases), 1.0)
-    if not reached.best:
-        return reached
-    return Belief(reached.ndcg_10, len(cases), compare(found[reached.best], found[0.0], "ndcg", _K).p_value)
+    return weigh(
+        lambda share: fuse([teacher, logs], [1 - share, share], DEPTH, by_score=by_score), cases, n_items=n_items
+    )

@@ -34,7 +34,7 @@ from recdistill.methods.intents import WithIntents
 from recdistill.methods.kd import Answers, KDConfig, check_values, label_and_queries, list_loss, soft_targets
 from recdistill.methods.labels import LabelLoss
 from recdistill.methods.lists import list_logits
-from recdistill.methods.opinion import advised
+from recdistill.methods.opinion import Share, advised
 from recdistill.methods.parts import ShownPrefixes, cut
 from recdistill.models.base import Batch, Model
 from recdistill.probing import (
@@ -61,11 +61,11 @@ def _scales(scales: tuple[float, ...]) -> tuple[float, ...]:
 class BAHSDConfig(KDConfig):
     """Distillation by reliability. ``temperature`` is that of an answer that is not to be relied on at all."""
 
-    second_opinion: float = Field(default=0.5, ge=0, lt=1)
+    second_opinion: Share = "auto"
     """How much what followed what in the training histories counts in every answer, against 1 minus that for the
-    teacher: see `RulesTeacher`. A budget that ends leaves the other histories to them alone. 0, which is the default
-    without ``labels``, leaves the teacher alone: rules are made of the histories, which students of answers alone may
-    have no right to learn from.
+    teacher: see `SecondOpinionConfig`. A budget that ends leaves the other histories to them alone. 0, which is the
+    default without ``labels``, leaves the teacher alone: rules are made of the histories, which students of answers
+    alone may have no right to learn from.
     """
     scales: Annotated[tuple[float, ...], AfterValidator(_scales)] = (0.5, 1.0)
     """Shares of each history that the teacher is shown, newest part; one query each. ``[1.0]`` does no probing."""
@@ -151,9 +151,9 @@ class BAHSD(WithIntents, name="bahsd"):
     ``scales = [1.0]`` leaves out the probing. Where answers alone are learned, ``prefixes = 4`` and ``view_weight = 4``
     add most of all. Beside labels they add nothing for models that read one way, whose labels cover those states
     already; one that reads both ways learns labels at masked places only. Beside labels
-    ``second_opinion`` adds most of all: half of each answer is what rules counted in the training histories say, which
-    is no part of the paper either. It helps where what is near in a history goes together, and not across visits of a
-    shop: set it to 0 where validation data say so.
+    ``second_opinion`` adds most of all: a share of each answer is what rules counted in the training histories say,
+    which is no part of the paper either. It helps where what is near in a history goes together, and not across visits
+    of a shop; validation data say how much.
     """
 
     Config = BAHSDConfig
@@ -185,7 +185,7 @@ class BAHSD(WithIntents, name="bahsd"):
         """
         self.check_teacher(setting.teacher)
         config = self.config
-        setting = advised(setting, config.second_opinion)
+        setting = advised(setting, config.second_opinion, k=config.top_k)
         super().prepare(setting)
         self.probe = asked = probe(setting, scales=config.scales, k=config.top_k)
         self.n_scales, self.n_rows, _ = asked.items.shape

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.data.dataset import Ints, Sequences
+from recdistill.data.splits import Cases
 from recdistill.errors import SettingsError
 from recdistill.models.base import Batch, Model
 from recdistill.registry import import_all
@@ -55,6 +56,10 @@ class Setting:
     """Where the run keeps its files, if it has a folder."""
     progress: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
     """Called as ``progress("probing", done, total)`` during long preparation."""
+    valid: Cases | None = None
+    """Validation cases, by which a method may choose a setting; nothing is learned from them."""
+    found: Callable[[str, dict[str, object]], None] = field(default=lambda name, finding: None)
+    """Called with what a method found out, and its name; a run keeps that among its facts."""
 
 
 class Method(ABC, nn.Module):

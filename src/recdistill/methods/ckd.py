@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.kd import Answers, list_kl
+from recdistill.methods.opinion import Share
 from recdistill.methods.scored import Distillation, DistillationConfig, TeacherView, blocks
 from recdistill.models.base import Model
 
@@ -15,10 +16,9 @@ from recdistill.models.base import Model
 class CKDConfig(DistillationConfig):
     """Distillation over the whole catalogue."""
 
-    second_opinion: float = Field(default=0.3, ge=0, lt=1)
+    second_opinion: Share = 0.3
     """How much what went with what in the training histories counts in every answer, against 1 minus that for the
-    teacher: see `RulesTeacher`, which reads their order where the teacher reads histories. Of users whom the teacher
-    does not know they speak alone. 0 leaves the teacher alone.
+    teacher: see `SecondOpinionConfig`. Of users whom the teacher does not know rules speak alone.
     """
     top_k: PositiveInt = 200
     """How many of its best items the teacher scores (K)."""

@@ -54,6 +54,11 @@ class DCD(GuidedDistillation, name="dcd"):
     over: Tensor
     """``(R, K)`` overestimated items."""
 
+    @property
+    def n_listed(self) -> int:
+        """Length of the teacher's list."""
+        return self.config.top_k
+
     def prepare(self, setting: Setting) -> None:
         """Ask the teacher for its lists."""
         super().prepare(setting)

@@ -91,7 +91,7 @@ class KD(WithIntents, name="kd"):
         self.check_teacher(setting.teacher)
         super().prepare(setting)
         config = self.config
-        answers = probe(advised(setting, config.second_opinion), k=config.top_k).full
+        answers = probe(advised(setting, config.second_opinion, k=config.top_k), k=config.top_k).full
         self.answers = Answers.read(answers, config.values, config.rank_decay)
         self.taught = None if config.labels or config.intents is not None else answers.rows_answered
         self.label_loss = LabelLoss(config.label_loss, setting) if config.labels else None

@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
+from recdistill.data.dataset import Ints, Sequences
+from recdistill.errors import SettingsError
+from recdistill.evaluation.believing import DEPTH, Belief, weigh, weigh_lists
 from recdistill.methods.base import Setting
+from recdistill.probing import probe
 from recdistill.settings import Settings
-from recdistill.teachers.base import Teacher
+from recdistill.teachers.answers import Bools, Ranking
+from recdistill.teachers.base import Deputy, Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.rules import RulesTeacher
+
+Share: TypeAlias = Literal["auto"] | Annotated[float, Field(ge=0, lt=1)]
+
+UNMEASURED = 0.5
+"""The share that "auto" stands for where too few validation cases say which is best."""
+FEWEST_CASES = 100
+"""Validation cases by which a share is chosen."""
+_MOST_SCORED = 4096
+"""Validation cases for which all items are scored, at every share."""
 
 
 class SecondOpinionConfig(Settings):
     """What methods share that may ask for a second opinion."""
 
-    second_opinion: float = Field(default=0.0, ge=0, lt=1)
+    second_opinion: Share = 0.0
     """How much what went with what in the training histories counts in every answer, against 1 minus that for the
     teacher: see `RulesTeacher`, which reads their order where the teacher reads histories. 0 leaves the teacher alone.
+    ``auto`` is the share by which both together rank validation cases best (`weigh`): 0 where rules add nothing, and
+    0.5 where fewer than a hundred cases were answered.
 
-    Counting costs no queries and errs otherwise than a trained model does, so the two together can be better than
-    either; on some data they are not (``benchmarks/bahsd.md``).
+    Counting costs no queries, nor does choosing, and rules err otherwise than a trained model does. So the two together
+    can be better than either; on some data they are not (``benchmarks/bahsd.md``).
     """
 
 
@@ -35,16 +53,30 @@ class AdvisedTeacher(EnsembleTeacher):
         return not self.heard[0]
 
 
-def advised(setting: Setting, share: float) -> Setting:
+def advised(setting: Setting, share: Share, *, k: int) -> Setting:
     """Return a setting whose teacher is advised by rules made of the training histories, to this ``share``.
 
+    To choose one, the teacher is asked for its top ``k`` about the whole histories, as `probe` does; the teacher that
+    is returned remembers them. What is chosen, and why, is ``found``.
+
     Raises:
-        SettingsError: for histories that no rule can be made of.
+        SettingsError: for histories that no rule can be made of; they leave the teacher alone where a share is chosen.
+        TeacherError: see `probe`.
     """
     teacher = setting.teacher
     if not share or teacher is None:
         return setting
-    both = AdvisedTeacher([teacher, rules_beside(teacher, setting)], weights=[1 - share, share])
+    try:
+        rules = rules_beside(teacher, setting)
+    except SettingsError:
+        if share == "auto":
+            return setting
+        raise
+    if share == "auto":
+        teacher, share = _choose(teacher, rules, setting, k)
+        if not share:
+            return replace(setting, teacher=teacher)
+    both = AdvisedTeacher([teacher, rules], weights=[1 - share, share])
     both.max_history = teacher.max_history  # by which histories are cut for probing
     return replace(setting, teacher=both)
 
@@ -55,11 +87,91 @@ def rules_beside(teacher: Teacher, setting: Setting) -> RulesTeacher:
     Raises:
         SettingsError: for histories that no rule can be made of.
     """
-    whole = np.unique(setting.users, return_index=True)[1]  # windows of a history follow it
     return RulesTeacher(
-        setting.train.take(whole),
+        setting.train.take(_whole(setting)[1]),
         setting.n_items,
         ordered=teacher.takes == "history",
         exclude_history=teacher.exclude_history,
         takes=teacher.takes,
     )
+
+
+class _Remembering(Deputy):
+    """A teacher that is not asked again what it said of whole training histories."""
+
+    def __init__(self, teacher: Teacher, train: Sequences, said: Ranking) -> None:
+        super().__init__(teacher)
+        self.items, self.said = train.items, said
+        self.row = {(start, end): row for row, (start, end) in enumerate(zip(train.starts, train.ends, strict=True))}
+
+    @property
+    def silent(self) -> bool:
+        """As the teacher itself."""
+        return self.teacher.silent
+
+    def rank(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Ranking:
+        """Ask the teacher."""
+        return self.teacher.rank(histories, k, users=users)
+
+    def rank_within_budget(
+        self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None
+    ) -> tuple[Ranking, Bools]:
+        """Return what is remembered, if it is all that is asked; else what the teacher says."""
+        if histories.items is self.items and k == self.said.items.shape[1]:
+            rows = np.array(
+                [self.row.get(place, -1) for place in zip(histories.starts, histories.ends, strict=True)], np.int64
+            )
+            if (rows >= 0).all() and (self.said.items[rows, 0] > 0).all():
+                scores = None if self.said.scores is None else self.said.scores[rows]
+                return Ranking(self.said.items[rows], scores), np.ones(len(rows), np.bool_)
+        return self.teacher.rank_within_budget(histories, k, users=users)
+
+
+def _choose(teacher: Teacher, rules: RulesTeacher, setting: Setting, k: int) -> tuple[Teacher, float]:
+    """Return a teacher that is not asked twice, and the share of rules beside it."""
+    if teacher.scores_items:
+        belief = _weigh_scores(teacher, rules, setting)
+    else:
+        said = probe(setting, k=k).full
+        teacher = _Remembering(teacher, setting.train, said)
+        belief = _weigh_lists(said, rules, setting)
+    if belief is None:
+        return teacher, UNMEASURED
+    setting.found("second_opinion", belief.figures())
+    return teacher, belief.advice
+
+
+def _weigh_lists(said: Ranking, rules: RulesTeacher, setting: Setting) -> Belief | None:
+    """Weigh what a teacher said of whole training histories, which are what validation cases are asked about."""
+    users, whole = _whole(setting)
+    cases = setting.valid
+    if cases is None:
+        return None
+    rows = whole[np.searchsorted(users, cases.users)]
+    answered = said.items[rows, 0] > 0
+    if answered.sum() < FEWEST_CASES:
+        return None
+    rows, cases = rows[answered], cases.take(np.flatnonzero(answered))
+    answers = Ranking(said.items[rows], None if said.scores is None else said.scores[rows])
+    logs = rules.rank(cases.histories, said.items.shape[1], users=cases.users)
+    return weigh_lists(answers, logs, cases, n_items=setting.n_items)
+
+
+def _weigh_scores(teacher: Teacher, rules: RulesTeacher, setting: Setting) -> Belief | None:
+    """Weigh a teacher that scores any item, whose scores are mixed with those of rules over the whole catalogue."""
+    cases = setting.valid
+    if cases is None or len(cases) < FEWEST_CASES:
+        return None
+    cases = cases.take(np.sort(np.random.default_rng(0).permutation(len(cases))[:_MOST_SCORED]))
+
+    def rank(share: float) -> Ranking:
+        both = {0.0: teacher, 1.0: rules}.get(share) or EnsembleTeacher([teacher, rules], weights=[1 - share, share])
+        return both.rank(cases.histories, DEPTH, users=cases.users)
+
+    return weigh(rank, cases, n_items=setting.n_items)
+
+
+def _whole(setting: Setting) -> tuple[Ints, Ints]:
+    """Return the users, and the row of each one's whole history; windows of it follow that."""
+    users, rows = np.unique(setting.users, return_index=True)
+    return users, rows

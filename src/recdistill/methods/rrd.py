@@ -50,7 +50,8 @@ class RRD(Method, name="rrd"):
 
     def prepare(self, setting: Setting) -> None:
         """Ask the teacher about every training history once."""
-        answers = probe(advised(setting, self.config.second_opinion), k=self.config.top_k).full
+        k = self.config.top_k
+        answers = probe(advised(setting, self.config.second_opinion, k=k), k=k).full
         self.listed = torch.from_numpy(answers.items)
         self.lists_history = setting.teacher is not None and not setting.teacher.exclude_history
         self.label_loss = LabelLoss(self.config.label_loss, setting) if self.config.labels else None

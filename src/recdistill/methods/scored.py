@@ -15,6 +15,7 @@ from torch import Tensor
 
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import SettingsError, TeacherError
+from recdistill.evaluation.believing import DEPTH
 from recdistill.evaluation.scoring import top_k
 from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.methods.labels import LabelLoss, LabelLossConfig, as_lists, distinct_pairs
@@ -58,6 +59,11 @@ class Distillation(Method):
     Config = DistillationConfig
     config: DistillationConfig
 
+    @property
+    def n_listed(self) -> int:
+        """How many items a teacher of lists is asked for; who scores any item is asked for scores."""
+        return DEPTH
+
     def check_teacher(self, teacher: Teacher | None) -> Teacher:
         """Refuse a second opinion, too, where vectors or earlier stages are learned from, which rules do not have."""
         if self.config.second_opinion and self.needs & {"vectors", "checkpoints"}:
@@ -74,7 +80,7 @@ class Distillation(Method):
             SettingsError: when the teacher does not give what is needed.
         """
         self.teacher = self.check_teacher(setting.teacher)
-        self.setting = advised(setting, self.config.second_opinion)
+        self.setting = advised(setting, self.config.second_opinion, k=self.n_listed)
         self.label_loss = LabelLoss(self.config.label_loss, setting)
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
