@@ -247,7 +247,7 @@ SHARE = 0.5
 SHARES = {
     **{("amazon-beauty", "bert4rec", "bert4rec", regime): 0.7 for regime in METHODS},
     ("amazon-beauty", ONE_NEGATIVE, "sasrec", "pure"): 0.85,
-    ("ml-1m", "sasrec", "sasrec", "pure"): 0.1,
+    **{("ml-1m", "sasrec", "sasrec", regime): 0.1 for regime in METHODS},
 }
 """The same by data set, teacher, student and regime, where another was chosen on validation data."""
 TUNED: dict[tuple[str, str, str, str, str], Values] = {
