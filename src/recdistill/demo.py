@@ -52,10 +52,10 @@ class Plan:
     )
     second_stage: Values = field(
         default_factory=lambda: {
-            "epochs": 4,
-            "patience": 4,
+            "epochs": 12,
+            "patience": 12,
             "batch_size": 64,
-            "learning_rate": 3e-3,
+            "learning_rate": 1e-2,
             "schedule": "cosine",
             "shorten": 0.5,
         }
