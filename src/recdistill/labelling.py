@@ -27,7 +27,8 @@ from recdistill.runteachers import open_teacher
 from recdistill.teachers.answers import Answer, Outcome, Ranking
 from recdistill.teachers.base import Deputy
 from recdistill.teachers.http import HttpTeacher
-from recdistill.teachers.ledger import Ledger, Stats
+from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_records import Stats
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 
 _REFRESH = 0.1

@@ -15,7 +15,8 @@ from recdistill.data.dataset import IdMap, Sequences
 from recdistill.teachers.answers import Answer, Failure
 from recdistill.teachers.callable import CallableTeacher
 from recdistill.teachers.fake import FakeTeacher
-from recdistill.teachers.ledger import Ledger, Question, digest
+from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_records import Question, digest
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 
 from .shell import call

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from recdistill.labelling import Plan
-from recdistill.teachers.ledger import Ledger, Stats
+from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_records import Stats
 
 from ..teachers.raw_api import Body, RawApi, response
 from .shell import call

@@ -18,7 +18,8 @@ from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
 from recdistill.teachers.answers import Answer, Failure, Outcome, Request, Take
 from recdistill.teachers.client import Client, TransportSettings, Window
 from recdistill.teachers.exchange import Call, Conversation
-from recdistill.teachers.ledger import Ledger, Page, Question
+from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_records import Page, Question
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.teachers.meter import Charge, Meter, MeteredTeacher, Pace, Unsent
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from recdistill.errors import TeacherError
 from recdistill.teachers.answers import Answer, Failure, Outcome, Request
-from recdistill.teachers.ledger import STALE, Digest, Page, Question
+from recdistill.teachers.ledger import STALE
+from recdistill.teachers.ledger_records import Digest, Page, Question
 from recdistill.teachers.meter import Unsent
 
 if TYPE_CHECKING:
@@ -48,13 +49,13 @@ class Errand:
         self.due: dict[int, int] = {}
         """Calls that a row which is asked is still to take, where the budget does not count queries."""
 
-    def start(self, requests: list[Request], questions: list[Question]) -> None:
+    def start(self, asked: Sequence[tuple[Request, Question]]) -> None:
         """Answer from disk; what is not there waits to be asked, the same question only once."""
-        self.answers = self.ledger.find(self.page, [question.digest for question in questions])
+        self.answers = self.ledger.find(self.page, [question.digest for _, question in asked])
         self._look_at(answer for answer in self.answers.values() if answer.items)
         seen = set(self.answers)
         missing: list[tuple[Request, Question]] = []
-        for request, question in zip(requests, questions, strict=True):
+        for request, question in asked:
             if question.digest not in seen:
                 seen.add(question.digest)
                 missing.append((request, question))

@@ -31,7 +31,6 @@ a ledger in use, or of one whose process was killed, unless the ``-wal`` file be
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sqlite3
@@ -39,14 +38,14 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, Self
 
-from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
-from recdistill.teachers.answers import Answer, Failure, check_items, check_scores
-from recdistill.teachers.ledger_file import LedgerFile, UnreadableAnswer
+from recdistill.errors import BudgetExhausted, SettingsError
+from recdistill.teachers.answers import Answer, Failure
+from recdistill.teachers.ledger_file import LedgerFile
+from recdistill.teachers.ledger_records import Booking, Digest, Page, Question, Stats, read_answer
 from recdistill.teachers.liveness import alive, process_started
 from recdistill.teachers.meter import Charge, Unsent
 
@@ -60,76 +59,6 @@ STALE = 15 * 60
 """Seconds after which a query in flight is taken for lost even though its process lives, if that does not renew it."""
 _UNNOTICED = 1.0
 """Seconds by which a clock may be set back unnoticed."""
-Digest: TypeAlias = bytes
-
-
-class Page(NamedTuple):
-    """Where answers are filed, next to the request itself."""
-
-    teacher: int
-    k: int
-    round: int
-
-
-class Question(NamedTuple):
-    """A request, and the digest under which its answer is filed."""
-
-    digest: Digest
-    text: str
-
-
-class Booking(NamedTuple):
-    """What became of requests that were to be asked; the rest is over the budget."""
-
-    granted: set[Digest]
-    """Booked: to be asked now."""
-    busy: set[Digest]
-    """Just being asked by somebody else."""
-    answers: dict[Digest, Answer]
-    """Answered in the meantime."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """What one teacher's answers have cost."""
-
-    teacher: str
-    answers: int = 0
-    """Answers on disk."""
-    spent: int = 0
-    """What counts against the budget: the sum of what all attempts were charged."""
-    budget: int | None = None
-    """The ceiling last given; ``None`` for none."""
-    failures: int = 0
-    """Attempts that ended without an answer; one request may fail several times."""
-    refused: int = 0
-    """Those of them that no later run repeats."""
-    lost: int = 0
-    """Attempts whose process ended before the answer came."""
-    calls: int = 0
-    """Calls to the teacher, retries included, as far as their attempts ended."""
-    charge: Charge = "queries"
-    """What is counted as spent."""
-    open: int = 0
-    """Attempts that are in flight, or were when their process was killed."""
-
-    @property
-    def left(self) -> int | None:
-        """What the budget still allows; ``None`` where there is none."""
-        return None if self.budget is None else max(0, self.budget - self.spent)
-
-    def figures(self) -> dict[str, str]:
-        """Return every figure by its name, as text."""
-        ceiling = "no budget" if self.left is None else f"{self.left:,} left of {self.budget:,}"
-        failures = f"{self.failures:,}" + (f", {self.refused:,} of them for good" if self.refused else "")
-        return {
-            "answers": f"{self.answers:,}",
-            "spent": f"{self.spent:,} {self.charge}, {ceiling}",
-            "calls": f"{self.calls:,}",
-            "failures": failures,
-            "lost": f"{self.lost:,}",
-            "open": f"{self.open:,}",
-        }
 
 
 class Ledger:
@@ -390,50 +319,6 @@ class Ledger:
                 (identity, _NEWEST),
             ).fetchall()
         return float(statistics.median(seconds for (seconds,) in rows)) if rows else None
-
-
-def digest(question: str) -> Digest:
-    """Return under what the answer to a question is filed."""
-    return hashlib.blake2b(question.encode(), digest_size=16).digest()
-
-
-def read_question(text: str) -> dict[str, Any]:
-    """Return a question as it was filed.
-
-    Raises:
-        UnreadableAnswer: when that is none.
-    """
-    asked = _load(text)
-    if not isinstance(asked, dict) or not asked.keys() <= {"history", "user"}:
-        raise UnreadableAnswer(f"its question is {text}")
-    return asked
-
-
-def read_answer(items: str, scores: str | None) -> Answer:
-    """Return an answer as it was filed.
-
-    Raises:
-        UnreadableAnswer: when that is no list of ids, or not one finite score for each, the best first.
-    """
-    try:
-        listed = check_items(_load_list("items", items))
-        return Answer(listed, None if scores is None else check_scores(_load_list("scores", scores), len(listed)))
-    except TeacherError as error:
-        raise UnreadableAnswer(str(error)) from error
-
-
-def _load_list(what: str, text: str) -> list[object]:
-    listed = _load(text)
-    if not isinstance(listed, list):
-        raise UnreadableAnswer(f"its {what} are {text}")
-    return listed
-
-
-def _load(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UnreadableAnswer(str(error)) from error
 
 
 def _teacher(db: sqlite3.Connection, identity: str) -> int:

@@ -6,8 +6,9 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from recdistill.teachers.ledger import Ledger, digest, read_answer, read_question
+from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_file import UnreadableAnswer
+from recdistill.teachers.ledger_records import digest, read_answer, read_question
 from recdistill.teachers.liveness import alive
 
 _SHOWN = 5

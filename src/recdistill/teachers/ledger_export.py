@@ -11,8 +11,9 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from recdistill.errors import SettingsError
-from recdistill.teachers.ledger import Ledger, read_answer, read_question
+from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_file import UnreadableAnswer, unreadable
+from recdistill.teachers.ledger_records import read_answer, read_question
 
 FORMATS = (".parquet", ".csv", ".jsonl")
 _BLOCK = 10_000

@@ -14,7 +14,8 @@ from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
 from recdistill.teachers.answers import Bools, Failure, Outcome, Ranking, Request
 from recdistill.teachers.base import Deputy, Teacher
 from recdistill.teachers.errand import Errand
-from recdistill.teachers.ledger import Digest, Ledger, Question, Stats, digest
+from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_records import Digest, Question, Stats, digest
 from recdistill.teachers.meter import Charge, MeteredTeacher
 
 _log = logging.getLogger("recdistill.teachers")
@@ -121,8 +122,7 @@ class LedgerTeacher(Deputy):
 
         Nothing is asked.
         """
-        requests = self.teacher.requests(histories, users)
-        asked = {self._question(request).digest: request for request in requests}
+        asked = {question.digest: request for request, question in self._questions(histories, users)}
         page = self.ledger.page(self.identity, k, self.round)
         done = set(self.ledger.find(page, list(asked)))
         done |= {question for question, failure in self.ledger.failed(page, list(asked)).items() if failure.final}
@@ -130,11 +130,12 @@ class LedgerTeacher(Deputy):
 
     def has(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Bools:
         """Return ``(B,)`` which histories have an answer in the ledger. Nothing is asked."""
-        requests = self.teacher.requests(histories, users)
-        questions = [self._question(request).digest for request in requests]
-        found = self.ledger.find(self.ledger.page(self.identity, k, self.round), questions)
+        asked = self._questions(histories, users)
+        found = self.ledger.find(
+            self.ledger.page(self.identity, k, self.round), [question.digest for _, question in asked]
+        )
         there = np.zeros(len(histories), np.bool_)
-        there[[request.row for request, question in zip(requests, questions, strict=True) if question in found]] = True
+        there[[request.row for request, question in asked if question.digest in found]] = True
         return there
 
     def calls(self, request: Request, k: int) -> int:
@@ -152,10 +153,9 @@ class LedgerTeacher(Deputy):
         self, histories: Sequences, k: int, users: npt.NDArray[np.integer] | None
     ) -> tuple[Ranking, Bools, Errand]:
         """Answer from disk what is there, ask for the rest, and translate."""
-        requests = self.teacher.requests(histories, users)
-        questions = [self._question(request) for request in requests]
+        asked = self._questions(histories, users)
         errand = Errand(self, self.ledger.page(self.identity, k, self.round))
-        errand.start(requests, questions)
+        errand.start(asked)
         while errand.waiting or errand.busy:
             try:
                 for block in self._ask(errand, k):
@@ -177,7 +177,7 @@ class LedgerTeacher(Deputy):
             errand.wait_for_others()
         answers = {
             request.row: errand.answers[question.digest]
-            for request, question in zip(requests, questions, strict=True)
+            for request, question in asked
             if question.digest in errand.answers
         }
         answered = np.zeros(len(histories), np.bool_)
@@ -208,6 +208,10 @@ class LedgerTeacher(Deputy):
             return ""
         remedy = f"'recdistill ledger forget {self.ledger.path}' lets them be asked again"
         return f"; {final:,} were refused for good, {remedy}"
+
+    def _questions(self, histories: Sequences, users: npt.NDArray[np.integer] | None) -> list[tuple[Request, Question]]:
+        """Return what the teacher would be asked about histories, and as what it is filed."""
+        return [(request, self._question(request)) for request in self.teacher.requests(histories, users)]
 
     def _question(self, request: Request) -> Question:
         user = {"user": request.user} if self.needs_users else {}
