@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from recdistill.methods.rrd import RRD
 from recdistill.methods.scored import Distillation, TeacherView
 from recdistill.models.base import build_model
 from recdistill.probing import probe
+from recdistill.teachers.answers import Bools
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.fake import FakeTeacher, Rule
@@ -148,6 +150,20 @@ def test_choosing_asks_nothing_twice(name: str, rule: Rule | None) -> None:
     asked = list(map(tuple, teacher.asked))
     assert len(set(asked)) == len(set(map(tuple, circle(teacher).train))) * (2 if name == "bahsd" else 1)
     assert len(asked) == 150 * (2 if name == "bahsd" else 1)
+
+
+class OfSome(FakeTeacher):
+    """Knows the first hundred users."""
+
+    def knows(self, users: npt.NDArray[np.integer]) -> Bools:
+        return users < 100
+
+
+def test_whom_the_teacher_does_not_know_it_does_not_know_after_choosing() -> None:
+    teacher = advised(circle(OfSome(60)), "auto", k=20).teacher
+    assert teacher is not None
+    assert not isinstance(teacher, EnsembleTeacher)
+    assert teacher.knows(np.arange(150)).sum() == 100
 
 
 def test_half_where_too_few_cases_say_which_is_best() -> None:

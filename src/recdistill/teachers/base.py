@@ -319,6 +319,10 @@ class Deputy(Teacher):
         """As the teacher itself."""
         return self.teacher.by_user
 
+    def knows(self, users: npt.NDArray[np.integer]) -> Bools:
+        """Return ``(B,)`` which users the teacher itself knows."""
+        return self.teacher.knows(users)
+
 
 class OutsideTeacher(Teacher):
     """A teacher whose answers come from code that is not ours, one by one: a function, an API."""
