@@ -344,6 +344,21 @@ def test_an_api_is_asked_within_the_budget_and_paid_once(api: BlackBox, little_r
     assert api.served == 40
 
 
+def test_another_round_asks_everything_anew_and_rounds_teach_together(
+    api: BlackBox, little_run: Sections, tmp_path: Path
+) -> None:
+    ledger = str(tmp_path / LEDGER)
+    first, second = (Run.parse(little_run | ask(api, ledger=ledger, round=round)) for round in (0, 1))
+    run_distillation(first, tmp_path / "first")
+    asked = api.served
+    found = label(second, tmp_path / "second", Quiet(), told=lambda plan: None)
+    assert (api.served, found.stats.spent) == (2 * asked, 2 * asked)
+    rounds = [ask(api, ledger=ledger, round=round)["teacher"] for round in (0, 1)]
+    both = {"teacher": {"kind": "ensemble", "members": rounds}, "method": {"top_k": 4}}
+    result = run_distillation(Run.parse(little_run | both), tmp_path / "both")
+    assert (api.served, result.run.method.name) == (2 * asked, "bahsd")
+
+
 def test_what_a_second_opinion_was_chosen_by_is_kept_and_told(
     api: BlackBox,
     little_run: Sections,

@@ -23,7 +23,7 @@ from recdistill.methods.opinion import FEWEST_CASES, SecondOpinionConfig, rules_
 from recdistill.run import Report, ask_about_test, load_same_split, load_split, set_up_run
 from recdistill.runfile import ApiTeacher, Run
 from recdistill.runfolder import claim, ledger_file, note
-from recdistill.runteachers import open_teacher
+from recdistill.runteachers import kept_in, open_teacher
 from recdistill.teachers.answers import Answer, Outcome, Ranking
 from recdistill.teachers.base import Deputy
 from recdistill.teachers.http import HttpTeacher
@@ -106,7 +106,7 @@ def plan(run: Run, folder: Path) -> Plan:
     api = open_teacher(settings, split)
     _, method, setting = set_up_run(run.by_default(default_method(api)), split, api)
     with _ledger_or_none_yet(ledger_file(settings, folder)) as ledger:
-        return _plan(run, split, method, setting, LedgerTeacher(api, ledger, budget=settings.budget))
+        return _plan(run, split, method, setting, kept_in(ledger, api, settings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def label(run: Run, folder: Path, report: Report, *, told: Callable[[Plan], None
     _, method, setting = set_up_run(run, split, api)
     note(folder, run, split.dataset)
     with Ledger(ledger_file(settings, folder)) as ledger:
-        keeper = LedgerTeacher(api, ledger, budget=settings.budget)
+        keeper = kept_in(ledger, api, settings)
         before = _plan(run, split, method, setting, keeper)
         told(before)
         keeper.watch = watch = _Watch(keeper, before.affordable, report)

@@ -111,6 +111,9 @@ class ApiTeacher(HttpConfig):
     """Most of what ``charge`` counts, over all runs that share the ledger; no limit where not given."""
     ledger: Location | None = None
     """File of paid answers; in the run's folder where not given. Runs that share it share the answers."""
+    round: NonNegativeInt = 0
+    """Another round asks everything anew, beside what is kept of the others: for an API whose answers vary. Two rounds
+    as members of an ensemble are fused, so that what both list goes first."""
 
 
 class RunTeacher(Settings):

@@ -69,12 +69,17 @@ def keep_answers(settings: TeacherSettings, teacher: Teacher, folder: Path, ledg
     """
     if isinstance(settings, ApiTeacher):
         ledger = ledgers.enter_context(Ledger(ledger_file(settings, folder)))
-        return LedgerTeacher(teacher, ledger, budget=settings.budget)
+        return kept_in(ledger, teacher, settings)
     if isinstance(teacher, EnsembleTeacher) and isinstance(settings, Ensemble):
         pairs = zip(settings.members, teacher.teachers, strict=True)
         kept = [keep_answers(named, member, folder, ledgers) for named, member in pairs]
         return EnsembleTeacher(kept, weights=settings.weights)
     return teacher
+
+
+def kept_in(ledger: Ledger, api: Teacher, settings: ApiTeacher) -> LedgerTeacher:
+    """Give the API that a run names with its answers kept in a ledger, within its budget."""
+    return LedgerTeacher(api, ledger, budget=settings.budget, round=settings.round)
 
 
 def local_teacher(

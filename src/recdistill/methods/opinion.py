@@ -104,11 +104,6 @@ class _Remembering(Deputy):
         self.items, self.said = train.items, said
         self.row = {(start, end): row for row, (start, end) in enumerate(zip(train.starts, train.ends, strict=True))}
 
-    @property
-    def silent(self) -> bool:
-        """As the teacher itself."""
-        return self.teacher.silent
-
     def rank(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Ranking:
         """Ask the teacher."""
         return self.teacher.rank(histories, k, users=users)
