@@ -151,6 +151,16 @@ def test_one_refusal_holds_all_requests(api: RawApi) -> None:
     assert sum(gap > 0.3 for gap in gaps) == 1
 
 
+def test_the_rate_is_kept_after_a_wait_that_the_api_asked_for(api: RawApi) -> None:
+    """Those whose turns came meanwhile take new ones, instead of going all at once when it is over."""
+    api.answer = lambda body: response(b"", "429 Too Many Requests", Retry_After="0.3") if len(api.asked) == 1 else GOOD
+    Paying(Paged(api.url), rate=20, concurrency=8).rank(histories(8), 1)
+    times = api.times[1:]
+    assert times[0] - api.times[0] >= 0.25
+    assert len(times) == 8
+    assert times[-1] - times[0] >= 0.9 * 7 / 20
+
+
 def test_threads_share_one_rate(api: RawApi) -> None:
     teacher = Paying(Paged(api.url), rate=50)
     threads = [threading.Thread(target=teacher.rank, args=(histories(5), 1)) for _ in range(4)]
@@ -243,6 +253,43 @@ def test_turns_and_waits_are_forgotten_where_the_clock_is_set_back(
     ledger.book(page, [b"third"], None)
     assert (ledger.held(page), ledger.turn(page, 60.0)) == (0.0, 0.0)
     assert ledger.turn(page, 60.0) == 60.0
+
+
+# what is paid for is not thrown away
+
+
+def test_who_has_bought_pages_buys_the_others_though_asking_is_stopped(api: RawApi) -> None:
+    """The key is refused to another question meanwhile; a slow rate makes each page wait for its turn."""
+
+    def answer(body: Body) -> Any:
+        return GOOD if body["rows"] == [0] else response(b"", "401 Unauthorized")
+
+    api.answer = answer
+    outcomes: list[Outcome] = []
+    with pytest.raises(TeacherError, match="401"):
+        collect(Paying(Paged(api.url, pages=5), rate=20, concurrency=2), 2, outcomes)
+    ((bought, answered),) = [(request.row, outcome) for request, outcome in outcomes if isinstance(outcome, Answer)]
+    assert (bought, answered.calls) == (0, 5)
+
+
+def test_one_question_that_is_refused_takes_no_other_of_its_call_with_it(api: RawApi) -> None:
+    """Of eight that go together the sixth is wrong: it is found by halves, and alone is not asked again."""
+    api.answer = lambda body: response(b"who?", "422 Unprocessable") if 5 in body["rows"] else GOOD
+    outcomes: list[Outcome] = []
+    collect(Paying(Paged(api.url, batch_size=8)), 8, outcomes)
+    failed = [(request.row, outcome.final) for request, outcome in outcomes if isinstance(outcome, Failure)]
+    assert failed == [(5, True)]
+    assert sorted(request.row for request, _ in outcomes) == list(range(8))
+    assert [body["rows"] for body in api.asked] == [[*range(8)], [*range(4)], [4, 5, 6, 7], [4, 5], [4], [5], [6, 7]]
+    assert sum(outcome.calls for _, outcome in outcomes) == len(api.asked)
+
+
+def test_what_is_wrong_with_every_question_is_not_looked_for_by_halves(api: RawApi) -> None:
+    api.answer = lambda body: response(b"", "301 Moved Permanently", Location="http://elsewhere.example")
+    outcomes: list[Outcome] = []
+    collect(Paying(Paged(api.url, batch_size=8)), 8, outcomes)
+    assert len(api.asked) == 1
+    assert all(isinstance(outcome, Failure) and outcome.final for _, outcome in outcomes)
 
 
 # when to stop

@@ -263,6 +263,56 @@ def test_a_reply_that_cannot_be_unpacked_is_a_failure(api: RawApi) -> None:
     assert (outcome.paid, len(api.asked)) == (True, 1)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        response(b"not packed at all", "503 Busy", Retry_After="0.2", Content_Encoding="gzip"),
+        [b"HTTP/1.1 503 Busy\r\nRetry-After: 0.2\r\nContent-Length: 100\r\n\r\nbusy", None],
+        [b"HTTP/1.1 503 Busy\r\nRetry-After: 0.2\r\nContent-Length: 100\r\n\r\nbusy", 5.0, None],
+    ],
+    ids=["cannot be unpacked", "cut", "stuck"],
+)
+def test_an_error_counts_by_its_status_also_where_its_body_cannot_be_read(api: RawApi, error: Script) -> None:
+    first(api, error)
+    asked = teacher(api)
+    waiting = [Request(0, ["a"])]
+    (((_, outcome),),) = asked.answers(lambda n: [waiting.pop()] if waiting else [], 2)
+    assert isinstance(outcome, Answer)
+    assert asked.client.calls == {"503": 1, "answered": 1}
+    assert api.times[1] - api.times[0] >= 0.2
+    assert api.times[1] - api.times[0] < 4
+
+
+def test_a_key_that_is_refused_stops_the_asking_also_where_the_reply_cannot_be_read(api: RawApi) -> None:
+    api.answer = lambda body: response(b"not packed", "401 Unauthorized", Content_Encoding="gzip")
+    with pytest.raises(TeacherError, match="answered 401"):
+        ask(api)
+
+
+PAGES = {"body": {"history": "{history}", "page": "{page_number}", "n": "{k}"}, "max_k": 2}
+
+
+@pytest.mark.parametrize("status", ["404 Not Found", "400 Bad Request", "416 Range Not Satisfiable"])
+def test_a_page_past_the_last_is_the_end_of_the_list(api: RawApi, tmp_path: Path, status: str) -> None:
+    """Two whole pages are bought, and kept, where the API knows no third."""
+    pages = {1: ["b", "c"], 2: ["d", "e"]}
+    api.answer = lambda body: (
+        response({"items": pages[body["page"]]}) if body["page"] in pages else response(b"Invalid page.", status)
+    )
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        keeper = LedgerTeacher(teacher(api, **PAGES), ledger)
+        assert keeper.rank(Sequences.from_lists([[1]]), 6).items.tolist() == [[2, 3, 4, 5, 0, 0]]
+        assert (keeper.stats().answers, keeper.stats().calls) == (1, 3)
+
+
+def test_a_first_page_that_is_refused_is_a_failure(api: RawApi) -> None:
+    api.answer = lambda body: response(b"who?", "404 Not Found")
+    outcome = ask(api, **PAGES)
+    assert isinstance(outcome, Failure)
+    assert (outcome.paid, outcome.final, len(api.asked)) == (False, True, 1)
+    assert "answered 404" in outcome.reason
+
+
 def test_an_endless_error_is_not_read_on(api: RawApi) -> None:
     def endless_error() -> Iterator[Part]:
         yield b"HTTP/1.1 404 Not Found\r\nContent-Length: 99999999999\r\n\r\n"

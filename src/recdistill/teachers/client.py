@@ -25,6 +25,8 @@ an address that is too long, or none                   a failure; nothing is sen
 a passing error where the token is fetched             tried again, after a wait that doubles             no
 3xx, to this or another host                           a failure: no redirect is followed                 no
 400, 404, 422, … and those named in ``permanent``      a failure; no later run asks that again            no
+the same, to a call about several questions            each half is asked apart, down to the one at fault no
+400, 404, 410, 416, 422 to a page after the first      the end of the list, which is an answer            yes
 more than ``largest_reply`` bytes, packed or unpacked  not read on; a failure                             yes
 a body that cannot be unpacked                         a failure                                          yes
 no JSON, HTML, another shape, something at ``error``   a failure, with the beginning of the body; not     yes
@@ -62,7 +64,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from recdistill.errors import BudgetExhausted, TeacherError
 from recdistill.settings import Settings
 from recdistill.teachers.answers import Answer, Failure, Outcome, Request, Take
-from recdistill.teachers.exchange import Call, Conversation, Reply, Shape
+from recdistill.teachers.exchange import Call, Conversation, PastTheEnd, Reply, Shape
 from recdistill.teachers.loop import PrivateLoop
 from recdistill.teachers.meter import Charge, Meter, Pace, Unsent
 from recdistill.teachers.walk import Streak, Walk
@@ -70,6 +72,12 @@ from recdistill.teachers.wire import Refused, Wire
 
 _POLL = 0.02
 """Seconds between two looks at whether another thread's call has landed."""
+_PUNCTUAL = 0.01
+"""Seconds by which a wait may seem not to be over when it is."""
+_OF_A_QUESTION = {400, 404, 413, 414, 422}
+"""Statuses by which an API may refuse all questions of a call for the sake of one."""
+_PAST_THE_END = {400, 404, 410, 416, 422}
+"""Statuses with which APIs answer for a page past the last."""
 
 
 class TransportSettings(Settings):
@@ -253,6 +261,8 @@ class _Walk(Walk):
             self.streak.end()
             self.client.has_answered = True
         except Refused as refused:
+            if len(requests) > 1 and self._may_lie_in_one(refused):
+                return await self._ask_by_halves(requests, tally.calls)
             self._count_failure(refused, requests)
             outcomes = [Failure(refused.reason, paid=tally.paid, final=refused.final)] * len(requests)
         except (BudgetExhausted, _Stopped) as why:  # what else is in flight may still be within the budget
@@ -262,6 +272,17 @@ class _Walk(Walk):
             (request, self._discreet(replace(outcome, calls=n)))
             for request, outcome, n in zip(requests, outcomes, calls, strict=True)
         ]
+
+    async def _ask_by_halves(self, requests: list[Request], calls: int) -> list[Outcome]:
+        """Ask each half apart, so that one question takes no other with it; ``calls`` were made about all."""
+        half = len(requests) // 2
+        (request, outcome), *others = [*await self.ask(requests[:half]), *await self.ask(requests[half:])]
+        return [(request, replace(outcome, calls=outcome.calls + calls)), *others]
+
+    def _may_lie_in_one(self, refused: Refused) -> bool:
+        """Say whether a call about several questions may have been refused for the sake of one."""
+        of_a_question = refused.status in _OF_A_QUESTION or refused.status in self.settings.permanent
+        return refused.final and (of_a_question or refused.kind == "not asked")
 
     def _discreet(self, outcome: Answer | Failure) -> Answer | Failure:
         """Take secrets out of what a shape quotes."""
@@ -275,7 +296,13 @@ class _Walk(Walk):
         while True:
             conversation = self.shape.converse(requests, self.k)
             said = self._advance(conversation, None, None)
-            while isinstance(said, Call) and (reply := await self._fetch(said, requests, tally)) is not None:
+            while isinstance(said, Call):
+                try:
+                    reply = await self._fetch(said, requests, tally)
+                except Refused as refused:
+                    return self._end(conversation, refused)
+                if reply is None:
+                    break
                 tally.paid = True
                 said = self._advance(conversation, said, reply)
             if not isinstance(said, Call):
@@ -300,6 +327,18 @@ class _Walk(Walk):
             reason = f"{call.url} answered {reply.status} with {self.hide(str(error))}: {self.wire.excerpt(reply.body)}"
             raise Refused("senseless", reason) from error
 
+    def _end(self, conversation: Conversation, refused: Refused) -> list[Answer | Failure]:
+        """Return what came of a conversation whose last call was refused, where that call was for a page too many."""
+        if refused.status in _PAST_THE_END:
+            try:
+                conversation.throw(PastTheEnd())
+            except StopIteration as end:
+                outcomes: list[Answer | Failure] = end.value
+                return outcomes
+            except PastTheEnd:
+                pass
+        raise refused
+
     async def _fetch(self, call: Call, requests: list[Request], tally: _Tally) -> Reply | None:
         """Send a call until there is a reply, or no hope of one; ``None`` where it must not be sent again."""
         attempt, renewed = 1 + tally.begun_anew, False
@@ -308,7 +347,7 @@ class _Walk(Walk):
             token, sent_at = None, time.monotonic()
             try:
                 token = await self.wire.token(call)  # before the turn, as all who wait for one get it at once
-                await self._wait_for_turn()
+                await self._wait_for_turn(tally)
                 sent_at = time.monotonic()
                 signed = self.wire.sign(call, token)
                 self.meter.charge(requests)
@@ -350,14 +389,19 @@ class _Walk(Walk):
                 async with asyncio.timeout(_POLL):
                     await self.landed.wait()
 
-    async def _wait_for_turn(self) -> None:
-        """Keep to the rate, and to the waits that the API asks for."""
+    async def _wait_for_turn(self, tally: _Tally) -> None:
+        """Keep to the rate, and to the waits that the API asks for; who has paid waits though asking is stopped."""
         rate = self.settings.rate
-        wait = self.meter.turn(0.0 if rate is None else 1 / rate)
+        gap = 0.0 if rate is None else 1 / rate
+        wait = self.meter.turn(gap)
         while wait > 0:
-            if not await self._rest(wait):
+            if tally.paid:
+                await asyncio.sleep(wait)
+            elif not await self._rest(wait):
                 raise _Stopped
             wait = self.meter.held()
+            if wait > _PUNCTUAL:  # the turn came while nobody may send
+                wait = self.meter.turn(gap)
 
     async def _rest(self, seconds: float) -> bool:
         """Wait so long; false, at once, when asking is stopped."""

@@ -46,6 +46,13 @@ A reply that makes no sense is raised as `TeacherError`, which names what came b
 """
 
 
+class PastTheEnd(Exception):
+    """Thrown into a conversation at a call that was refused as one for a page past the last is, which it may end with.
+
+    A conversation that this cannot end lets it through.
+    """
+
+
 class Shape(Protocol):
     """How an API wants to be asked, and how it answers."""
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 from recdistill.data.dataset import RawId
 from recdistill.errors import TeacherError
 from recdistill.teachers.answers import Answer, Failure, Request, check_items, check_scores
-from recdistill.teachers.exchange import Call, Conversation, Reply
+from recdistill.teachers.exchange import Call, Conversation, PastTheEnd, Reply
 from recdistill.teachers.paths import Path
 from recdistill.teachers.shape_settings import ShapeSettings
 from recdistill.teachers.signing import Google, OAuth, credentials, fill_in, hide, secret, variables
@@ -142,7 +142,12 @@ class DeclaredShape:
         page, seen = None, set[RawId]()
         for page_number in count(self.settings.first_page):
             place = {"page": page, "page_number": page_number, "offset": len(items)}
-            reply = _content((yield self._call(values | place)))
+            try:
+                reply = _content((yield self._call(values | place)))
+            except PastTheEnd:
+                if not items:
+                    raise
+                break
             found = self._read(reply, size)
             if seen.issuperset(found.items):
                 if set(found.items) == seen and page_number == self.settings.first_page + 1:

@@ -8,7 +8,7 @@ import math
 import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import aclosing, closing, contextmanager
+from contextlib import aclosing, closing, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -36,6 +36,8 @@ _EXCERPT = 200
 """Characters of a reply that an error message quotes."""
 _ERROR_BYTES = 64 * 1024
 """Bytes that are read of a reply that is an error."""
+_ERROR_SECONDS = 2.0
+"""How long it is read at most: its status says what it means."""
 _LOGS = ["httpx2", *[f"httpcore2.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")]]
 """Where the HTTP library writes down addresses, and with them signatures, and the headers of replies."""
 _sending = ContextVar("sending", default=False)
@@ -62,6 +64,7 @@ class Refused(Exception):
         wait: seconds that the API asks to wait before.
         too_much: whether the API says that it is asked too hard.
         fatal: whether other requests will fare no better.
+        status: of a reply that was an error; 0 without one.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Refused(Exception):
         wait: float | None = None,
         too_much: bool = False,
         fatal: bool = False,
+        status: int = 0,
     ) -> None:
         super().__init__(reason)
         self.kind = kind
@@ -85,6 +89,7 @@ class Refused(Exception):
         self.wait = wait
         self.too_much = too_much
         self.fatal = fatal
+        self.status = status
 
     @property
     def final(self) -> bool:
@@ -189,7 +194,7 @@ class Wire:
         request = (signed.method, _address(signed.url))
         async with line.stream(*request, headers=signed.headers, content=signed.body) as response:
             if not response.is_success:
-                raise self._refusal(url, response, await _read(response, _ERROR_BYTES))
+                raise self._refusal(url, response, await _read_error(response))
             body = await _read(response, self.settings.largest_reply + 1)
         if len(body) > self.settings.largest_reply:
             raise Refused(
@@ -212,7 +217,7 @@ class Wire:
             reason += "; check the headers, the signature, and the environment variables they name"
             return Refused(str(status), reason, fatal=True)
         if status not in _RETRIED or status in self.settings.permanent:
-            return Refused(str(status), reason)
+            return Refused(str(status), reason, status=status)
         wait = retry_after(response.headers.get("Retry-After"))
         if wait is not None and wait > self.settings.longest_wait:
             reason += f"; it asks to wait {wait:,.0f} s, more than longest_wait ({self.settings.longest_wait:g} s)"
@@ -298,6 +303,14 @@ async def _read(response: httpx2.Response, most: int) -> bytes:
             if len(body) == most:
                 break
     return bytes(body)
+
+
+async def _read_error(response: httpx2.Response) -> bytes:
+    """Read the beginning of an error's body, or nothing where it cannot be read in a while."""
+    with suppress(httpx2.RequestError, TimeoutError):
+        async with asyncio.timeout(_ERROR_SECONDS):
+            return await _read(response, _ERROR_BYTES)
+    return b""
 
 
 def retry_after(value: str | None) -> float | None:
