@@ -226,10 +226,11 @@ class ShapeSettings(Settings):
                     f"{where}: {{{min(unknown)}}} stands for nothing here; {self._instead(min(unknown))}use one of: "
                     f"{', '.join(sorted(known))}"
                 )
-        if not self.placeholders & shown:
-            raise _refusal(
-                f"reads is {self.reads!r}, so url, query, body or question must name one of: {', '.join(sorted(shown))}"
-            )
+        told = "item" if self.reads == "session" else self.reads
+        if told not in self.placeholders:
+            others = [reads for reads in ("last_item", "user") if reads in self.placeholders]
+            instead = f", or reads be {others[0]!r}, as that is what they name" if others else ""
+            raise _refusal(f"reads is {self.reads!r}, so url, query, body or question must name {{{told}}}{instead}")
 
     def _instead(self, unknown: str) -> str:
         """Say what would make a placeholder stand for something."""
