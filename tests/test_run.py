@@ -357,6 +357,9 @@ def test_another_round_asks_everything_anew_and_rounds_teach_together(
     both = {"teacher": {"kind": "ensemble", "members": rounds}, "method": {"top_k": 4}}
     result = run_distillation(Run.parse(little_run | both), tmp_path / "both")
     assert (api.served, result.run.method.name) == (2 * asked, "bahsd")
+    longer = little_run | both | {"training": little_run["training"] | {"epochs": 9}}
+    with pytest.raises(SettingsError, match=rf"with --out, and name {ledger} as ledger of its members to use the answ"):
+        run_distillation(Run.parse(longer), tmp_path / "both")
 
 
 def test_what_a_second_opinion_was_chosen_by_is_kept_and_told(

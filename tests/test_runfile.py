@@ -215,9 +215,32 @@ def test_another_method_differs_in_its_settings_too() -> None:
     assert "method.depth: 20 and nothing" in differences
 
 
+def both(*members: dict[str, Any], **weights: Any) -> dict[str, Any]:
+    return {"kind": "ensemble", "members": list(members), **weights}
+
+
 def test_how_an_api_is_reached_and_what_it_may_cost_is_no_difference() -> None:
     """A run that stopped because the budget was spent, or the API moved, goes on with the answers it has."""
     moved = {"url": "https://new.example/recommend", "budget": 99, "rate": 2.0}
-    assert (
-        parse(teacher=API | {"identity": "shop"}).differences(parse(teacher=API | {"identity": "shop"} | moved)) == []
+    shop = API | {"identity": "shop"}
+    assert parse(teacher=shop).differences(parse(teacher=shop | moved)) == []
+    assert parse(teacher=both(shop, FILE)).differences(parse(teacher=both(shop | moved, FILE))) == []
+
+
+def test_an_api_that_would_be_known_by_another_name_is_a_difference() -> None:
+    """Its answers would all be bought anew, beside what the budget has paid for."""
+    moved = API | {"url": "https://new.example/recommend"}
+    said = (
+        'teacher.identity: "https://shop.example/recommend" and "https://new.example/recommend"; give the first as '
+        "identity, if both answer alike"
     )
+    assert parse(teacher=API).differences(parse(teacher=moved)) == [said]
+    assert parse(teacher=API).differences(parse(teacher=moved | {"identity": API["url"]})) == []
+    assert parse(teacher=both(FILE, API)).differences(parse(teacher=both(FILE, moved))) == [said]
+
+
+def test_members_of_an_ensemble_differ_one_by_one() -> None:
+    ledgers = [parse(teacher=both(API | {"ledger": f"/{name}"}, FILE)) for name in "ab"]
+    assert ledgers[0].differences(ledgers[1]) == ['teacher.members.1.ledger: "/a" and "/b"']
+    fewer, more = parse(teacher=both(FILE, FILE)), parse(teacher=both(FILE, FILE, API))
+    assert 'teacher.members.3.kind: nothing and "http"' in fewer.differences(more)

@@ -113,7 +113,7 @@ class ApiTeacher(HttpConfig):
     """File of paid answers; in the run's folder where not given. Runs that share it share the answers."""
     round: NonNegativeInt = 0
     """Another round asks everything anew, beside what is kept of the others: for an API whose answers vary. Two rounds
-    as members of an ensemble are fused, so that what both list goes first."""
+    as members of an ensemble are fused, so that what both list goes first; they share the budget."""
 
 
 class RunTeacher(Settings):
@@ -185,10 +185,11 @@ TEACHERS: dict[str, type[TeacherSettings]] = {
     "ensemble": Ensemble,
 }
 _MAY_CHANGE = {
-    "teacher": {"url", "headers", "signature", "budget", *TransportSettings.model_fields},
+    "teacher": {"url", "headers", "signature", "budget", "identity", *TransportSettings.model_fields},
     "training": {"device"},
 }
-"""How an API is reached, what it may cost, and where to train: a run that is taken up again may do this otherwise."""
+"""How an API is reached, what it may cost, and where to train: a run that is taken up again may do this otherwise, as
+long as an API is still known by the same name."""
 
 
 class Sections(Settings):
@@ -315,6 +316,12 @@ class Run:
             values["teacher"] = {"kind": self.teacher.kind, **plain(self.teacher)}
         return values
 
+    @property
+    def apis(self) -> list[ApiTeacher]:
+        """The teachers behind an API, the members of an ensemble included."""
+        members = self.teacher.members if isinstance(self.teacher, Ensemble) else [self.teacher]
+        return [member for member in members if isinstance(member, ApiTeacher)]
+
     def differences(self, other: Run) -> list[str]:
         """Say in what another run differs, such as ``training.epochs: 10 and 20``.
 
@@ -322,12 +329,18 @@ class Run:
         default method that is not known yet.
         """
         mine, others = _flat(self._beside(other).dump()), _flat(other._beside(self).dump())
-        names = [name for name in {**mine, **others} if name[1] not in _MAY_CHANGE.get(name[0], ())]
-        return [
+        found = [
             f"{'.'.join(name)}: {_show(mine.get(name))} and {_show(others.get(name))}"
-            for name in names
-            if mine.get(name) != others.get(name)
+            for name in {**mine, **others}
+            if mine.get(name) != others.get(name) and not _may_change(name)
         ]
+        for before, now in zip(self.apis, other.apis, strict=False):
+            if before.known_as != now.known_as:
+                found.append(
+                    f"teacher.identity: {_show(before.known_as)} and {_show(now.known_as)}; "
+                    "give the first as identity, if both answer alike"
+                )
+        return found
 
     def _beside(self, other: Run) -> Run:
         """Return the run by the method of another where it names none, as far as its settings allow."""
@@ -415,8 +428,16 @@ def _teacher(values: Values, where: str) -> TeacherSettings:
 def _flat(values: Values, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
     flat: dict[tuple[str, ...], Any] = {}
     for key, value in values.items():
+        if prefix == ("teacher",) and key == "members":
+            value = {str(number): member for number, member in enumerate(value, 1)}
         flat |= _flat(value, (*prefix, key)) if isinstance(value, dict) else {(*prefix, key): value}
     return flat
+
+
+def _may_change(name: tuple[str, ...]) -> bool:
+    """Say whether a setting may be another where a run is taken up again; a member of an ensemble is a teacher."""
+    setting = name[3] if name[:2] == ("teacher", "members") else name[1]
+    return setting in _MAY_CHANGE.get(name[0], ())
 
 
 def _show(value: Any) -> str:

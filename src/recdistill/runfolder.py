@@ -52,9 +52,13 @@ def claim(folder: Path, run: Run) -> None:
 
 def answers_elsewhere(run: Run, folder: Path) -> str:
     """Say, at the end of a sentence, how a run in another folder gets at the answers that this one has paid for."""
-    if not isinstance(run.teacher, ApiTeacher):
+    files = list(dict.fromkeys(str(ledger_file(api, folder)) for api in run.apis))
+    if not files:
         return ""
-    return f", and --set teacher.ledger={ledger_file(run.teacher, folder)} to use the answers already paid for"
+    named = f"--set teacher.ledger={files[0]}"
+    if not isinstance(run.teacher, ApiTeacher):
+        named = f"name {' and '.join(files)} as ledger of its members"
+    return f", and {named} to use the answers already paid for"
 
 
 def ledger_file(settings: ApiTeacher, folder: Path) -> Path:

@@ -34,6 +34,11 @@ class HttpConfig(ShapeSettings, TransportSettings):
     exclude_history: bool = True
     """Whether items of the history are dropped from the lists."""
 
+    @property
+    def known_as(self) -> str:
+        """The identity that was given, or one made of the url and what is asked there."""
+        return self.identity or (f"{self.address}#{self.fingerprint}" if self.fingerprint else self.address)
+
 
 class HttpTeacher(MeteredTeacher):
     """A recommender API; how calls are made, and what becomes of each fault, stands in `recdistill.teachers.client`.
@@ -75,8 +80,7 @@ class HttpTeacher(MeteredTeacher):
     @property
     def identity(self) -> str:
         """The name that was given, or one made of the url and what is asked there."""
-        config = self.config
-        return config.identity or (f"{config.address}#{config.fingerprint}" if config.fingerprint else config.address)
+        return self.config.known_as
 
     def answers(self, take: Take, k: int, meter: Meter | None = None) -> Iterator[list[Outcome]]:
         """Ask the API; on Ctrl-C what is in flight is still waited for and yielded, a second one stops at once.

@@ -298,6 +298,8 @@ class ShapeSettings(Settings):
         }
         if plain := {name.lower(): value for name, value in self.headers.items() if not variables(value)}:
             told["headers"] = plain  # one of them may name a model; those with secrets say who asks
+        if self.gives_scores and self.score != _default("score"):
+            told["score"] = self.score
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12] if told else ""
 
     def item_ids(self, ids: IdMap) -> IdMap:
