@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
+import polars as pl
 import pytest
 
 from recdistill.data.dataset import IdMap, Sequences
@@ -566,9 +567,22 @@ def test_a_file_turns_ids_both_ways(tmp_path: File) -> None:
     assert teacher.ranking({0: Answer(["sku9", "sku6"])}, Sequences.from_lists([[1]]), 2).items.tolist() == [[3, 0]]
 
 
+@pytest.mark.parametrize("name", ["ids.csv", "ids.parquet"])
+@pytest.mark.parametrize(("settings", "sent"), [({}, [12, 11]), ({"item_format": "{id}"}, ["12", "11"])])
+def test_integers_of_a_file_are_sent_as_such_unless_a_format_makes_them_text(
+    tmp_path: File, name: str, settings: dict[str, Any], sent: list[int | str]
+) -> None:
+    frame = pl.DataFrame({"id": ["hat", "cap"], "api_id": [11, 12]})
+    frame.write_csv(tmp_path / name) if name.endswith("csv") else frame.write_parquet(tmp_path / name)
+    teacher = HttpTeacher(IdMap(["hat", "cap"], first=1), url=URL, item_file=str(tmp_path / name), **settings)
+    assert teacher.requests(Sequences.from_lists([[2, 1]]))[0].history == sent
+    assert teacher.ranking({0: Answer(sent[1:])}, Sequences.from_lists([[2]]), 1).items.tolist() == [[1]]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
+        ("id,api_id\n5,1.5\n6,2\n7,3\n", "an api_id is .1.5., a decimal number; ids are integers or strings"),
         ("id,api_id\n5,x\n", "gives no api_id for 2 of 3 items, for example .*6.*7"),
         ("id,api_id\n5,x\n6,x\n7,y\n", "each api_id once, but names one twice"),
         ("id,api_id\n5,x\n5,y\n6,z\n7,w\n", "each id and each api_id once"),

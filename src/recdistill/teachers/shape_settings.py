@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 import polars as pl
 from pydantic import AfterValidator, Field, JsonValue, NonNegativeInt, PositiveInt, model_validator
 
+from recdistill.data.columns import parse_ids
 from recdistill.data.dataset import IdMap
 from recdistill.data.files import open_tables
 from recdistill.errors import SettingsError
@@ -144,9 +145,11 @@ class ShapeSettings(Settings):
     gives_scores: bool = False
     """Whether to read scores; an answer without them is then a failure."""
     item_format: IdFormat | None = None
-    """The API's id of an item, made from that of the data, such as ``item-{id}``; ``{id}`` alone makes it text."""
+    """The API's id of an item, made from that of the data or the file, such as ``item-{id}``; ``{id}`` alone makes it
+    text."""
     item_file: IdFile | None = None
-    """File with the API's id of each item: columns ``id``, as in the data, and ``api_id``. Replaces the format."""
+    """File with the API's id of each item: columns ``id``, as in the data, and ``api_id``, sent as integers where all
+    are such. The format, if there is one, is filled with these."""
     user_format: IdFormat | None = None
     """The API's id of a user, made from that of the data."""
     varies: bool = False
@@ -309,7 +312,7 @@ class ShapeSettings(Settings):
             SettingsError: when the file names no id for an item, or one id twice, or padding looks like an item.
             DataError: when it cannot be read.
         """
-        named = _formatted(ids, self.item_format) if self.item_file is None else self._filed(ids, self.item_file)
+        named = _formatted(ids if self.item_file is None else self._filed(ids, self.item_file), self.item_format)
         if self.tensors is not None:
             _check_padding(self.tensors.padding, named)
         return named
@@ -322,7 +325,7 @@ class ShapeSettings(Settings):
     def _filed(ids: IdMap, path: str) -> IdMap:
         """Return the ids that a file gives to items."""
         frames = [table.frame for table in open_tables(path, {"id": "id", "api_id": "api_id"})]
-        pairs = pl.concat(frames).cast(pl.String).unique()
+        pairs = pl.concat(frames, how="vertical_relaxed").select(pl.col("id").cast(pl.String), "api_id").unique()
         if pairs["id"].n_unique() < len(pairs) or pairs["api_id"].n_unique() < len(pairs):
             raise SettingsError(f"{path} must name each id and each api_id once, but names one twice.")
         named = ids.raw.cast(pl.String).to_frame("id").join(pairs, on="id", how="left", maintain_order="left")
@@ -331,7 +334,10 @@ class ShapeSettings(Settings):
                 f"{path} gives no api_id for {len(missing):,} of {len(ids):,} items, for example "
                 f"{missing[:3]}; add them, or leave the items out of the data."
             )
-        return IdMap(named["api_id"], first=ids.first)
+        api_ids, bad = parse_ids(named["api_id"], text_ids=False)
+        if len(bad):
+            raise SettingsError(f"{path}: an api_id {bad['problem'][0]}.")
+        return IdMap(api_ids, first=ids.first)
 
 
 def _formatted(ids: IdMap, format: str | None) -> IdMap:
