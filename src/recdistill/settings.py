@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recdistill.errors import SettingsError
-
-_MAY_BE_SECRET = frozenset({"headers", "signature"})
-"""Settings whose values no error repeats."""
 
 
 class Settings(BaseModel):
@@ -20,6 +17,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True, allow_inf_nan=False
     )
+    never_shown: ClassVar[frozenset[str]] = frozenset()
+    """Settings whose values no error repeats, as they may be secret."""
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, where: str = "settings") -> Self:
@@ -44,7 +43,7 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; choose one of: {', '.join(sorted(known))}"
 
 
-def _explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
+def _explain(error: ValidationError, model: type[Settings], where: str) -> str:
     lines = []
     for problem in error.errors():
         path = [str(part) for part in problem["loc"]]
@@ -53,7 +52,7 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
             known = _fields_at(model, path[:-1])
             lines.append(f"{where}: unknown setting {name!r}{nearest(path[-1], known)}")
         else:
-            hidden = isinstance(problem["input"], Mapping) or not _MAY_BE_SECRET.isdisjoint(path)
+            hidden = isinstance(problem["input"], Mapping) or not model.never_shown.isdisjoint(path)
             got = "" if hidden else f" (got {problem['input']!r})"
             lines.append(f"{where}: {name or 'value'}: {problem['msg']}{got}")
     return "\n".join(lines)

@@ -391,3 +391,15 @@ def test_a_dead_api_is_given_up_and_what_was_bought_is_kept(api: RawApi, tmp_pat
             keeper.rank(histories, 2)
         assert keeper.stats().answers == 50
     assert len(api.asked) <= 50 + 2 * 8
+
+
+def test_an_api_that_sends_pages_of_html_is_given_up_though_it_has_answered(api: RawApi, tmp_path: Path) -> None:
+    """It is being mended; what it was asked meanwhile is asked again by the next run."""
+    api.answer = lambda body: GOOD if len(api.asked) == 1 else response(b"<html>back soon</html>")
+    histories = Sequences.from_lists([[row // 26 + 1, row % 26 + 1] for row in range(200)])
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        keeper = LedgerTeacher(teacher(api, concurrency=1), ledger)
+        with pytest.raises(TeacherError, match="gave up after 10 failed requests in a row"):
+            keeper.rank(histories, 2)
+        assert (keeper.stats().answers, keeper.stats().refused) == (1, 0)
+    assert len(api.asked) == 11

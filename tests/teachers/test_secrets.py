@@ -300,6 +300,23 @@ def test_an_item_that_is_called_like_a_variable_is_kept(
         ({"url": f"https://shop.example/?access_token={quote(SECRET, '')}"}, "url: access_token must hold no secret"),
         ({"url": "https://me:Zx9@shop.example/"}, "url must hold no secret"),
         ({"url": "{server}/r", "values": {"server": "https://me:Zx9@shop.example"}}, "url must hold no secret"),
+        ({"url": "https://shop.example/r#api_key=Zx9"}, "url: api_key must hold no secret"),
+        ({"url": "me:Zx9@shop.example/r"}, r"url must be a full address .*, but is '\*\*\*@shop.example/r'"),
+        ({"url": "shop.example/r?k=Zx9"}, "url must be a full address .*, but is 'shop.example/r…'"),
+        ({"url": "https://shop.example/r#Zx9"}, "url: what follows the # in 'https://shop.example/r…' is not sent"),
+        ({"query": {"api_key": ["Zx9"]}}, "query.api_key"),
+        ({"query": {"api_key": 912345}}, "query: api_key must hold no secret"),
+        ({"body": {"h": "{history}", "api_keys": ["Zx9"]}}, "body: api_keys must hold no secret"),
+        ({"item": {"id": "{item}", "api_key": "Zx9"}}, "item: api_key must hold no secret"),
+        (
+            {
+                "body": "{questions}",
+                "answers": "a[*]",
+                "question": {"h": "{history}", "token": "Zx9"},
+            },
+            "question: token must hold no secret",
+        ),
+        ({"signature": OAUTH | {"token_url": "login.example/t?client_secret=Zx9"}}, "but is 'login.example/t…'"),
         ({"signature": {"kind": "hmac", "key": SECRET}}, "signature names an environment variable"),
         ({"signature": OAUTH | {"client_secret": SECRET}}, "signature names an environment variable"),
         ({"signature": OAUTH | {"token_url": "https://me:Zx9@login.example"}}, "token_url must hold no secret"),
@@ -316,6 +333,10 @@ def test_what_only_sounds_like_a_secret_may_be_sent() -> None:
     names = {"passage": "1", "design": "b", "session_kind": "web"}
     body = {"history": "{history}", "tokens": 3, "sort_key": "{sort}", **names}
     assert HttpConfig.parse({"url": "https://shop.example", "body": body, "values": {"sort": "price"}}).body == body
+
+
+def test_a_number_that_is_no_key_may_have_a_name_like_one() -> None:
+    assert HttpConfig.parse({"url": "https://shop.example", "query": {"max_tokens": 100}}).query == {"max_tokens": 100}
 
 
 @pytest.mark.parametrize(

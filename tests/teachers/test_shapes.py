@@ -632,7 +632,7 @@ def test_a_file_of_ids_that_leaves_doubts_is_refused(tmp_path: File, content: st
         ({"item_format": "item"}, "must name {id} once"),
         ({"gives_scores": True, "score": ""}, "this API gives none"),
         ({"url": "ftp://shop.example"}, "must be a full address"),
-        ({"url": "https://shop.example/like#top"}, "what follows a # is not sent"),
+        ({"url": "https://shop.example/like#top"}, r"what follows the # in .https:..shop.example.like…. is not sent"),
     ],
 )  # fmt: skip
 def test_settings_that_contradict_each_other_are_refused(given: dict[str, Any], said: str) -> None:
@@ -654,3 +654,11 @@ def test_answers_are_kept_apart_where_different_things_are_asked_at_one_address(
     assert identity(**related, identity="shop-1") == "shop-1"
     assert len({identity(headers={"X-Model": model}) for model in ("a", "b", "b")} | {identity()}) == 3
     assert identity(headers={"X-Key": "${SHOP_KEY}"}) == identity()
+
+
+def test_a_header_is_filled_with_values_and_variables_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_SCOPE", "read")
+    declared = settings(headers={"X-Scope": "${SHOP_SCOPE}/{campaign}"}, values={"campaign": "spring"})
+    shape = DeclaredShape(declared)
+    call = next(shape.converse([Request(0, [1])], 3))
+    assert shape.sign(call, None).headers["X-Scope"] == "read/spring"

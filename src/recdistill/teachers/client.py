@@ -37,9 +37,10 @@ a list too long                                        cut by the shape         
 a short or empty list                                  an answer                                          yes
 items twice, unknown or of the history; any Unicode    an answer, kept as it is; such items are dropped,  yes
                                                        and counted, each time that it is read
-``give_up_after`` failures in a row, or nothing but    what is in flight is finished, nothing more is
-calls that did not get through for ``dead_after``      sent, and a `TeacherError` says so
-seconds
+``give_up_after`` failures in a row, ten times as      what is in flight is finished, nothing more is
+many of questions refused each for what it is by an    sent, and a `TeacherError` says so
+API that has answered; or nothing but calls that did
+not get through for ``dead_after`` seconds
 =====================================================  =================================================  ==========
 """
 
@@ -64,7 +65,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from recdistill.errors import BudgetExhausted, TeacherError
 from recdistill.settings import Settings
 from recdistill.teachers.answers import Answer, Failure, Outcome, Request, Take
-from recdistill.teachers.exchange import Call, Conversation, PastTheEnd, Reply, Shape
+from recdistill.teachers.exchange import Call, Conversation, Garbled, PastTheEnd, Reply, Shape
 from recdistill.teachers.loop import PrivateLoop
 from recdistill.teachers.meter import Charge, Meter, Pace, Unsent
 from recdistill.teachers.walk import Streak, Walk
@@ -102,7 +103,7 @@ class TransportSettings(Settings):
     """Most seconds between two calls for one request; where the API's Retry-After asks for more, asking ends."""
     give_up_after: PositiveInt = 10
     """Failed requests in a row after which no more are sent; ten times as many where an API that has answered others
-    refuses each for what it is, and of those that failed in an earlier run."""
+    refuses each for what it is, though not by what is no JSON, and of those that failed in an earlier run."""
     dead_after: PositiveFloat = 120.0
     """Seconds of nothing but calls that did not get through, after which no more are sent; waits that the API asked for
     do not count, and neither does what it refuses for good."""
@@ -323,9 +324,10 @@ class _Walk(Walk):
             if call is None or reply is None:
                 raise Refused("not asked", f"the question cannot be asked: {error}") from error
             self.calls["answered"] -= 1
-            self.calls["senseless"] += 1
+            kind = "garbled" if isinstance(error, Garbled) else "senseless"
+            self.calls[kind] += 1
             reason = f"{call.url} answered {reply.status} with {self.hide(str(error))}: {self.wire.excerpt(reply.body)}"
-            raise Refused("senseless", reason) from error
+            raise Refused(kind, reason) from error
 
     def _end(self, conversation: Conversation, refused: Refused) -> list[Answer | Failure]:
         """Return what came of a conversation whose last call was refused, where that call was for a page too many."""
@@ -459,7 +461,9 @@ class _Walk(Walk):
         if refused.fatal:
             self._give_up("gave up, as other requests will fare no better", refused)
         answers = self.client.has_answered or self.meter.has_answered
-        little = (refused.final and answers) or all(request.failed_before for request in requests)
+        little = (refused.final and refused.kind != "garbled" and answers) or all(
+            request.failed_before for request in requests
+        )
         if n := self.streak.add(little=little):
             self._give_up(f"gave up after {n} failed requests in a row (give_up_after)", refused)
 

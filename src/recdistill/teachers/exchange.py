@@ -10,6 +10,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from recdistill.errors import TeacherError
 from recdistill.teachers.answers import Answer, Failure, Request
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class PastTheEnd(Exception):
 
     A conversation that this cannot end lets it through.
     """
+
+
+class Garbled(TeacherError):
+    """A reply that is of no shape at all, such as the page of a site that is being mended."""
 
 
 class Shape(Protocol):

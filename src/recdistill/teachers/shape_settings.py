@@ -20,11 +20,13 @@ from recdistill.errors import SettingsError
 from recdistill.settings import Settings
 from recdistill.teachers.paths import Path
 from recdistill.teachers.presets import with_preset
-from recdistill.teachers.signing import Signature, names_secrets, sounds_secret, variables
+from recdistill.teachers.signing import Signature, names_secrets, sounds_secret, variables, without_secrets
 from recdistill.teachers.templates import names, write
 from recdistill.teachers.tensors import Stacking
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_LONG = 10_000
+"""A number from here on may be a key; a smaller one says how much of something there is to be."""
 
 Plain: TypeAlias = str | int | float | bool
 Reads: TypeAlias = Literal["history", "session", "last_item", "user"]
@@ -89,6 +91,8 @@ class ShapeSettings(Settings):
     ``{page}`` what the reply before said under ``next_page``. Pages are put together as they come: an item that is on
     two of them is one that the list names twice, and the first page without a new one ends the list.
     """
+
+    never_shown = frozenset({"url", "headers", "query", "values", "body", "question", "item", "signature"})
 
     preset: str | None = None
     """A shape that is known by name; what is set here replaces what it sets, and tables are merged. It is read once:
@@ -174,9 +178,11 @@ class ShapeSettings(Settings):
         self._check_calls()
         address = urlsplit(self.address)
         if address.scheme not in ("http", "https") or not address.hostname:
-            raise _refusal(f"url must be a full address like https://shop.example/recommend, but is {self.url!r}")
+            raise _refusal(
+                f"url must be a full address like https://shop.example/recommend, but is {without_secrets(self.url)}"
+            )
         if address.fragment:
-            raise _refusal(f"url: what follows a # is not sent, and must not be part of it: {self.url!r}")
+            raise _refusal(f"url: what follows the # in {without_secrets(self.url)} is not sent; leave it out")
         if self.gives_scores and not self.score:
             raise _refusal("gives_scores is set, but this API gives none; leave it out, or say in score where they are")
         return self
@@ -184,7 +190,10 @@ class ShapeSettings(Settings):
     def _check_secrets(self) -> None:
         """Refuse what looks like a secret, without showing it."""
         address = urlsplit(self.address)
-        given = {"url": dict(parse_qsl(address.query)), "query": self.query, "values": self.values, "body": self.body}
+        given = {
+            "url": dict(parse_qsl(f"{address.query}&{address.fragment}")),
+            **{table: getattr(self, table) for table in ("query", "values", "body", "question", "item")},
+        }
         found = [f"{table}: {name}" for table, value in given.items() for name in _texts(value) if sounds_secret(name)]
         if "@" in address.netloc or found:
             place = found[0] if found else "url"
@@ -366,16 +375,18 @@ def _are_tensors(question: Any) -> bool:
     )
 
 
-def _texts(template: Any) -> Iterator[str]:
-    """Yield the names of all members, at any depth, whose value is text as it stands."""
+def _texts(template: Any, name: str | None = None) -> Iterator[str]:
+    """Yield the names of all members, at any depth, that hold a text as it stands, or a number as long as a secret."""
     if isinstance(template, Mapping):
-        for name, value in template.items():
-            if isinstance(value, str) and not names(value):
-                yield name
-            yield from _texts(value)
+        for inner, value in template.items():
+            yield from _texts(value, inner)
     elif isinstance(template, list):
         for value in template:
-            yield from _texts(value)
+            yield from _texts(value, name)
+    elif name is not None and (
+        (isinstance(template, str) and not names(template)) or (isinstance(template, int) and abs(template) >= _LONG)
+    ):
+        yield name
 
 
 def _default(name: str) -> Any:

@@ -15,7 +15,7 @@ from uuid import uuid4
 from recdistill.data.dataset import RawId
 from recdistill.errors import TeacherError
 from recdistill.teachers.answers import Answer, Failure, Request, check_items, check_scores
-from recdistill.teachers.exchange import Call, Conversation, PastTheEnd, Reply
+from recdistill.teachers.exchange import Call, Conversation, Garbled, PastTheEnd, Reply
 from recdistill.teachers.paths import Path
 from recdistill.teachers.shape_settings import ShapeSettings
 from recdistill.teachers.signing import Google, OAuth, credentials, fill_in, hide, secret, variables
@@ -78,7 +78,8 @@ class DeclaredShape:
         Raises:
             SettingsError: when an environment variable that they need is not set.
         """
-        headers = {name: fill_in(value) for name, value in self.settings.headers.items() if variables(value)}
+        own, given = self.settings.values, self.settings.headers
+        headers = {name: fill_in(write(value, own)) for name, value in given.items() if variables(value)}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         call = replace(call, headers={**call.headers, **headers})
@@ -264,7 +265,7 @@ def _content(reply: Reply) -> Any:
     try:
         return json.loads(reply.body)
     except (ValueError, RecursionError) as error:
-        raise TeacherError("something that is not JSON") from error
+        raise Garbled("something that is not JSON") from error
 
 
 def _time(place: int) -> str:

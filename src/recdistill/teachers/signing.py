@@ -73,6 +73,17 @@ def names_secrets(text: str) -> bool:
     return _PROOF.fullmatch(text) is not None
 
 
+def without_secrets(url: str) -> str:
+    """Show an address without what may be a password or a key in it.
+
+    >>> without_secrets("me:pass@shop.example/r"), without_secrets("shop.example?key=1")
+    ("'***@shop.example/r'", "'shop.example…'")
+    """
+    place = url.rpartition("@")[2]
+    shown = re.split("[?#]", place)[0]
+    return repr(("***@" if place != url else "") + shown + ("…" if shown != place else ""))
+
+
 def fill_in(text: str) -> str:
     """Put environment variables into a header.
 
@@ -187,7 +198,8 @@ def _checked_address(url: str) -> str:
     address = urlsplit(url)
     if address.scheme not in ("http", "https") or not address.hostname:
         raise SettingsError(
-            f"http teacher: token_url must be a full address like https://login.example/token, but is {url!r}"
+            f"http teacher: token_url must be a full address like https://login.example/token, but is "
+            f"{without_secrets(url)}"
         )
     if "@" in address.netloc or any(sounds_secret(name) for name, _ in parse_qsl(address.query)):
         raise SettingsError("http teacher: token_url must hold no secret, it is written to results")
