@@ -351,8 +351,8 @@ def test_another_round_asks_everything_anew_and_rounds_teach_together(
     first, second = (Run.parse(little_run | ask(api, ledger=ledger, round=round)) for round in (0, 1))
     run_distillation(first, tmp_path / "first")
     asked = api.served
-    found = label(second, tmp_path / "second", Quiet(), told=lambda plan: None)
-    assert (api.served, found.stats.spent) == (2 * asked, 2 * asked)
+    found = label(second, tmp_path / "second", Quiet(), told=lambda plans: None)
+    assert (api.served, found.stats[0].spent) == (2 * asked, 2 * asked)
     rounds = [ask(api, ledger=ledger, round=round)["teacher"] for round in (0, 1)]
     both = {"teacher": {"kind": "ensemble", "members": rounds}, "method": {"top_k": 4}}
     result = run_distillation(Run.parse(little_run | both), tmp_path / "both")

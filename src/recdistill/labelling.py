@@ -6,8 +6,8 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,13 +21,13 @@ from recdistill.evaluation.believing import Belief, weigh_lists
 from recdistill.methods.base import Method, Setting, default_method
 from recdistill.methods.opinion import FEWEST_CASES, SecondOpinionConfig, rules_beside
 from recdistill.run import Report, ask_about_test, load_same_split, load_split, set_up_run
-from recdistill.runfile import ApiTeacher, Run
-from recdistill.runfolder import claim, ledger_file, note
-from recdistill.runteachers import kept_in, open_teacher
+from recdistill.runfile import Run, TeacherSettings
+from recdistill.runfolder import claim, note
+from recdistill.runteachers import keep_answers, open_teacher
 from recdistill.teachers.answers import Answer, Outcome, Ranking
-from recdistill.teachers.base import Deputy
+from recdistill.teachers.base import Deputy, Teacher
+from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.http import HttpTeacher
-from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_records import Stats
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 
@@ -92,8 +92,8 @@ class Plan:
         return np.full(len(told), total / self.stats.answers)
 
 
-def plan(run: Run, folder: Path) -> Plan:
-    """Find out what a run would ask, and ask nothing.
+def plan(run: Run, folder: Path) -> list[Plan]:
+    """Find out what a run would ask each of its APIs, and ask nothing.
 
     Test cases come first, then the method is led through its questions by made-up answers. A method whose questions
     depend on the answers may ask others in earnest, but not many more.
@@ -101,76 +101,84 @@ def plan(run: Run, folder: Path) -> Plan:
     Raises:
         SettingsError: when the run has no teacher behind an API, or what it has does not fit.
     """
-    settings = _api_of(run)
+    settings = _teacher_of(run)
     split = load_split(run)
-    api = open_teacher(settings, split)
-    _, method, setting = set_up_run(run.by_default(default_method(api)), split, api)
-    with _ledger_or_none_yet(ledger_file(settings, folder)) as ledger:
-        return _plan(run, split, method, setting, kept_in(ledger, api, settings))
+    teacher = open_teacher(settings, split)
+    run = run.by_default(default_method(teacher))
+    _, method, setting = set_up_run(run, split, teacher)
+    with ExitStack() as ledgers, tempfile.TemporaryDirectory() as nowhere:
+        asked = keep_answers(settings, teacher, folder, ledgers, instead=Path(nowhere))
+        return _plan(run, split, method, replace(setting, teacher=asked))
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
     """What asking has brought."""
 
-    stats: Stats
-    """What was asked and spent, before included."""
+    stats: list[Stats]
+    """What each API was asked and what was spent on it, before included."""
     belief: Belief | None
     """How far the answers are to be believed against the logs, told from validation cases; ``None`` where fewer than a
     hundred of these were among the questions, as where they are asked about other histories than training reads.
     """
 
 
-def label(run: Run, folder: Path, report: Report, *, told: Callable[[Plan], None]) -> Labelled:
+def label(run: Run, folder: Path, report: Report, *, told: Callable[[list[Plan]], None]) -> Labelled:
     """Ask what a run's method will want to know, so that training later finds it in the ledger.
 
     Args:
         run: whose data, method and teacher.
         folder: the run's; the run itself may go on there.
         report: who is told how it goes.
-        told: is given the plan before anything is asked.
+        told: is given the plan for each API before anything is asked.
 
     Raises:
         SettingsError: when the run has no teacher behind an API, or what it has does not fit.
         TeacherError: when the API refuses the key, or seems dead; what was bought is in the ledger.
     """
-    settings = _api_of(run)
+    settings = _teacher_of(run)
     claim(folder, run)
     split = load_same_split(run, folder)
-    api = open_teacher(settings, split)
-    run = run.by_default(default_method(api))
+    teacher = open_teacher(settings, split)
+    run = run.by_default(default_method(teacher))
     claim(folder, run)
-    _, method, setting = set_up_run(run, split, api)
+    _, method, setting = set_up_run(run, split, teacher)
     note(folder, run, split.dataset)
-    with Ledger(ledger_file(settings, folder)) as ledger:
-        keeper = kept_in(ledger, api, settings)
-        before = _plan(run, split, method, setting, keeper)
+    with ExitStack() as ledgers:
+        teacher = keep_answers(settings, teacher, folder, ledgers)
+        setting = replace(setting, teacher=teacher)
+        before, keepers = _plan(run, split, method, setting), _keepers(teacher)
         told(before)
-        keeper.watch = watch = _Watch(keeper, before.affordable, report)
-        ask_about_test(run, split, keeper)
-        method.prepare(replace(setting, teacher=keeper))
+        watch = _Watch(keepers, sum(each.affordable for each in before), report)
+        for keeper in keepers:
+            keeper.watch = watch
+        ask_about_test(run, split, teacher)
+        method.prepare(setting)
         watch.end()
-        return Labelled(keeper.stats(), _believe(split, method, setting, keeper, before.depth))
+        return Labelled([keeper.stats() for keeper in keepers], _believe(split, method, setting, before[0].depth))
 
 
-def _believe(split: Split, method: Method, setting: Setting, keeper: LedgerTeacher, k: int) -> Belief | None:
+def _believe(split: Split, method: Method, setting: Setting, k: int) -> Belief | None:
     """Weigh what was answered about validation cases against the logs, if the method can; nothing is asked."""
+    teacher = setting.teacher
+    assert teacher is not None, "somebody was asked"
     if not isinstance(method.config, SecondOpinionConfig) or setting.train.lengths.max() < 2:  # no rules of one item
         return None
-    there = keeper.has(split.valid.histories, k, users=split.valid.users)
+    asked = [keeper.has(split.valid.histories, k, users=split.valid.users) for keeper in _keepers(teacher)]
+    there = np.all(asked, axis=0)
     if there.sum() < FEWEST_CASES:
         return None
     cases = split.valid.take(np.flatnonzero(there))
-    answers = keeper.rank(cases.histories, k, users=cases.users)
-    logs = rules_beside(keeper, setting).rank(cases.histories, k)
+    answers = teacher.rank(cases.histories, k, users=cases.users)
+    logs = rules_beside(teacher, setting).rank(cases.histories, k)
     return weigh_lists(answers, logs, cases, n_items=split.dataset.n_items)
 
 
 class _Watch:
     """Tells of progress, spend, rate, errors by class and time left, each time that something was settled."""
 
-    def __init__(self, keeper: LedgerTeacher, total: int, report: Report) -> None:
-        self.keeper = keeper
+    def __init__(self, keepers: Sequence[LedgerTeacher], total: int, report: Report) -> None:
+        self.keepers = keepers
         self.total = total
         self.report = report
         self.answered = 0
@@ -191,10 +199,13 @@ class _Watch:
     def _note(self, now: float) -> str:
         rate = self.answered / max(now - self.began, 1e-9)
         left = max(0, self.total - self.answered) / rate if rate else math.inf
-        parts = [f"spent {self.keeper.ledger.spent(self.keeper.identity):,} {self.keeper.charge}", f"{rate:,.0f}/s"]
-        if isinstance(self.keeper.teacher, HttpTeacher):
-            calls = self.keeper.teacher.client.calls
-            parts += [f"{kind} ×{n:,}" for kind, n in sorted(calls.items()) if n and kind != "answered"]
+        spent = {
+            keeper.identity: f"{keeper.ledger.spent(keeper.identity):,} {keeper.charge}" for keeper in self.keepers
+        }
+        parts = [f"spent {' and '.join(spent.values())}", f"{rate:,.0f}/s"]
+        clients = [keeper.teacher.client for keeper in self.keepers if isinstance(keeper.teacher, HttpTeacher)]
+        calls = sum((client.calls for client in clients), Counter[str]())
+        parts += [f"{kind} ×{n:,}" for kind, n in sorted(calls.items()) if n and kind != "answered"]
         return "  ".join([*parts, f"{duration(left)} left"])
 
 
@@ -216,38 +227,43 @@ class _Rehearsal(Deputy):
         return Ranking(items, -items.astype(np.float32) if self.gives_scores else None)
 
 
-def _plan(run: Run, split: Split, method: Method, setting: Setting, keeper: LedgerTeacher) -> Plan:
-    settings = _api_of(run)
-    rehearsal = _Rehearsal(keeper)
-    ask_about_test(run, split, rehearsal)
-    method.prepare(replace(setting, teacher=rehearsal, valid=None))  # made-up answers are not weighed
-    return Plan(
-        questions=len(rehearsal.asked),
-        calls=np.array(list(rehearsal.calls.values()), np.int64),
-        depth=Counter(k for k, _ in rehearsal.asked).most_common(1)[0][0] if rehearsal.asked else 0,
-        batch_size=settings.batch_size,
-        stats=keeper.stats(),
-        concurrency=settings.concurrency,
-        rate=settings.rate,
-        seconds_each=keeper.ledger.seconds_each(keeper.identity),
-    )
+def _plan(run: Run, split: Split, method: Method, setting: Setting) -> list[Plan]:
+    """Lead a method through its questions; an API answers from its ledger, or makes it up."""
+    teacher = setting.teacher
+    assert teacher is not None, "there is somebody to ask"
+    rehearsals = [_Rehearsal(keeper) for keeper in _keepers(teacher)]
+    rehearsed: Teacher = rehearsals[0]
+    if isinstance(teacher, EnsembleTeacher):
+        waiting = iter(rehearsals)
+        members = [next(waiting) if isinstance(member, LedgerTeacher) else member for member in teacher.teachers]
+        rehearsed = EnsembleTeacher(members, weights=teacher.weights)
+    ask_about_test(run, split, rehearsed)
+    method.prepare(replace(setting, teacher=rehearsed, valid=None))  # made-up answers are not weighed
+    return [
+        Plan(
+            questions=len(rehearsal.asked),
+            calls=np.array(list(rehearsal.calls.values()), np.int64),
+            depth=Counter(k for k, _ in rehearsal.asked).most_common(1)[0][0] if rehearsal.asked else 0,
+            batch_size=settings.batch_size,
+            stats=rehearsal.keeper.stats(),
+            concurrency=settings.concurrency,
+            rate=settings.rate,
+            seconds_each=rehearsal.keeper.ledger.seconds_each(rehearsal.keeper.identity),
+        )
+        for rehearsal, settings in zip(rehearsals, run.apis, strict=True)
+    ]
 
 
-def _api_of(run: Run) -> ApiTeacher:
-    if not isinstance(run.teacher, ApiTeacher):
+def _keepers(teacher: Teacher) -> list[LedgerTeacher]:
+    """Return the teachers whose answers are kept, in the order of the APIs that a run names."""
+    members = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher]
+    return [member for member in members if isinstance(member, LedgerTeacher)]
+
+
+def _teacher_of(run: Run) -> TeacherSettings:
+    if run.teacher is None or not run.apis:
         raise SettingsError('only an API is probed, and this run has none: add [teacher] with kind = "http"')
     return run.teacher
-
-
-@contextmanager
-def _ledger_or_none_yet(path: Path) -> Iterator[Ledger]:
-    """Open a ledger if it is there, else one that is thrown away."""
-    if path.exists():
-        with Ledger(path) as ledger:
-            yield ledger
-    else:
-        with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / path.name) as ledger:
-            yield ledger
 
 
 def duration(seconds: float) -> str:

@@ -58,7 +58,9 @@ def open_teacher(settings: TeacherSettings, split: Split, device: torch.device |
     return HttpTeacher(split.dataset.items, settings, users=split.dataset.users)
 
 
-def keep_answers(settings: TeacherSettings, teacher: Teacher, folder: Path, ledgers: ExitStack) -> Teacher:
+def keep_answers(
+    settings: TeacherSettings, teacher: Teacher, folder: Path, ledgers: ExitStack, *, instead: Path | None = None
+) -> Teacher:
     """Give the teacher, what its APIs answer, and have answered, kept in ledgers that stay open as long as the stack.
 
     Args:
@@ -66,20 +68,17 @@ def keep_answers(settings: TeacherSettings, teacher: Teacher, folder: Path, ledg
         teacher: as `open_teacher` gives it.
         folder: of the run, where the ledger is unless the settings name another place.
         ledgers: is given the ledgers to close.
+        instead: where an empty ledger lies in the place of each that is not there yet, so that none is made.
     """
     if isinstance(settings, ApiTeacher):
-        ledger = ledgers.enter_context(Ledger(ledger_file(settings, folder)))
-        return kept_in(ledger, teacher, settings)
+        path = ledger_file(settings, folder)
+        ledger = ledgers.enter_context(Ledger(path if instead is None or path.exists() else instead / path.name))
+        return LedgerTeacher(teacher, ledger, budget=settings.budget, round=settings.round)
     if isinstance(teacher, EnsembleTeacher) and isinstance(settings, Ensemble):
         pairs = zip(settings.members, teacher.teachers, strict=True)
-        kept = [keep_answers(named, member, folder, ledgers) for named, member in pairs]
+        kept = [keep_answers(named, member, folder, ledgers, instead=instead) for named, member in pairs]
         return EnsembleTeacher(kept, weights=settings.weights)
     return teacher
-
-
-def kept_in(ledger: Ledger, api: Teacher, settings: ApiTeacher) -> LedgerTeacher:
-    """Give the API that a run names with its answers kept in a ledger, within its budget."""
-    return LedgerTeacher(api, ledger, budget=settings.budget, round=settings.round)
 
 
 def local_teacher(

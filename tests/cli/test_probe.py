@@ -320,3 +320,32 @@ def test_what_was_measured_counts_unless_questions_are_known_to_differ() -> None
     assert (pages.affordable, pages.seconds) == (6, 9.0)
     sessions = replace(pages, calls=np.array([4, 3, 2, 9]))
     assert (sessions.affordable, sessions.seconds) == (3, 9.0)
+
+
+def test_every_api_of_an_ensemble_is_planned_and_asked(
+    capsys: pytest.CaptureFixture[str], run_file: Path, api: RawApi, tmp_path: Path
+) -> None:
+    """One of them is asked within a budget, and the other about everything."""
+    members = [{"kind": "http", "url": api.url, "identity": name, "first_wait": 0.01} for name in ("new", "old")]
+    members[0]["budget"] = 40
+    before, after = run_file.read_text().split("[teacher]\n")
+    named = "[teacher]\nkind = 'ensemble'\n" + "".join(
+        "[[teacher.members]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in member.items())
+        for member in members
+    )
+    run_file.write_text(before + named + after[after.index("[") :])
+    code, out, _ = call(capsys, "probe", run_file, "--out", tmp_path / "run", "--dry-run")
+    assert (code, api.asked) == (0, [])
+    assert out.splitlines() == [
+        "new",
+        "60 questions, 0 answered before, 60 to ask",
+        "budget: 40 of 40 queries left, at 1 an answer: buys 40, 20 too few",
+        "time: not known before the first answers",
+        "old",
+        "60 questions, 0 answered before, 60 to ask",
+        "time: not known before the first answers",
+    ]
+    code, out, _ = call(capsys, "probe", run_file, "--out", tmp_path / "run")
+    assert (code, len(api.asked)) == (0, 100)
+    assert re.search(r"^new\nanswers +40\nspent +40 queries, 0 left of 40\n", out, re.MULTILINE)
+    assert re.search(r"^old\nanswers +60\nspent +60 queries, no budget\n", out, re.MULTILINE)

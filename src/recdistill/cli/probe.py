@@ -26,12 +26,15 @@ def probe(
 
     folder, settings = folder_for(run, out), Run.read(run, overrides or ())
     if dry_run:
-        _print_plan(plan(settings, folder))
+        _print_plans(plan(settings, folder))
         return
     with reporting(folder) as reporter:
-        labelled = label(settings, folder, reporter, told=_print_plan)
-    for name, figure in labelled.stats.figures().items():
-        typer.echo(f"{name:<9} {figure}")
+        labelled = label(settings, folder, reporter, told=_print_plans)
+    for stats in labelled.stats:
+        if len(labelled.stats) > 1:
+            typer.echo(stats.teacher)
+        for name, figure in stats.figures().items():
+            typer.echo(f"{name:<9} {figure}")
     if labelled.belief is not None:
         _print_belief(labelled.belief)
 
@@ -51,6 +54,14 @@ def _print_belief(belief: Belief) -> None:
     else:
         against = f"p {belief.p_value:.2g} against the answers alone"
         typer.echo(f"best with {best:g} ({against}): method.second_opinion = {best:g} learns from both so")
+
+
+def _print_plans(plans: list[Plan]) -> None:
+    """Say it of each API, by name where there are several."""
+    for plan in plans:
+        if len(plans) > 1:
+            typer.echo(plan.stats.teacher)
+        _print_plan(plan)
 
 
 def _print_plan(plan: Plan) -> None:
