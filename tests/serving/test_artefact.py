@@ -341,3 +341,13 @@ def test_a_student_says_what_it_was_trained_on(tmp_path: Path) -> None:
     assert one.origin.data == other.origin.data
     assert one.origin.train != other.origin.train
     assert Student.load(one.save(tmp_path)).origin == one.origin
+
+
+def test_who_starts_from_a_student_keeps_the_graph_of_its_own_training_data() -> None:
+    """It would learn new interactions, and answer, by averages over old ones."""
+    start, train = for_users("lightgcn"), Sequences.from_lists(BOUGHT)
+    model, expected = (build_model("lightgcn", 5, {"dim": 4}, train=train, seed=1) for _ in range(2))
+    start.hand_on(model)
+    with torch.no_grad():
+        expected.get_parameter("embedding.weight").copy_(start.model.get_parameter("embedding.weight"))
+    torch.testing.assert_close(model.item_embeddings(), expected.item_embeddings())

@@ -146,15 +146,16 @@ class Student:
         return sum(p.numel() for p in self.model.parameters())
 
     def hand_on(self, model: Model) -> None:
-        """Copy the weights to another model of the same kind and shape.
+        """Copy the weights to another model of the same kind and shape, which keeps the graph of its own training data.
 
         Raises:
             SettingsError: when it is another.
         """
         if model.name != self.model.name:
             raise SettingsError(f"a {model.name!r} cannot start from a {self.model.name!r}; take the same model")
+        own = {name: state for name, state in model.state_dict().items() if name.endswith("_extra_state")}
         try:
-            model.load_state_dict(self.model.state_dict())
+            model.load_state_dict(self.model.state_dict() | own)
         except RuntimeError as error:
             theirs, ours = self.model.config.model_dump(), model.config.model_dump()
             other = ", ".join(f"{key} {theirs[key]}, not {ours[key]}" for key in ours if ours[key] != theirs[key])
