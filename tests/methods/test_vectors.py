@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from recdistill.batches import Batches
+from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.methods.base import TrainingBatch, build_method
 from recdistill.methods.de import DE
 from recdistill.methods.htd import HTD, topology_loss
 from recdistill.methods.vectors import Experts, Vecs, VectorDistillation, squared_distance
-from recdistill.models.base import Model
+from recdistill.models.base import Model, build_model
 from recdistill.teachers.local import LocalTeacher
 
 from .users import TRAIN, WITH_HISTORY, N, learn, mf, ready, setting, teacher_part
@@ -89,7 +90,7 @@ def test_vectors_are_those_of_the_teacher_for_the_same_users_and_items() -> None
     (own_users, of_users), (own_items, of_items) = method.pairs(student, queries, items, batch)
     torch.testing.assert_close(of_users, teacher.get_parameter("user_embedding.weight")[[3, 0]].detach())
     torch.testing.assert_close(of_items, teacher.item_embeddings()[[7, 30]].detach())
-    assert own_users is queries
+    assert torch.equal(own_users, queries)
     torch.testing.assert_close(own_items, student.item_embeddings()[items])
 
 
@@ -162,6 +163,25 @@ def test_experts_and_their_gradients_are_finite_at_extreme_vectors(extreme: floa
 
 def loss(student: Tensor, teacher: Tensor, groups: list[int], between: Between) -> Tensor:
     return topology_loss(student, teacher, torch.tensor(groups), between=between)
+
+
+@pytest.mark.parametrize("name", ["de", "htd"])
+def test_users_whom_the_teacher_does_not_know_have_nothing_to_learn_from_it(name: str) -> None:
+    """Its vectors of them are what was drawn before it was trained."""
+    train, student = Sequences.from_lists([[1, 2], [3], [], []]), mf(2)
+    teacher = build_model("mf", N, {"dim": 8}, train=train)
+    method = ready(name, teacher, student, n_experts=1, n_items=8)
+    assert isinstance(method, VectorDistillation)
+    users, items = pairs(method, student)
+    assert torch.equal(users[1], teacher.get_parameter("user_embedding.weight")[:2])
+    if name == "de":
+        expected = missed_by_one_expert(method, users, items)
+        assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(expected, rel=1e-5)
+    table = student.get_parameter("user_embedding.weight")
+    (gradient,) = torch.autograd.grad(teacher_part(method, student, WITH_HISTORY), table)
+    assert gradient.any(1).tolist() == [True, True, False, False]
+    (gradient,) = torch.autograd.grad(teacher_part(method, student, [3]), table)
+    assert not gradient.any()
 
 
 STUDENT = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])

@@ -23,7 +23,7 @@ class DE(VectorDistillation, name="de"):
     users or items that are alike.
 
     Source: Kang et al., "DE-RRD: A Knowledge Distillation Framework for Recommender System", CIKM 2020, section 3.
-    Differs: means over users and items, not sums; and a fixed number of items a step.
+    Differs: means over users (those whom the teacher knows) and items, not sums; and a fixed number of items a step.
     """
 
     Config = DEConfig

@@ -31,7 +31,8 @@ class HTD(VectorDistillation, name="htd"):
     Groups are the experts that the teacher's vectors choose; those of users and of items are kept apart.
 
     Source: Kang et al., "Topology Distillation for Recommender System", KDD 2021, as the authors of RCE-KD run it.
-    Differs: means over users, items and pairs, not sums; and a fixed number of items a step.
+    Differs: means over users (those whom the teacher knows), items and pairs, not sums; and a fixed number of items a
+    step.
     """
 
     Config = HTDConfig

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from recdistill.methods.base import Setting, TrainingBatch
-from recdistill.methods.scored import Distillation, DistillationConfig, asked_users, filled
+from recdistill.methods.scored import Distillation, DistillationConfig, asked_users, known
 from recdistill.models.base import Model
 
 
@@ -40,10 +40,12 @@ class VectorDistillation(Distillation):
     def prepare(self, setting: Setting) -> None:
         """Ask the teacher for its vectors."""
         super().prepare(setting)
-        rows = filled(setting.train)
+        rows = known(setting)
         vectors = self.teacher.vectors(setting.train.take(rows), users=asked_users(setting, rows))
+        self.known = torch.zeros(len(setting.train), dtype=torch.bool)
+        self.known[torch.from_numpy(rows)] = True
         self.teacher_queries = torch.zeros(len(setting.train), vectors.queries.shape[1])
-        self.teacher_queries[torch.from_numpy(rows)] = torch.from_numpy(vectors.queries)
+        self.teacher_queries[self.known] = torch.from_numpy(vectors.queries)
         self.teacher_items = torch.from_numpy(vectors.items)
         self.temperature = 1.0
 
@@ -71,17 +73,19 @@ class VectorDistillation(Distillation):
         return items.to(batch.batch.items.device)
 
     def pairs(self, student: Model, queries: Tensor, items: Tensor, batch: TrainingBatch) -> tuple[Vecs, Vecs]:
-        """Return the student's and the teacher's vectors of the batch's users, and those of ``items (n,)``."""
+        """Return both vectors of those users of the batch whom the teacher knows, and those of ``items (n,)``."""
         rows = batch.rows.to(self.teacher_queries.device)
-        of_users = self.teacher_queries[rows].to(queries.device)
+        some = self.known[rows]
+        of_users = self.teacher_queries[rows[some]].to(queries.device)
         of_items = self.teacher_items[items.to(self.teacher_items.device)].to(queries.device)
-        return (queries, of_users), (F.embedding(items, student.item_embeddings()), of_items)
+        return (queries[some.to(queries.device)], of_users), (F.embedding(items, student.item_embeddings()), of_items)
 
     def expert_loss(self, users: Vecs, items: Vecs, generator: torch.Generator) -> Tensor:
-        """Return what the experts miss, a mean over users plus a mean over items."""
+        """Return what the experts miss, a mean over users, 0 without any, plus a mean over items."""
         of_users = self.user_experts(*users, temperature=self.temperature, generator=generator)
         of_items = self.item_experts(*items, temperature=self.temperature, generator=generator)
-        missed: Tensor = squared_distance(of_users, users[1]).mean() + squared_distance(of_items, items[1]).mean()
+        of_known = squared_distance(of_users, users[1]).sum() / max(len(of_users), 1)
+        missed: Tensor = of_known + squared_distance(of_items, items[1]).mean()
         return missed
 
 
@@ -110,7 +114,7 @@ class Experts(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor, *, temperature: float, generator: torch.Generator) -> Tensor:
         """Return ``(n, D')`` the chosen experts' outputs for ``student (n, D)``, chosen by ``teacher (n, D')``."""
         gates = self.gates(teacher, temperature=temperature, generator=generator)
-        hidden = F.relu(self.inner(student)).view(len(student), self.n_experts, -1)
+        hidden = F.relu(self.inner(student)).unflatten(1, (self.n_experts, -1))
         mixed: Tensor = self.outer((hidden * gates[:, :, None]).flatten(1)) + self.bias(gates)
         return mixed
 
