@@ -81,14 +81,16 @@ def prepared(teacher: Model, student: Model, **settings: object) -> HetComp:
     return method
 
 
-def test_users_begin_with_the_first_checkpoint_and_learn_its_list() -> None:
+@pytest.mark.parametrize("shown", [None, 1], ids=["whole", "cut"])
+def test_users_begin_with_the_first_checkpoint_and_learn_its_list(shown: int | None) -> None:
+    """What the batch does not show of a history, no teacher lists, and need not stand below."""
     student = mf(2)
     method = prepared(mf(1), student)
     assert method.stage.tolist() == [0, 0, 0, 0]
     listed = torch.tensor([top(mf(5), user, 4, seen_items=False) for user in WITH_HISTORY])
     others = ~torch.stack([seen_items(Batch.from_lists([row]), 31)[0] for row in ([1, 2], [3], [4, 5, 6])])
     expected = 2 * set_loss(scores_of(student)[WITH_HISTORY].clamp_min(-1e9), listed, others).mean()
-    assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert teacher_part(method, student, WITH_HISTORY, shown=shown).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_users_go_on_when_the_student_has_come_close_and_then_learn_the_last_order() -> None:

@@ -59,8 +59,8 @@ def test_loss_and_gradient_are_finite_at_extreme_scores(extreme: float) -> None:
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss.sum(), [listed, others]))
 
 
-def order_part(method: Method, student: Model, users: list[int]) -> Tensor:
-    batches = Batches(TRAIN, batch_size=len(users), max_len=None, reads_last=True)
+def order_part(method: Method, student: Model, users: list[int], *, shown: int | None = None) -> Tensor:
+    batches = Batches(TRAIN, batch_size=len(users), max_len=shown, reads_last=True)
     return method.loss(student, TrainingBatch(*batches.of(np.array(users)), torch.Generator().manual_seed(0)))["order"]
 
 
@@ -75,16 +75,20 @@ def test_an_answer_counts_as_many_labels_as_its_weight_says() -> None:
     assert order_part(method, student, WITH_HISTORY).item() == pytest.approx(2 / n_labels * total, rel=1e-4)
 
 
+@pytest.mark.parametrize("shown", [None, 1], ids=["whole", "cut"])
 @pytest.mark.parametrize("exclude_history", [True, False])
 def test_all_that_is_not_listed_stands_below_but_for_the_history_where_the_teacher_leaves_it_out(
-    exclude_history: bool,
+    exclude_history: bool, shown: int | None
 ) -> None:
-    """A label is not told to stand below what the teacher likes just because it was not asked about it."""
+    """A label is not told to stand below what the teacher likes just because it was not asked about it.
+
+    Nor is one that the batch does not show, as it is older than what the student reads.
+    """
     teacher, student = mf(1), mf(2)
     method = build_method("rrd", {"top_k": 3, "n_interesting": 1, "rank_temperature": 0.01, "n_uninteresting": 2000})
     method.prepare(setting(teacher, exclude_history=exclude_history))
     table = student.get_parameter("embedding.weight")
-    (gradient,) = torch.autograd.grad(order_part(method, student, [0]), table)
+    (gradient,) = torch.autograd.grad(order_part(method, student, [0], shown=shown), table)
     listed = top(teacher, 0, 3, seen_items=not exclude_history)
     left_out = {0, *listed[1:], *(ROWS[0] if exclude_history else [])}
     assert {*gradient.any(1).nonzero().flatten().tolist()} == {*range(31)} - left_out

@@ -66,9 +66,9 @@ def top(model: Model, user: int, k: int, *, seen_items: bool) -> list[int]:
     return scores.topk(k).indices.tolist()
 
 
-def teacher_part(method: Method, student: Model, users: list[int]) -> Tensor:
-    """Return the teacher's part of the loss of a batch."""
-    batches = Batches(TRAIN, batch_size=len(users), max_len=None, reads_last=True)
+def teacher_part(method: Method, student: Model, users: list[int], *, shown: int | None = None) -> Tensor:
+    """Return the teacher's part of the loss of a batch, in which so many items of each history are shown, or all."""
+    batches = Batches(TRAIN, batch_size=len(users), max_len=shown, reads_last=True)
     batch = TrainingBatch(*batches.of(np.array(users)), torch.Generator().manual_seed(0))
     return method.loss(student, batch)["teacher"]
 

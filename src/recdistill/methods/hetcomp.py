@@ -94,7 +94,8 @@ class HetComp(Distillation, name="hetcomp"):
         rows, stage = batch.rows.to(self.lists.device), self.stage[batch.rows].to(self.lists.device)
         listed = self.lists[stage, rows].long().to(queries.device)
         logits = queries @ student.item_embeddings().T
-        others = ~seen_items(batch.batch, logits.shape[1])
+        whole = Batch.from_sequences(self.setting.train.take(batch.rows.cpu().numpy()))  # the batch may show less
+        others = ~seen_items(whole.to(logits.device), logits.shape[1])
         if not self._finished():
             return 2 * set_loss(logits, listed, others).mean()
         k = listed.shape[1]

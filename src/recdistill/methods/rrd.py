@@ -12,7 +12,7 @@ from recdistill.methods.kd import ListConfig, label_and_queries
 from recdistill.methods.labels import LabelLoss, as_lists, distinct_pairs
 from recdistill.methods.lists import contains, draw_places, list_logits
 from recdistill.methods.opinion import advised
-from recdistill.models.base import Model
+from recdistill.models.base import Batch, Model
 from recdistill.probing import probe
 
 
@@ -52,7 +52,7 @@ class RRD(Method, name="rrd"):
         """Ask the teacher about every training history once."""
         k = self.config.top_k
         answers = probe(advised(setting, self.config.second_opinion, k=k), k=k).full
-        self.listed = torch.from_numpy(answers.items)
+        self.listed, self.histories = torch.from_numpy(answers.items), setting.train
         self.lists_history = setting.teacher is not None and not setting.teacher.exclude_history
         self.label_loss = LabelLoss(self.config.label_loss, setting) if self.config.labels else None
         self.taught = None if self.config.labels else answers.rows_answered
@@ -66,8 +66,8 @@ class RRD(Method, name="rrd"):
         others = torch.randint(1, len(embeddings), (len(listed), config.n_uninteresting), generator=batch.generator)
         unlisted = ~contains(listed, others)
         if not self.lists_history:
-            taken = as_lists(*distinct_pairs(batch.batch, student.n_items), len(listed))
-            unlisted &= ~contains(taken.cpu(), others)
+            whole = Batch.from_sequences(self.histories.take(batch.rows.cpu().numpy()))  # the batch may show less
+            unlisted &= ~contains(as_lists(*distinct_pairs(whole, student.n_items), len(listed)), others)
         chosen, others, unlisted = (x.to(queries.device) for x in (chosen, others, unlisted))
         loss = relaxed_ranking_loss(
             list_logits(queries, embeddings, chosen),
