@@ -23,7 +23,10 @@ _MOST = 50
 
 
 class RCEKDConfig(GuidedConfig, WithIntentsConfig):
-    """Rejuvenated cross-entropy. Defaults are the authors' for matrix factorisation on CiteULike."""
+    """Rejuvenated cross-entropy.
+
+    Defaults are the authors' for matrix factorisation on CiteULike, but for ``weight``, which is 500 there.
+    """
 
     top_k: PositiveInt = 50
     """Length of the teacher's and of the student's list (K)."""
