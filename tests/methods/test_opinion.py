@@ -142,10 +142,12 @@ def test_a_share_is_chosen_where_any_item_is_scored_too() -> None:
     assert opinion["ndcg_10"]["0"] < opinion["ndcg_10"][f"{opinion['share']:g}"] == max(opinion["ndcg_10"].values())
 
 
+@pytest.mark.parametrize("exclude_history", [True, False])
 @pytest.mark.parametrize("name", ["kd", "bahsd", "rrd", "dcd"])
 @pytest.mark.parametrize("rule", [None, backwards], ids=["right", "wrong"])
-def test_choosing_asks_nothing_twice(name: str, rule: Rule | None) -> None:
+def test_choosing_asks_nothing_twice(name: str, rule: Rule | None, exclude_history: bool) -> None:
     teacher = FakeTeacher(60, rule)
+    teacher.exclude_history = exclude_history
     build_method(name, {"second_opinion": "auto", "top_k": 20}).prepare(circle(teacher))
     asked = list(map(tuple, teacher.asked))
     assert len(set(asked)) == len(set(map(tuple, circle(teacher).train))) * (2 if name == "bahsd" else 1)

@@ -10,7 +10,7 @@ from recdistill.data.dataset import Ints
 from recdistill.losses import relaxed_ranking_loss
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.lists import contains, draw_places, list_logits, places
-from recdistill.methods.scored import GuidedConfig, GuidedDistillation, student_lists, teacher_lists
+from recdistill.methods.scored import GuidedConfig, GuidedDistillation, n_asked, student_lists, teacher_lists
 from recdistill.models.base import Model
 
 _LEAST = 1e-5
@@ -54,10 +54,9 @@ class DCD(GuidedDistillation, name="dcd"):
     over: Tensor
     """``(R, K)`` overestimated items."""
 
-    @property
-    def n_listed(self) -> int:
-        """Length of the teacher's list."""
-        return self.config.top_k
+    def n_listed(self, setting: Setting) -> int:
+        """Length of the teacher's list, before the items of the history are left out."""
+        return n_asked(setting, min(self.config.top_k, setting.n_items))
 
     def prepare(self, setting: Setting) -> None:
         """Ask the teacher for its lists."""

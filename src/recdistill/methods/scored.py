@@ -59,8 +59,7 @@ class Distillation(Method):
     Config = DistillationConfig
     config: DistillationConfig
 
-    @property
-    def n_listed(self) -> int:
+    def n_listed(self, setting: Setting) -> int:
         """How many items a teacher of lists is asked for; who scores any item is asked for scores."""
         return DEPTH
 
@@ -80,7 +79,7 @@ class Distillation(Method):
             SettingsError: when the teacher does not give what is needed.
         """
         self.teacher = self.check_teacher(setting.teacher)
-        self.setting = advised(setting, self.config.second_opinion, k=self.n_listed)
+        self.setting = advised(setting, self.config.second_opinion, k=self.n_listed(setting))
         self.label_loss = LabelLoss(self.config.label_loss, setting)
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
@@ -182,10 +181,16 @@ def teacher_lists(setting: Setting, k: int) -> Tensor:
     """
     assert setting.teacher is not None
     k = min(k, setting.n_items)
-    if setting.teacher.exclude_history:
-        return torch.from_numpy(probe(setting, k=k).full.items).long()
-    longer = probe(setting, k=k + int(setting.train.lengths.max())).full
-    return torch.from_numpy(without(longer, setting.train, setting.n_items).items[:, :k]).long()
+    answers = probe(setting, k=n_asked(setting, k)).full
+    if not setting.teacher.exclude_history:
+        answers = without(answers, setting.train, setting.n_items)
+    return torch.from_numpy(answers.items[:, :k]).long()
+
+
+def n_asked(setting: Setting, k: int) -> int:
+    """Return how long lists are asked for, so that ``k`` items are left without those of the history."""
+    assert setting.teacher is not None
+    return k if setting.teacher.exclude_history else k + int(setting.train.lengths.max())
 
 
 def student_lists(
