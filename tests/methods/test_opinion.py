@@ -210,7 +210,7 @@ def test_bahsd_hears_rules_beside_labels_unless_told_otherwise() -> None:
     assert BAHSDConfig(**pure.model_dump()) == BAHSDConfig(**pure.model_dump(exclude_defaults=True)) == pure
 
 
-@pytest.mark.parametrize("name", ["rcekd", "ckd", "ce", "cd", "dcd", "unkd"])
+@pytest.mark.parametrize("name", ["rcekd", "ckd", "ce", "dcd", "unkd"])
 def test_methods_that_ask_for_scores_learn_those_of_both(name: str) -> None:
     method = build_method(name, {"second_opinion": 0.4})
     method.prepare(setting(mf(1)))
@@ -226,6 +226,17 @@ def test_methods_that_ask_for_scores_learn_those_of_both(name: str) -> None:
     theirs = torch.from_numpy(rules.scores(histories, items.numpy())).softmax(1)
     expected = 0.6 * scores_of(mf(1))[rows, 1:].softmax(1) + 0.4 * theirs
     torch.testing.assert_close(TeacherView(method.setting).scores(rows, items).exp(), expected)
+
+
+@pytest.mark.parametrize("share", [0.1, "auto"])
+def test_who_reads_scores_as_logits_cannot_have_one_nor_an_ensemble(share: Share) -> None:
+    """Shares of all items are all small, so that no item would be likely."""
+    student, alone = mf(2), LocalTeacher(mf(1))
+    build_method("cd").check(student, alone)
+    with pytest.raises(SettingsError, match="set second_opinion to 0"):
+        build_method("cd", {"second_opinion": share}).check(student, alone)
+    with pytest.raises(SettingsError, match=r"name one teacher, or take a method .*'rcekd'"):
+        build_method("cd").check(student, EnsembleTeacher([alone, LocalTeacher(mf(3))]))
 
 
 @pytest.mark.parametrize("name", ["de", "hetcomp", "htd"])

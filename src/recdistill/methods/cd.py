@@ -8,10 +8,13 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from recdistill.data.dataset import Ints
+from recdistill.errors import SettingsError
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.lists import draw_places, list_logits
 from recdistill.methods.scored import GuidedConfig, GuidedDistillation, TeacherView, student_lists
 from recdistill.models.base import Model
+from recdistill.teachers.base import Teacher
+from recdistill.teachers.ensemble import EnsembleTeacher
 
 
 class CDConfig(GuidedConfig):
@@ -48,6 +51,17 @@ class CD(GuidedDistillation, name="cd"):
     """``(R, n)`` what is learned; 0 is padding."""
     scores: Tensor
     """``(R, n)`` the teacher's scores of it."""
+
+    def check_teacher(self, teacher: Teacher | None) -> Teacher:
+        """Refuse a second opinion and an ensemble, too, whose scores are logarithms of shares."""
+        if self.config.second_opinion or isinstance(teacher, EnsembleTeacher):
+            remedy = "set second_opinion to 0" if self.config.second_opinion else "name one teacher"
+            raise SettingsError(
+                f"method {self.name!r} reads every score as the logit of a probability, and several opinions together "
+                f"are shares of all items, nearly none of which is likely: {remedy}, or take a method that compares "
+                "scores with each other, such as 'rcekd'"
+            )
+        return super().check_teacher(teacher)
 
     def prepare(self, setting: Setting) -> None:
         """Make the teacher ready to be asked."""
