@@ -157,6 +157,7 @@ def test_a_student_that_begins_anew_has_no_start(finished: Result) -> None:
     ("student", "said"),
     [
         ({"dim": 16}, r"another shape \(dim 8, not 16\)"),
+        ({"n_heads": 1}, r"another shape \(n_heads 2, not 1\)"),
         ({"name": "gru4rec", "dim": 8}, "'gru4rec' cannot start from a 'sasrec'"),
     ],
 )
@@ -167,6 +168,45 @@ def test_a_student_starts_from_its_like_alone(
     run = Run.parse(little_run | {"model": {**base, **student, "start": str(finished.folder)}})
     with pytest.raises(SettingsError, match=said):
         run_training(run, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": {"dropout": 0.4}}, "another model"),
+        ({"method": {"name": "supervised", "smoothing": 0.1}}, "another method, or other settings of it"),
+        ({"split": {"protocol": "last-basket"}}, "other training histories"),
+        ({"start": True}, "other first weights"),
+        ({"teacher": True}, "another method, or other settings of it"),
+    ],
+)
+def test_a_folder_goes_on_with_what_was_begun_there_alone(
+    finished: Result, little_run: Sections, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    """From Python, where no run file says what the folder is for."""
+    run = Run.parse(little_run)
+    split = load_split(run)
+    learn(split, run.student, run.method, run.training, folder=tmp_path)
+    sections = {name: little_run.get(name, {}) | new for name, new in changes.items() if isinstance(new, dict)}
+    other = Run.parse(little_run | sections)
+    teacher = FakeTeacher(12) if "teacher" in changes else None
+    method = (
+        Run.parse(little_run | {"method": {"name": "kd"}, "teacher": {"kind": "rules"}}).method if teacher else None
+    )
+    start = Student.load(finished.folder) if "start" in changes else None
+    with pytest.raises(RecDistillError, match=f"holds a checkpoint of {said}; choose another folder"):
+        learn(
+            load_split(other),
+            other.student,
+            method or other.method,
+            other.training,
+            teacher=teacher,
+            start=start,
+            folder=tmp_path,
+        )
+    again, fitted = learn(split, run.student, run.method, run.training, folder=tmp_path)
+    assert fitted.epochs == 3
+    assert again.n_parameters == finished.facts["parameters"]
 
 
 def test_a_student_starts_from_one_that_knows_the_same_items_alone(finished: Result, tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ class Batches:
             drawn = generator.random(len(order)) < self.shorten
             shown = np.where(drawn, generator.integers(1, shown, endpoint=True), shown)
         for start in range(0, len(order), self.batch_size):
-            own = slice(start + processes.rank(), start + self.batch_size, processes.world_size())
+            chosen = np.arange(start, min(start + self.batch_size, len(order)))
+            own = chosen[processes.rank() % len(chosen) :: processes.world_size()]  # of a few rows, one each at least
             yield self.of(order[own], shown[own])
 
     def of(self, rows: Ints, shown: Ints | None = None) -> tuple[Batch, Tensor, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import json
 import logging
 import math
 import sys
@@ -230,6 +232,7 @@ class _Loop:
 
     def __init__(self, student: Model, method: Method, setting: Setting, settings: TrainerSettings) -> None:
         self.student, self.method, self.setting, self.settings = student, method, setting, settings
+        self.about = _about(student, method, setting)
         self.device = next(student.parameters()).device
         method.to(self.device)
         whole = method.reads_last or not student.causal
@@ -365,6 +368,7 @@ class _Loop:
     def state(self) -> dict[str, Any]:
         return {
             "settings": self.settings.model_dump(mode="json"),
+            "about": self.about,
             "student": self.student.state_dict(),
             "method": self.method.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -380,11 +384,14 @@ class _Loop:
         before = TrainerSettings.parse(state["settings"], where="checkpoint")
         if before.model_copy(update={"device": self.settings.device}) != self.settings:
             raise TrainingError("the folder holds a checkpoint of other training settings; choose another folder")
-        try:
-            self.student.load_state_dict(state["student"])
-            self.method.load_state_dict(state["method"])
-        except RuntimeError as error:
-            raise TrainingError("the folder holds a checkpoint of another model; choose another folder") from error
+        about = state.get("about", {})
+        if other := [what for what, digest in self.about.items() if about.get(what) != digest]:
+            raise TrainingError(
+                f"the folder holds a checkpoint of {other[0]}; choose another folder (answers that are paid for are in "
+                "this one's ledger: see LedgerTeacher, or teacher.ledger of a run)"
+            )
+        self.student.load_state_dict(state["student"])
+        self.method.load_state_dict(state["method"])
         self.optimiser.load_state_dict(state["optimiser"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -392,6 +399,24 @@ class _Loop:
         self.fit = Fit(
             [EpochRow(**row) for row in state["rows"]], state["best_epoch"], state["best_value"], state["stopped_early"]
         )
+
+
+def _about(student: Model, method: Method, setting: Setting) -> dict[str, str]:
+    """Return a hash of each thing that a training depends on beside its settings, by the words for another one."""
+    valid = setting.valid
+    told: dict[str, object] = {
+        "another model": [student.name, student.config.model_dump(mode="json")],
+        "another method, or other settings of it": [method.name, method.config.model_dump(mode="json")],
+        "another teacher": None if setting.teacher is None else setting.teacher.identity,
+        "other training histories": setting.train.digest(),
+        "other validation cases": None if valid is None else [valid.histories.digest(), valid.targets.digest()],
+    }
+    hashes = {what: hashlib.sha256(json.dumps(value, sort_keys=True).encode()) for what, value in told.items()}
+    weights = hashlib.sha256()
+    for weight in student.state_dict().values():
+        if isinstance(weight, Tensor):
+            weights.update(weight.detach().cpu().contiguous().numpy().tobytes())
+    return {what: found.hexdigest() for what, found in {**hashes, "other first weights": weights}.items()}
 
 
 def tune_allocator() -> None:

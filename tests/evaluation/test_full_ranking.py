@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from recdistill.data.splits import Cases
 from recdistill.errors import DataError, SettingsError, TeacherError, TrainingError
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.metrics import MISS, Floats
+from recdistill.evaluation.results import Evaluation
 from recdistill.evaluation.scoring import top_k
 from recdistill.models.base import Batch, Model
 from recdistill.settings import Settings
@@ -236,3 +238,15 @@ def test_no_cases_are_refused(table_model: Make, make_cases: MakeCases) -> None:
 def test_a_depth_below_1_is_refused(table_model: Make, make_cases: MakeCases, ks: tuple[int, ...]) -> None:
     with pytest.raises(SettingsError, match="at least 1"):
         evaluate(table_model([[1, 2]]), make_cases([[1]]), n_items=2, ks=ks)
+
+
+def test_what_lies_below_the_lists_is_not_known(make_cases: MakeCases, tmp_path: Path) -> None:
+    """Else a teacher would seem worse than a model that ranks alike, whose every place is known."""
+    found = evaluate(Ranking(np.array([[4, 2, 3]], np.int32)), make_cases([[3]]), n_items=9, ks=(2,))
+    assert found.mean("hr", 3) == 1.0
+    found.save(tmp_path / "found.npz")
+    for evaluation in (found, found.of_users(np.ones(1, bool)), Evaluation.load(tmp_path / "found.npz")):
+        with pytest.raises(DataError, match="ranks were read from lists of 3, top 4 was asked; evaluate with that k"):
+            evaluation.mean("hr", 4)
+    whole = evaluate(Ranking(np.array([[3, 2, 1]], np.int32)), make_cases([[3]]), n_items=3, ks=(2,))
+    assert whole.mean("hr", 9) == 1.0, "there are no more items"

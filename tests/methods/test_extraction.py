@@ -90,6 +90,15 @@ def test_all_walks_are_dealt_out_once_an_epoch() -> None:
         assert dealt.tolist() == list(range(n_queries // 4))
 
 
+def test_users_without_a_history_are_dealt_no_walk() -> None:
+    """They are not read, and what was asked for them would be paid for in vain."""
+    method = Extraction(walk_len=4, n_queries=40, top_k=3)
+    some = Sequences.from_lists([[], [1, 2], [], [3, 4, 5]])
+    method.prepare(Setting(some, np.arange(4), N, FakeTeacher(N)))
+    dealt = np.concatenate([method._dealt_to(np.array([row]), causal=True) for row in (1, 3)])
+    assert dealt.tolist() == list(range(10))
+
+
 @pytest.mark.parametrize(("n_queries", "times"), [(4, [3]), (8, [2, 1]), (40, [1] * 10)])
 def test_a_student_that_sees_both_sides_reads_as_many_parts_as_there_are_histories(
     n_queries: int, times: list[int]

@@ -119,6 +119,14 @@ def test_saved_and_loaded_gives_the_same_answers(student: Student, tmp_path: Pat
     assert (loaded.protocol, loaded.mask_seen, loaded.model.config) == ("leave-one-out", True, NextConfig())
 
 
+def test_a_loaded_student_does_not_drop_out(tmp_path: Path) -> None:
+    model = build_model("sasrec", 5, {"dim": 8, "n_blocks": 1, "dropout": 0.5})
+    Student(model, IdMap(["a", "b", "c", "d", "e"], first=1)).save(tmp_path / "student")
+    loaded = Student.load(tmp_path / "student").model
+    batch = Batch.from_sequences(Sequences.from_lists([[1, 2, 3]]))
+    assert torch.equal(loaded.scores(batch), loaded.scores(batch))
+
+
 def test_the_folder_alone_is_enough(student: Student, tmp_path: Path) -> None:
     """It is carried to another machine: nothing in it may point back."""
     student.save(tmp_path / "here")

@@ -79,6 +79,16 @@ def test_what_lies_far_back_says_nothing_in_an_order_and_is_left_out_all_the_sam
     assert shares(RulesTeacher(train, 22, decay=1), 1, *between, 16) == pytest.approx({21: 1.0})
 
 
+def test_of_a_long_history_only_what_is_heard_is_read_where_nothing_is_left_out() -> None:
+    """The newest fourteen decide, at half a weight for each step back."""
+    draws = np.random.default_rng(0)
+    long = Sequences.from_lists([draws.integers(1, 30, size=60).tolist() for _ in range(20)])
+    teacher = RulesTeacher(long, 30, decay=0.5, exclude_history=False)
+    whole, newest = teacher.rank(long, 10), teacher.rank(long.newest(14), 10)
+    assert whole.items.tolist() == newest.items.tolist()
+    assert whole.items.tolist() != teacher.rank(long.newest(3), 10).items.tolist()
+
+
 def test_what_is_not_among_the_best_has_the_least_score() -> None:
     teacher = RulesTeacher(ORDERED, 5, window=2, depth=1, **PLAIN)
     scores = teacher.scores(Sequences.from_lists([[1, 2]]), np.array([[4, 3, 5, 1]]))

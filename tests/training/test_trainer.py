@@ -437,6 +437,20 @@ def test_a_killed_process_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_each_process_has_a_share_of_a_batch_of_fewer_rows_than_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven rows by five, among four: the last batch is one of two."""
+    batches = Batches(Sequences.from_lists([[1, 2, 3]] * 7), batch_size=5, max_len=5, reads_last=False)
+    monkeypatch.setattr("recdistill.processes.world_size", lambda: 4)
+    shares = []
+    for rank in range(4):
+        monkeypatch.setattr("recdistill.processes.rank", lambda rank=rank: rank)
+        shares.append([rows.tolist() for _, _, rows in batches.epoch(0, 0)])
+    first, last = zip(*shares, strict=True)
+    assert sorted(map(len, first)) == [1, 1, 1, 2]
+    assert [len(rows) for rows in last] == [1, 1, 1, 1]
+    assert {row for rows in (*first, *last) for row in rows} == set(range(7))
+
+
 def _share(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     student, result = _fit(epochs=2, seed=5)

@@ -65,14 +65,16 @@ def evaluate(
     targets, offsets = targets_of(cases, n_items)
     depth = max(ks)
     lists: Items | None
+    known_to: int | None = None
     if isinstance(source, Model):
         ranks, lists = _rank_by_model(source, cases, targets, offsets, n_items, depth if keep_lists else 0)
     else:
         if isinstance(source, Teacher):
             source = source.rank(cases.histories, depth, users=cases.users)
         ranks, lists = _rank_in_lists(source, cases.masked, targets, offsets, n_items, depth)
+        known_to = lists.shape[1]
     ranks = _own_places(ranks, offsets)
-    return Evaluation(cases.users, targets, offsets, ranks, n_items, tuple(ks), protocol, lists)
+    return Evaluation(cases.users, targets, offsets, ranks, n_items, tuple(ks), protocol, lists, known_to)
 
 
 def targets_of(cases: Cases, n_items: int) -> tuple[Items, Ints]:

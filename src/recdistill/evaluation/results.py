@@ -44,6 +44,8 @@ class Evaluation:
     """How the cases were cut, in words."""
     lists: Items | None = None
     """``(C, K)`` what was recommended, best first, 0 is padding; ``None`` if not kept."""
+    depth: int | None = None
+    """To which place ranks are known, where they were read from lists; ``None`` for all."""
 
     def __len__(self) -> int:
         return len(self.users)
@@ -58,9 +60,12 @@ class Evaluation:
 
         Raises:
             SettingsError: for an unknown metric.
+            DataError: for a k beyond the lists that the ranks were read from.
         """
         if metric not in METRICS:
             raise SettingsError(f"unknown metric {metric!r}{nearest(metric, list(METRICS))}")
+        if self.depth is not None and min(k, self.n_items) > self.depth:
+            raise DataError(f"ranks were read from lists of {self.depth}, top {k} was asked; evaluate with that k")
         return METRICS[metric](self.ranks, self.offsets, k)
 
     def mean(self, metric: str, k: int) -> float:
@@ -101,7 +106,7 @@ class Evaluation:
 
     def save(self, path: Path) -> None:
         """Write everything to one ``.npz`` file, whole or not at all."""
-        about = json.dumps({"n_items": self.n_items, "ks": self.ks, "protocol": self.protocol})
+        about = json.dumps({"n_items": self.n_items, "ks": self.ks, "protocol": self.protocol, "depth": self.depth})
         arrays = {name: getattr(self, name) for name in ("users", "targets", "offsets", "ranks")}
         if self.lists is not None:
             arrays["lists"] = self.lists

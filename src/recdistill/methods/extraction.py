@@ -91,7 +91,8 @@ class Extraction(Method, name="extraction"):
             answers = probe(setting, k=config.top_k).full
             self.listed, self.taught = torch.from_numpy(answers.items), answers.rows_answered
             return
-        self.n_rows = len(setting.train)
+        read = setting.train.lengths > 0
+        self.n_rows, self.place = int(read.sum()), np.cumsum(read) - 1
         self.walks, lists = random_walks(
             teacher,
             setting.n_items,
@@ -130,7 +131,8 @@ class Extraction(Method, name="extraction"):
         """
         n_walks = 0 if self.walks is None else len(self.walks)
         n_shares = n_walks if causal else max(n_walks, self.n_rows)
-        first, end = rows * n_shares // self.n_rows, (rows + 1) * n_shares // self.n_rows
+        places = self.place[rows]  # among the rows that are read
+        first, end = places * n_shares // self.n_rows, (places + 1) * n_shares // self.n_rows
         shares = np.concatenate([np.arange(*ends) for ends in zip(first, end, strict=True)])
         dealt: Ints = shares.astype(np.int64) * n_walks // n_shares
         return dealt

@@ -29,6 +29,8 @@ CARD, WEIGHTS, ITEMS, USERS = "model.json", "model.safetensors", "items.parquet"
 FOLDER = "student"
 """Where a run folder keeps its artefact."""
 _FORMAT = 1
+_MAY_DIFFER = {"dropout", "init_std", "precision", "max_len"}
+"""Settings of a model that its weights do not depend on."""
 
 
 class Recommendation(NamedTuple):
@@ -153,13 +155,17 @@ class Student:
         """
         if model.name != self.model.name:
             raise SettingsError(f"a {model.name!r} cannot start from a {self.model.name!r}; take the same model")
+        theirs, ours = self.model.config.model_dump(), model.config.model_dump()
+        other = [key for key in ours if ours[key] != theirs[key]]
         own = {name: state for name, state in model.state_dict().items() if name.endswith("_extra_state")}
         try:
             model.load_state_dict(self.model.state_dict() | own)
-        except RuntimeError as error:
-            theirs, ours = self.model.config.model_dump(), model.config.model_dump()
-            other = ", ".join(f"{key} {theirs[key]}, not {ours[key]}" for key in ours if ours[key] != theirs[key])
-            raise SettingsError(f"the student to start from has another shape ({other}); take the same") from error
+            fits = _MAY_DIFFER.issuperset(other)
+        except RuntimeError:
+            fits = False
+        if not fits:
+            shape = ", ".join(f"{key} {theirs[key]}, not {ours[key]}" for key in other)
+            raise SettingsError(f"the student to start from has another shape ({shape}); take the same")
         if isinstance(model, UserModel) and isinstance(self.model, UserModel):
             model.trained_users |= self.model.trained_users
 
@@ -313,7 +319,7 @@ class Student:
             raise ArtefactError(f"{folder} cannot be read by recdistill {__version__}: {error}") from error
         titles = table["title"]
         return cls(
-            model,
+            model.eval(),
             IdMap(table["item"].rename("id"), first=1),
             None if titles.is_null().all() else titles,
             card.protocol,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from functools import reduce
 from operator import add
@@ -154,9 +155,9 @@ class RulesTeacher(Teacher):
     def _follow(self, histories: Sequences, k: int) -> Iterator[tuple[slice, Ints, Scores]]:
         """Yield some rows, their ``(b, k)`` best items, and the logarithm of each one's share in all that rules say."""
         width = self.rules.shape[1]
-        height = max(1, _NUMBERS // width)
-        for start in range(0, len(histories), height):
-            rows = slice(start, min(start + height, len(histories)))
+        if self.ordered and not self.exclude_history and self.decay < 1:  # older items are not heard, nor left out
+            histories = histories.newest(math.ceil(math.log(_FAINT, self.decay)))
+        for rows in _blocks(histories.lengths, max(1, _NUMBERS // width)):
             some = histories.take(rows)
             (owner, age), items = _positions(some), self._known(some.flat()[0])
             weights = np.power(self.decay, age, dtype=np.float32)
@@ -175,6 +176,18 @@ class RulesTeacher(Teacher):
         if items.size and (items.min() < 1 or items.max() > self.n_items):
             raise DataError(f"a history holds an item outside 1…{self.n_items}, the items that the rules are about.")
         return items
+
+
+def _blocks(lengths: Ints, height: int) -> Iterator[slice]:
+    """Cut rows into blocks of so many at most, and of no more items than are held at once, or one row."""
+    ends = np.cumsum(lengths)
+    start = 0
+    while start < len(lengths):
+        before = ends[start] - lengths[start]
+        within = int(np.searchsorted(ends, before + _NUMBERS, side="right"))
+        end = min(start + height, max(within, start + 1))
+        yield slice(start, end)
+        start = end
 
 
 def _positions(histories: Sequences) -> tuple[Ints, Ints]:
