@@ -26,19 +26,23 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def filed(train: Sequences = TRAIN) -> Prefixes:
+    return Prefixes(Setting(train, np.arange(len(train)), N))
+
+
 def partners(rows: list[int], seed: int = 0) -> list[list[int]]:
-    return [part.tolist() for part in Prefixes(TRAIN).with_same_target(np.array(rows), generator(seed))]
+    return [part.tolist() for part in filed().with_same_target(np.array(rows), generator(seed))]
 
 
 # Prefixes by what follows them
 
 
 def test_the_target_is_the_last_training_item_if_anything_comes_before_it() -> None:
-    assert Prefixes(TRAIN).targets(np.array([0, 1, 2, 4, 5, 6])).tolist() == [9, 5, 0, 9, 3, 5]
+    assert filed().targets(np.array([0, 1, 2, 4, 5, 6])).tolist() == [9, 5, 0, 9, 3, 5]
 
 
 def test_the_longest_prefix_is_all_before_the_target() -> None:
-    longest = Prefixes(TRAIN).longest(np.array([4, 2, 1]))
+    longest = filed().longest(np.array([4, 2, 1]))
     assert [part.tolist() for part in longest] == [[7, 9, 8], [6], [3, 4, 9]]
 
 
@@ -64,7 +68,7 @@ def test_partners_are_those_of_a_search_through_all_prefixes() -> None:
     rows = [random.integers(1, 6, length).tolist() for length in random.integers(0, 7, 40)]
     followed = [(row, end) for row, items in enumerate(rows) for end in range(1, len(items))]
     asked = [row for row, items in enumerate(rows) if items]
-    prefixes = Prefixes(Sequences.from_lists(rows))
+    prefixes = filed(Sequences.from_lists(rows))
     for seed in range(20):
         drawn = prefixes.with_same_target(np.array(asked), generator(seed))
         for row, partner in zip(asked, drawn, strict=True):
@@ -74,8 +78,27 @@ def test_partners_are_those_of_a_search_through_all_prefixes() -> None:
             assert partner.tolist() in (others if len(items) > 1 and others else [own])
 
 
+def test_an_earlier_state_of_a_history_has_other_occurrences_of_its_target_for_partners_and_never_its_own() -> None:
+    train, users = Sequences.from_lists([[1, 2, 3, 1, 4, 5, 1], [6, 1], [7, 8, 7, 4], [9, 5]]).with_windows(3)
+    prefixes, shown = Prefixes(Setting(train, users, N)), np.arange(len(train))
+    assert [row.tolist() for row in train][4:] == [[1, 2, 3, 1, 4], [1, 2, 3], [7, 8]]
+    assert prefixes.targets(shown).tolist() == [1, 1, 4, 5, 4, 3, 8]
+    before_1 = {(1, 2, 3), (1, 2, 3, 1, 4, 5), (6,)}
+    expected: list[set[tuple[int, ...]]] = [
+        {*before_1} - {(1, 2, 3, 1, 4, 5)},
+        {*before_1} - {(6,)},
+        {(1, 2, 3, 1)},
+        {(1, 2, 3, 1, 4)},
+        {(7, 8, 7)},
+        {(1, 2)},  # itself, as nobody else took 3
+        {(7,)},
+    ]
+    drawn = [[tuple(part) for part in prefixes.with_same_target(shown, generator(seed))] for seed in range(60)]
+    assert [{*parts} for parts in zip(*drawn, strict=True)] == expected
+
+
 def test_training_data_of_single_items_has_no_prefixes() -> None:
-    drawn = Prefixes(Sequences.from_lists([[3], [3]])).with_same_target(np.array([0, 1]), generator())
+    drawn = filed(Sequences.from_lists([[3], [3]])).with_same_target(np.array([0, 1]), generator())
     assert [part.tolist() for part in drawn] == [[3], [3]]
 
 

@@ -80,6 +80,13 @@ def _labels(config: LabelLossConfig, rows: list[list[int]], n_items: int) -> Lab
     return LabelLoss(config, Setting(Sequences.from_lists(rows), np.arange(len(rows)), n_items))
 
 
+def test_windows_of_a_long_history_do_not_make_its_items_more_popular() -> None:
+    rows, users = Sequences.from_lists([[1, 2, 3, 4], [4]]).with_windows(2)
+    assert len(rows) == 4
+    popularity = LabelLoss(LabelLossConfig(), Setting(rows, users, 4)).popularity
+    assert popularity.tolist() == pytest.approx([0, 1 / 5, 1 / 5, 1 / 5, 2 / 5])
+
+
 @pytest.mark.parametrize("by", ["uniform", "popularity"])
 def test_negatives_estimate_the_sum_over_the_catalogue_without_bias(by: str) -> None:
     """The logQ correction: on average the weighted negatives stand for every item that is ever drawn."""

@@ -1,14 +1,17 @@
 """UnKD: groups of similar popularity, what is drawn from them, and the pairwise loss."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from recdistill.methods.base import Setting, build_method
 from recdistill.methods.unkd import UnKD, draw_pairs, pair_loss, pairs_by_group, popularity_groups
+from recdistill.teachers.local import LocalTeacher
 
-from .users import ROWS, WITH_HISTORY, learn, mf, ready, scores_of
+from .users import ROWS, TRAIN, WITH_HISTORY, N, learn, mf, ready, scores_of
 
 
 def test_groups_have_the_same_share_of_interactions() -> None:
@@ -89,6 +92,18 @@ def test_rare_groups_are_emphasised_as_the_setting_says(emphasis: float, expecte
     method = ready("unkd", mf(1), mf(2), n_pairs=20, rare_emphasis=emphasis)
     assert isinstance(method, UnKD)
     assert method.pairs == expected
+
+
+def test_windows_of_a_long_history_do_not_make_its_items_more_popular() -> None:
+    setting = Setting(*TRAIN.with_windows(2), N, LocalTeacher(mf(1)))
+    assert len(setting.train) > len(TRAIN)
+    windows, whole = (build_method("unkd", {"n_groups": 5, "n_pairs": 100}) for _ in range(2))
+    windows.prepare(setting)
+    whole.prepare(replace(setting, train=TRAIN, users=np.arange(len(TRAIN))))
+    assert isinstance(windows, UnKD)
+    assert isinstance(whole, UnKD)
+    assert windows.pairs == whole.pairs
+    assert torch.equal(windows.listed[: len(TRAIN)], whole.listed)
 
 
 def test_the_student_comes_to_order_each_group_as_the_teacher_does() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +45,7 @@ class Setting:
     """All that a method may look at before training."""
 
     train: Sequences
-    """One row a user; some may be empty."""
+    """One row a user, some of which may be empty; earlier states of long histories may follow as further rows."""
     users: Ints
     """``(R,)`` dense user of each row."""
     n_items: int
@@ -60,6 +61,17 @@ class Setting:
     """Validation cases, by which a method may choose a setting; nothing is learned from them."""
     found: Callable[[str, dict[str, object]], None] = field(default=lambda name, finding: None)
     """Called with what a method found out, and its name; a run keeps that among its facts."""
+
+    @property
+    def whole_rows(self) -> tuple[Ints, Ints]:
+        """The users, rising, and the row of each one's whole history."""
+        users, rows = np.unique(self.users, return_index=True)
+        return users, rows
+
+    @property
+    def whole(self) -> Sequences:
+        """The whole histories, one a user: each interaction once."""
+        return self.train.take(self.whole_rows[1])
 
 
 class Method(ABC, nn.Module):

@@ -51,7 +51,7 @@ class DuoRec(Method, name="duorec"):
     def prepare(self, setting: Setting) -> None:
         """File every prefix of every training history under the item that follows it."""
         self.label_loss = LabelLoss(self.config.label_loss, setting)
-        self.prefixes = Prefixes(setting.train)
+        self.prefixes = Prefixes(setting)
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:
         """Return the parts ``label`` and ``contrast``."""
@@ -79,22 +79,27 @@ class DuoRec(Method, name="duorec"):
 class Prefixes:
     """The parts that histories begin with, each filed under the item that follows it, its target."""
 
-    def __init__(self, train: Sequences) -> None:
-        """File every prefix of at least one item; ``train`` has R rows of T items in all."""
-        self.items, self.offsets = train.flat()
-        ends = np.delete(np.arange(len(self.items)), self.offsets[:-1][train.lengths > 0])
+    def __init__(self, setting: Setting) -> None:
+        """File every prefix of at least one item; the whole histories have T items in all."""
+        users, rows = setting.whole_rows
+        whole = setting.train.take(rows)
+        self.items, self.offsets = whole.flat()
+        starts = self.offsets[np.searchsorted(users, setting.users)]
+        self.rows = Sequences(self.items, starts, starts + setting.train.lengths)
+        """``(R,)`` the training histories; a row that shows an earlier state is a prefix of its whole history."""
+        ends = np.delete(np.arange(len(self.items)), self.offsets[:-1][whole.lengths > 0])
         self.keys: Ints = np.sort(self.items[ends].astype(np.int64) * len(self.items) + ends)
         """``(P,)`` rising, for each prefix: its target times T, plus the place in ``items`` where the target stands."""
 
     def targets(self, rows: Ints) -> Ints:
         """Return ``(B,)`` the last item of each row; 0 where nothing comes before it."""
-        last = self.offsets[rows + 1] - 1
-        return np.where(last > self.offsets[rows], self.items[last], 0).astype(np.int64)
+        last = self.rows.ends[rows] - 1
+        return np.where(last > self.rows.starts[rows], self.items[last], 0).astype(np.int64)
 
     def longest(self, rows: Ints) -> Sequences:
         """Return each row without its last item, or as it is where there is no other."""
-        starts = self.offsets[rows]
-        return Sequences(self.items, starts, np.maximum(self.offsets[rows + 1] - 1, starts + 1))
+        starts = self.rows.starts[rows]
+        return Sequences(self.items, starts, np.maximum(self.rows.ends[rows] - 1, starts + 1))
 
     def with_same_target(self, rows: Ints, generator: torch.Generator) -> Sequences:
         """Draw for each row any other prefix with the same target; the row's own where there is no other."""

@@ -69,7 +69,7 @@ class LabelLoss:
     def __init__(self, config: LabelLossConfig, setting: Setting) -> None:
         self.config = config
         self.smoothing = Smoothing(setting, config.smoothing, config.smoothing_depth) if config.smoothing else None
-        items, _ = setting.train.flat()
+        items, _ = setting.whole.flat()
         counts = torch.bincount(torch.from_numpy(items).long(), minlength=setting.n_items + 1)
         self.popularity = counts.double() / max(int(counts.sum()), 1)
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from recdistill.data.dataset import Ints, Sequences
+from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
 from recdistill.evaluation.believing import DEPTH, Belief, weigh, weigh_lists
 from recdistill.methods.base import Setting
@@ -88,7 +88,7 @@ def rules_beside(teacher: Teacher, setting: Setting) -> RulesTeacher:
         SettingsError: for histories that no rule can be made of.
     """
     return RulesTeacher(
-        setting.train.take(_whole(setting)[1]),
+        setting.whole,
         setting.n_items,
         ordered=teacher.takes == "history",
         exclude_history=teacher.exclude_history,
@@ -138,7 +138,7 @@ def _choose(teacher: Teacher, rules: RulesTeacher, setting: Setting, k: int) -> 
 
 def _weigh_lists(said: Ranking, rules: RulesTeacher, setting: Setting) -> Belief | None:
     """Weigh what a teacher said of whole training histories, which are what validation cases are asked about."""
-    users, whole = _whole(setting)
+    users, whole = setting.whole_rows
     cases = setting.valid
     if cases is None:
         return None
@@ -164,9 +164,3 @@ def _weigh_scores(teacher: Teacher, rules: RulesTeacher, setting: Setting) -> Be
         return both.rank(cases.histories, DEPTH, users=cases.users)
 
     return weigh(rank, cases, n_items=setting.n_items)
-
-
-def _whole(setting: Setting) -> tuple[Ints, Ints]:
-    """Return the users, and the row of each one's whole history; windows of it follow that."""
-    users, rows = np.unique(setting.users, return_index=True)
-    return users, rows

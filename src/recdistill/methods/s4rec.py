@@ -335,9 +335,9 @@ def head_rows(setting: Setting, share: float) -> Mask:
 
     A row that shows an earlier part of a long history belongs to its user's group.
     """
-    lengths = np.zeros(int(setting.users.max(initial=-1)) + 1, np.int64)
-    np.maximum.at(lengths, setting.users, setting.train.lengths)
-    is_head: Mask = (lengths >= head_cut(lengths, share))[setting.users]
+    users, rows = setting.whole_rows
+    lengths = setting.train.lengths[rows]
+    is_head: Mask = (lengths >= head_cut(lengths, share))[np.searchsorted(users, setting.users)]
     return is_head
 
 

@@ -42,10 +42,10 @@ class Smoothing:
 
     def __init__(self, setting: Setting, share: float, depth: int) -> None:
         self.setting, self.share, self.depth = setting, share, min(depth, setting.n_items)
-        first = np.unique(setting.users, return_index=True)[1]  # windows of a history follow it
-        self.whole = setting.train.take(first)
-        self.row_of_user = np.zeros(int(setting.users.max(initial=0)) + 1, np.int64)
-        self.row_of_user[setting.users[first]] = np.arange(len(first))
+        users, rows = setting.whole_rows
+        self.whole = setting.train.take(rows)
+        self.row_of_user = np.zeros(int(users.max(initial=0)) + 1, np.int64)
+        self.row_of_user[users] = np.arange(len(users))
 
     def after(self, batch: TrainingBatch, at: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the targets of labels that stand somewhere after items of the histories.

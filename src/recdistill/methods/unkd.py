@@ -56,7 +56,7 @@ class UnKD(Distillation, name="unkd"):
         """Ask the teacher for its best items of each group."""
         super().prepare(setting)
         config = self.config
-        counts = np.bincount(setting.train.flat()[0], minlength=setting.n_items + 1)
+        counts = np.bincount(setting.whole.flat()[0], minlength=setting.n_items + 1)
         groups = popularity_groups(counts[1:], config.n_groups)
         self.pairs = pairs_by_group(counts[1:], groups, config.n_pairs, emphasis=config.rare_emphasis)
         self.listed = group_lists(self.setting, groups, config.depth)
