@@ -227,6 +227,19 @@ def test_with_k_means_a_history_has_the_nearest_intent_however_long_another_is()
     torch.testing.assert_close(parts(z, (first, second), torch.tensor([False]))["distillation"], expected)
 
 
+def test_with_k_means_the_nearest_centre_is_that_of_the_clustering_where_cosines_are_compared() -> None:
+    """Centres are means of vectors of length 1, shorter the less these are alike; so the best cosine may be farther."""
+    parts = intent_parts(clustering="kmeans", distillation_weight=1.0, distillation_temperature=1.0)
+    parts.prototypes = torch.tensor([[0.2, 0.0, 0.0], [0.6, 0.8, 0.0]])
+    z, first, second = torch.tensor([[0.9, 0.43, 0.0]]), vectors(1, 3, seed=1), vectors(1, 3, seed=2)
+    cosines = F.normalize(z, dim=1) @ F.normalize(parts.prototypes, dim=1).T
+    assert cosines[0, 0] > cosines[0, 1]
+    nearest = parts.prototypes[1:]
+    views = (F.normalize(view, dim=1) for view in (first, second))
+    expected = sum(cluster_distillation_loss(view, nearest, temperature=1.0) for view in views)
+    torch.testing.assert_close(parts(z, (first, second), torch.tensor([False]))["distillation"], expected)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_every_part_reads_its_vectors_by_its_settings(pooling: Pooling) -> None:
     """None of the settings has its default, so that one that is not passed on shows; and no view outgrows the model."""

@@ -259,7 +259,7 @@ class IntentParts(nn.Module):
         if views is not None:
             told = prototypes if config.prototypes_learn_from == "all" else prototypes.detach()
             first, second = map(self._scaled, views)
-            parts |= self._of_views(first, second, told, self._intents(z, prototypes, scores))
+            parts |= self._of_views(first, second, told, self._intents(z, scores))
         if config.adversary_weight and 0 < self.share_of_head < 1:
             parts["adversary"] = config.adversary_weight * self._adversary(vectors, is_head.long())
         return parts
@@ -294,9 +294,9 @@ class IntentParts(nn.Module):
         return told + strength * F.cross_entropy(guesses, average)
 
     @torch.no_grad()
-    def _intents(self, z: Tensor, prototypes: Tensor, scores: Tensor) -> Tensor:
-        """Return ``(B,)`` h: the intent that is most likely by Eq. 3, or, as K-means has it, the nearest."""
-        return torch.cdist(z, prototypes).argmin(1) if self.config.clustering == "kmeans" else scores.argmax(1)
+    def _intents(self, z: Tensor, scores: Tensor) -> Tensor:
+        """Return ``(B,)`` h: the intent that is most likely by Eq. 3, or, as K-means has it, the nearest centre."""
+        return torch.cdist(z, self.prototypes).argmin(1) if self.config.clustering == "kmeans" else scores.argmax(1)
 
     @torch.no_grad()
     def _targets(self, z: Tensor, scores: Tensor) -> Tensor:
