@@ -44,7 +44,8 @@ class RulesTeacher(Teacher):
     Ordered, A counts how often j came at most w items after i, near ones more, and the newest items of a history say
     most, as far as enough is known of them: an item that was followed less often than m says less than its neighbours.
     Without an order, all items of a history go with each other, and all say the same: a walk from item to user to item,
-    as users of a model that reads no order take it. n is how many histories hold an item.
+    as users of a model that reads no order take it. Of each item only the 500 largest A, with equals of the last, are
+    kept there, and l runs over these. n is how many histories hold an item.
 
     An item of the history gets nothing where lists leave it out; nor without an order, where most of what leads to it
     is the history itself. Scores are logarithms of shares; what is not among the ``depth`` best has −30.
