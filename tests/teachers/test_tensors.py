@@ -112,7 +112,8 @@ def test_padding_that_cannot_be_told_from_an_item_is_refused(ids: list[Any], pad
 
 
 @pytest.mark.parametrize(
-    "question", [{"h": "{history}"}, [{"h": "{history}"}], [{"data": "{last_item}"}], ["{history}"]]
+    "question",
+    [{"h": "{history}"}, [{"h": "{history}"}], [{"data": "{last_item}", "name": "{history}"}], ["{history}"]],
 )
 def test_what_cannot_be_stacked_is_refused(question: Any) -> None:
     with pytest.raises(SettingsError, match="tensors: question must be a list of tensors"):
