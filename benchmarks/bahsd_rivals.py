@@ -24,6 +24,7 @@ from benchmarks.bahsd_rows import (
     RULES,
     SMALL,
     SMOOTHED,
+    TENTH,
     Row,
 )
 
@@ -73,7 +74,7 @@ def _advised_rivals() -> Iterator[tuple[Row, Row]]:
         ours = Row(dataset, model, model, "bahsd", regime, "lists", OPINION)
         yield from ((ours, Row(dataset, model, model, method)) for method in ("teacher", "labels", RULES))
         yield ours, Row(dataset, model, model, "teacher", variant=OPINION)
-        yield from ((ours, replace(ours, variant=variant)) for variant in (PLAIN, HALF))
+        yield from ((ours, replace(ours, variant=variant)) for variant in (PLAIN, HALF, TENTH))
         yield replace(ours, variant=HALF), replace(ours, variant="")
         for method, variant in (("kd", ""), ("kd", OPINION), ("bahsd", ""), ("extraction", EQUAL)):
             if method in METHODS[regime]:

@@ -24,6 +24,8 @@ OPINION = "with a second opinion"
 """The variant that learns what the teacher and rules counted in the training histories say together."""
 HALF = f"{OPINION}, half from rules"
 """The same with `SHARE` where another share is chosen; its rows are compared with, and are not made any more."""
+TENTH = f"{OPINION}, a tenth from rules"
+"""The same with a tenth, beside labels; its rows are compared with, and are not made any more."""
 PLAIN = f"{OPINION}, plain rules"
 """The same where rules reached five items and had no prior; its rows are compared with, and are not made any more."""
 
@@ -247,7 +249,7 @@ SHARE = 0.5
 SHARES = {
     **{("amazon-beauty", "bert4rec", "bert4rec", regime): 0.7 for regime in METHODS},
     ("amazon-beauty", ONE_NEGATIVE, "sasrec", "pure"): 0.85,
-    **{("ml-1m", "sasrec", "sasrec", regime): 0.1 for regime in METHODS},
+    ("ml-1m", "sasrec", "sasrec", "pure"): 0.1,
 }
 """The same by data set, teacher, student and regime, where another was chosen on validation data."""
 TUNED: dict[tuple[str, str, str, str, str], Values] = {

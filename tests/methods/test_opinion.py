@@ -15,7 +15,7 @@ from recdistill.errors import SettingsError, TeacherError
 from recdistill.methods.bahsd import BAHSD, BAHSDConfig
 from recdistill.methods.base import Setting, build_method
 from recdistill.methods.kd import KD
-from recdistill.methods.opinion import UNMEASURED, Share, advised
+from recdistill.methods.opinion import HALF, Share, advised
 from recdistill.methods.rrd import RRD
 from recdistill.methods.scored import Distillation, TeacherView
 from recdistill.models.base import build_model
@@ -127,6 +127,18 @@ def test_the_share_is_chosen_on_validation_cases(rule: Rule | None, gives_scores
     assert ndcg[round(10 * share)] == 1.0 > max(ndcg[: round(10 * share)], default=0.0)
 
 
+@pytest.mark.parametrize("name", ["kd", "bahsd", "rrd"])
+@pytest.mark.parametrize(("rule", "share"), [(None, 0.0), (backwards, 0.5)], ids=["right", "wrong"])
+def test_beside_labels_rules_have_half_at_least_or_nothing(name: str, rule: Rule | None, share: float) -> None:
+    """Four tenths are the best for lists alone."""
+    found: dict[str, Any] = {}
+    told = replace(circle(FakeTeacher(60, rule)), found=found.__setitem__)
+    build_method(name, {"second_opinion": "auto", "top_k": 20}).prepare(told)
+    assert found.pop("second_opinion")["share"] == share
+    build_method(name, {"second_opinion": "auto", "top_k": 20, "labels": False}).prepare(told)
+    assert found["second_opinion"]["share"] == (0.4 if share else 0.0)
+
+
 def test_a_share_is_chosen_where_any_item_is_scored_too() -> None:
     found: dict[str, Any] = {}
     told = circle(FakeTeacher(60))
@@ -173,7 +185,7 @@ def test_half_where_too_few_cases_say_which_is_best() -> None:
     for unmeasured in (few, replace(few, valid=None)):
         teacher = advised(unmeasured, "auto", k=20).teacher
         assert isinstance(teacher, EnsembleTeacher)
-        assert teacher.weights == [1 - UNMEASURED, UNMEASURED] == [0.5, 0.5]
+        assert teacher.weights == [1 - HALF, HALF] == [0.5, 0.5]
 
 
 def test_cases_that_the_budget_does_not_buy_do_not_count(tmp_path: Path) -> None:

@@ -40,9 +40,9 @@ class Belief:
         return self._best_of(share for share in self.ndcg_10 if share < 1)
 
     def figures(self) -> dict[str, object]:
-        """Return the advice and what it rests on, as they are written down."""
+        """Return what the advice rests on, as it is written down."""
         ndcg = {f"{share:g}": value for share, value in self.ndcg_10.items()}
-        return {"share": self.advice, "cases": self.cases, "p_value": self.p_value, "ndcg_10": ndcg}
+        return {"cases": self.cases, "p_value": self.p_value, "ndcg_10": ndcg}
 
     def _best_of(self, shares: Iterable[float]) -> float:
         return max(shares, key=lambda share: (self.ndcg_10[share], -share))

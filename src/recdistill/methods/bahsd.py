@@ -34,7 +34,7 @@ from recdistill.methods.intents import WithIntents
 from recdistill.methods.kd import Answers, KDConfig, check_values, label_and_queries, list_loss, soft_targets
 from recdistill.methods.labels import LabelLoss
 from recdistill.methods.lists import list_logits
-from recdistill.methods.opinion import Share, advised
+from recdistill.methods.opinion import Share
 from recdistill.methods.parts import ShownPrefixes, cut
 from recdistill.models.base import Batch, Model
 from recdistill.probing import (
@@ -185,7 +185,7 @@ class BAHSD(WithIntents, name="bahsd"):
         """
         self.check_teacher(setting.teacher)
         config = self.config
-        setting = advised(setting, config.second_opinion, k=config.top_k)
+        setting = config.advised(setting)
         super().prepare(setting)
         self.probe = asked = probe(setting, scales=config.scales, k=config.top_k)
         self.n_scales, self.n_rows, _ = asked.items.shape

@@ -38,6 +38,10 @@ class ListConfig(SecondOpinionConfig):
     top_k: PositiveInt = 100
     """Length of the lists asked for."""
 
+    def advised(self, setting: Setting) -> Setting:
+        """Return a setting whose teacher is advised as is set here."""
+        return advised(setting, self.second_opinion, k=self.top_k, labels=self.labels)
+
 
 class KDConfig(ListConfig, WithIntentsConfig):
     """Uniform distillation from a teacher's lists."""
@@ -91,7 +95,7 @@ class KD(WithIntents, name="kd"):
         self.check_teacher(setting.teacher)
         super().prepare(setting)
         config = self.config
-        answers = probe(advised(setting, config.second_opinion, k=config.top_k), k=config.top_k).full
+        answers = probe(config.advised(setting), k=config.top_k).full
         self.answers = Answers.read(answers, config.values, config.rank_decay)
         self.taught = None if config.labels or config.intents is not None else answers.rows_answered
         self.label_loss = LabelLoss(config.label_loss, setting) if config.labels else None

@@ -22,8 +22,8 @@ from recdistill.teachers.rules import RulesTeacher
 
 Share: TypeAlias = Literal["auto"] | Annotated[float, Field(ge=0, lt=1)]
 
-UNMEASURED = 0.5
-"""The share that "auto" stands for where too few validation cases say which is best."""
+HALF = 0.5
+"""The share that "auto" stands for where too few validation cases say which is best, and beside labels the least."""
 FEWEST_CASES = 100
 """Validation cases by which a share is chosen."""
 _MOST_SCORED = 4096
@@ -37,7 +37,8 @@ class SecondOpinionConfig(Settings):
     """How much what went with what in the training histories counts in every answer, against 1 minus that for the
     teacher: see `RulesTeacher`, which reads their order where the teacher reads histories. 0 leaves the teacher alone.
     ``auto`` is the share by which both together rank validation cases best (`weigh`): 0 where rules add nothing, and
-    0.5 where fewer than a hundred cases were answered.
+    0.5 where fewer than a hundred cases were answered. Where labels are learned as well it is 0.5 at least, unless it
+    is 0: students that hear labels, too, take up a part only of what rules say.
 
     Counting costs no queries, nor does choosing, and rules err otherwise than a trained model does. So the two together
     can be better than either; on some data they are not (``benchmarks/bahsd.md``).
@@ -53,11 +54,11 @@ class AdvisedTeacher(EnsembleTeacher):
         return not self.heard[0]
 
 
-def advised(setting: Setting, share: Share, *, k: int) -> Setting:
+def advised(setting: Setting, share: Share, *, k: int, labels: bool = False) -> Setting:
     """Return a setting whose teacher is advised by rules made of the training histories, to this ``share``.
 
     To choose one, the teacher is asked for its top ``k`` about the whole histories, as `probe` does; the teacher that
-    is returned remembers them. What is chosen, and why, is ``found``.
+    is returned remembers them. What is chosen, and why, is ``found``. ``labels`` says whether they are learned as well.
 
     Raises:
         SettingsError: for histories that no rule can be made of; they leave the teacher alone where a share is chosen.
@@ -73,7 +74,7 @@ def advised(setting: Setting, share: Share, *, k: int) -> Setting:
             return setting
         raise
     if share == "auto":
-        teacher, share = _choose(teacher, rules, setting, k)
+        teacher, share = _choose(teacher, rules, setting, k, least=HALF if labels else 0.0)
         if not share:
             return replace(setting, teacher=teacher)
     both = AdvisedTeacher([teacher, rules], weights=[1 - share, share])
@@ -122,8 +123,8 @@ class _Remembering(Deputy):
         return self.teacher.rank_within_budget(histories, k, users=users)
 
 
-def _choose(teacher: Teacher, rules: RulesTeacher, setting: Setting, k: int) -> tuple[Teacher, float]:
-    """Return a teacher that is not asked twice, and the share of rules beside it."""
+def _choose(teacher: Teacher, rules: RulesTeacher, setting: Setting, k: int, *, least: float) -> tuple[Teacher, float]:
+    """Return a teacher that is not asked twice, and the share of rules beside it: 0, or ``least`` and more."""
     if teacher.scores_items:
         belief = _weigh_scores(teacher, rules, setting)
     else:
@@ -131,9 +132,10 @@ def _choose(teacher: Teacher, rules: RulesTeacher, setting: Setting, k: int) -> 
         teacher = _Remembering(teacher, setting.train, said)
         belief = _weigh_lists(said, rules, setting)
     if belief is None:
-        return teacher, UNMEASURED
-    setting.found("second_opinion", belief.figures())
-    return teacher, belief.advice
+        return teacher, HALF
+    share = max(belief.advice, least) if belief.advice else 0.0
+    setting.found("second_opinion", {"share": share, **belief.figures()})
+    return teacher, share
 
 
 def _weigh_lists(said: Ranking, rules: RulesTeacher, setting: Setting) -> Belief | None:

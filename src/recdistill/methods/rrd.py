@@ -11,7 +11,6 @@ from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.methods.kd import ListConfig, label_and_queries
 from recdistill.methods.labels import LabelLoss, as_lists, distinct_pairs
 from recdistill.methods.lists import contains, draw_places, list_logits
-from recdistill.methods.opinion import advised
 from recdistill.models.base import Batch, Model
 from recdistill.probing import probe
 
@@ -50,8 +49,7 @@ class RRD(Method, name="rrd"):
 
     def prepare(self, setting: Setting) -> None:
         """Ask the teacher about every training history once."""
-        k = self.config.top_k
-        answers = probe(advised(setting, self.config.second_opinion, k=k), k=k).full
+        answers = probe(self.config.advised(setting), k=self.config.top_k).full
         self.listed, self.histories = torch.from_numpy(answers.items), setting.train
         self.lists_history = setting.teacher is not None and not setting.teacher.exclude_history
         self.label_loss = LabelLoss(self.config.label_loss, setting) if self.config.labels else None
