@@ -325,8 +325,8 @@ class Run:
     def differences(self, other: Run) -> list[str]:
         """Say in what another run differs, such as ``training.epochs: 10 and 20``.
 
-        How an API is reached and what it may cost is no difference: the answers are the same. Nor is the device, or a
-        default method that is not known yet.
+        How an API is reached and what it may cost is no difference while it is known by the same name. Nor is the
+        device, or a default method that is not known yet.
         """
         mine, others = _flat(self._beside(other).dump()), _flat(other._beside(self).dump())
         found = [
