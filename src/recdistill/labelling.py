@@ -17,9 +17,9 @@ import numpy.typing as npt
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.data.splits import Split
 from recdistill.errors import SettingsError
-from recdistill.evaluation.believing import Belief, weigh_lists
+from recdistill.evaluation.believing import Belief
 from recdistill.methods.base import Method, Setting, default_method
-from recdistill.methods.opinion import FEWEST_CASES, SecondOpinionConfig, rules_beside
+from recdistill.methods.opinion import SecondOpinionConfig, rules_beside, weigh_answers
 from recdistill.run import Report, ask_about_test, load_same_split, load_split, set_up_run
 from recdistill.runfile import Run, TeacherSettings
 from recdistill.runfolder import claim, note
@@ -121,6 +121,8 @@ class Labelled:
     """How far the answers are to be believed against the logs, told from validation cases; ``None`` where fewer than a
     hundred of these were among the questions, as where they are asked about other histories than training reads.
     """
+    least_share: float
+    """Of rules in each answer, if they have any: see `SecondOpinionConfig`."""
 
 
 def label(run: Run, folder: Path, report: Report, *, told: Callable[[list[Plan]], None]) -> Labelled:
@@ -155,7 +157,9 @@ def label(run: Run, folder: Path, report: Report, *, told: Callable[[list[Plan]]
         ask_about_test(run, split, teacher)
         method.prepare(setting)
         watch.end()
-        return Labelled([keeper.stats() for keeper in keepers], _believe(split, method, setting, before[0].depth))
+        least = method.config.least_share if isinstance(method.config, SecondOpinionConfig) else 0.0
+        belief = _believe(split, method, setting, before[0].depth)
+        return Labelled([keeper.stats() for keeper in keepers], belief, least)
 
 
 def _believe(split: Split, method: Method, setting: Setting, k: int) -> Belief | None:
@@ -165,13 +169,9 @@ def _believe(split: Split, method: Method, setting: Setting, k: int) -> Belief |
     if not isinstance(method.config, SecondOpinionConfig) or setting.train.lengths.max() < 2:  # no rules of one item
         return None
     asked = [keeper.has(split.valid.histories, k, users=split.valid.users) for keeper in _keepers(teacher)]
-    there = np.all(asked, axis=0)
-    if there.sum() < FEWEST_CASES:
-        return None
-    cases = split.valid.take(np.flatnonzero(there))
+    cases = split.valid.take(np.flatnonzero(np.all(asked, axis=0)))
     answers = teacher.rank(cases.histories, k, users=cases.users)
-    logs = rules_beside(teacher, setting).rank(cases.histories, k)
-    return weigh_lists(answers, logs, cases, n_items=split.dataset.n_items)
+    return weigh_answers(answers, rules_beside(teacher, setting), cases, n_items=split.dataset.n_items)
 
 
 class _Watch:

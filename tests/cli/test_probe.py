@@ -77,10 +77,19 @@ def test_it_labels_and_trains_nothing_and_training_then_asks_nothing(
 
 
 @pytest.mark.parametrize(
-    ("first", "said"),
+    ("steps", "said"),
     [
-        (1, "these answers 1.0000, rules counted in the logs 1.0000\n.*the logs add nothing to these answers"),
-        (2, r"these answers 0.0000, rules counted in the logs 1.0000\n.*best with 0\.7 \(p 0.0001 against the answers"),
+        ((1, 2), "these answers 1.0000, rules counted in the logs 1.0000\n.*the logs add nothing to these answers"),
+        (
+            (2, 12),
+            r"these answers 0.0000, rules counted in the logs 1.0000\n.*best with 0\.7 \(p 0.0001 against the answers "
+            r"alone\): method.second_opinion = 0\.7 ",
+        ),
+        (
+            (8, 1),
+            r"these answers 0.9262, rules counted in the logs 1.0000\n.*best with 0\.4 \(p 0.0\d+ against the answers "
+            r"alone\); beside labels 0\.5 is the least that is learned: method.second_opinion = 0\.5 ",
+        ),
     ],
 )
 def test_what_is_labelled_is_weighed_against_the_logs(
@@ -89,19 +98,19 @@ def test_what_is_labelled_is_weighed_against_the_logs(
     api: RawApi,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    first: int,
+    steps: tuple[int, int],
     said: str,
 ) -> None:
-    """Customers take the next product: an API that lists it first needs no logs, one that lists it nowhere does."""
+    """Customers take the next product: an API that lists it first needs no logs, the others do."""
 
     def ten(body: Body) -> bytes:
         newest = int(body["history"][-1].removeprefix("p"))
-        return response({"items": [f"p{(newest + first + step) % 12}" for step in range(10)]})
+        return response({"items": [f"p{(newest + step) % 12}" for step in (*steps, *range(3, 11))]})
 
     api.answer = ten
     options = (run_file, "--out", tmp_path / "run", "--set", "method.top_k=10")
     assert "NDCG" not in call(capsys, "probe", *options)[1], "60 validation cases are too few"
-    monkeypatch.setattr("recdistill.labelling.FEWEST_CASES", 60)
+    monkeypatch.setattr("recdistill.methods.opinion.FEWEST_CASES", 60)
     assert re.search(f"validation NDCG@10, 60 cases: {said}", call(capsys, "probe", *options)[1], re.DOTALL)
     assert len(api.asked) == 60
     walks = ("--set", "method.name=extraction", "--set", "method.top_k=10", "--set", "method.walk_len=8")

@@ -36,12 +36,12 @@ def probe(
         for name, figure in stats.figures().items():
             typer.echo(f"{name:<9} {figure}")
     if labelled.belief is not None:
-        _print_belief(labelled.belief)
+        _print_belief(labelled.belief, labelled.least_share)
 
 
-def _print_belief(belief: Belief) -> None:
-    """Say what the answers and rules of the logs reach together, and which share of these is best."""
-    best, ndcg = belief.best, belief.ndcg_10
+def _print_belief(belief: Belief, least: float) -> None:
+    """Say what the answers and rules of the logs reach together, and which share of these to learn with."""
+    best, share, ndcg = belief.best, belief.share(least), belief.ndcg_10
     typer.echo(
         f"validation NDCG@10, {belief.cases:,} cases: these answers {ndcg[0.0]:.4f}, rules counted in the logs "
         f"{ndcg[1.0]:.4f}"
@@ -53,7 +53,8 @@ def _print_belief(belief: Belief) -> None:
         typer.echo('the answers add nothing to the logs; a teacher of kind = "rules" costs nothing')
     else:
         against = f"p {belief.p_value:.2g} against the answers alone"
-        typer.echo(f"best with {best:g} ({against}): method.second_opinion = {best:g} learns from both so")
+        beside = f"; beside labels {least:g} is the least that is learned" if share > best else ""
+        typer.echo(f"best with {best:g} ({against}){beside}: method.second_opinion = {share:g} learns from both so")
 
 
 def _print_plans(plans: list[Plan]) -> None:

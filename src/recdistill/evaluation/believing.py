@@ -39,6 +39,10 @@ class Belief:
         """The best share that leaves the teacher a say."""
         return self._best_of(share for share in self.ndcg_10 if share < 1)
 
+    def share(self, least: float) -> float:
+        """Return the share to learn with, ``least`` at least where rules add anything: 0 where they do not."""
+        return max(self.advice, least) if self.advice else 0.0
+
     def figures(self) -> dict[str, object]:
         """Return what the advice rests on, as it is written down."""
         ndcg = {f"{share:g}": value for share, value in self.ndcg_10.items()}

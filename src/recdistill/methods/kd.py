@@ -15,7 +15,7 @@ from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.intents import WithIntents, WithIntentsConfig, learn_logs
 from recdistill.methods.labels import LabelLoss, LabelLossConfig
 from recdistill.methods.lists import list_logits
-from recdistill.methods.opinion import SecondOpinionConfig, advised
+from recdistill.methods.opinion import HALF, SecondOpinionConfig, advised
 from recdistill.methods.s4rec import IntentParts
 from recdistill.models.base import Model
 from recdistill.probing import probe
@@ -38,9 +38,14 @@ class ListConfig(SecondOpinionConfig):
     top_k: PositiveInt = 100
     """Length of the lists asked for."""
 
+    @property
+    def least_share(self) -> float:
+        """Half beside labels: students that hear these, too, take up a part only of what rules say."""
+        return HALF if self.labels else 0.0
+
     def advised(self, setting: Setting) -> Setting:
         """Return a setting whose teacher is advised as is set here."""
-        return advised(setting, self.second_opinion, k=self.top_k, labels=self.labels)
+        return advised(setting, self.second_opinion, k=self.top_k, least=self.least_share)
 
 
 class KDConfig(ListConfig, WithIntentsConfig):

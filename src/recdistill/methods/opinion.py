@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from recdistill.data.dataset import Sequences
+from recdistill.data.splits import Cases
 from recdistill.errors import SettingsError
 from recdistill.evaluation.believing import DEPTH, Belief, weigh, weigh_lists
 from recdistill.methods.base import Setting
@@ -44,6 +45,11 @@ class SecondOpinionConfig(Settings):
     can be better than either; on some data they are not (``benchmarks/bahsd.md``).
     """
 
+    @property
+    def least_share(self) -> float:
+        """What ``auto`` stands for at least, where rules add anything."""
+        return 0.0
+
 
 class AdvisedTeacher(EnsembleTeacher):
     """A teacher and its adviser, who answers what the budget does not buy; where that is all, probing refuses it."""
@@ -54,11 +60,11 @@ class AdvisedTeacher(EnsembleTeacher):
         return not self.heard[0]
 
 
-def advised(setting: Setting, share: Share, *, k: int, labels: bool = False) -> Setting:
+def advised(setting: Setting, share: Share, *, k: int, least: float = 0.0) -> Setting:
     """Return a setting whose teacher is advised by rules made of the training histories, to this ``share``.
 
     To choose one, the teacher is asked for its top ``k`` about the whole histories, as `probe` does; the teacher that
-    is returned remembers them. What is chosen, and why, is ``found``. ``labels`` says whether they are learned as well.
+    is returned remembers them. What is chosen, and why, is ``found``. ``least`` it is, unless it is 0.
 
     Raises:
         SettingsError: for histories that no rule can be made of; they leave the teacher alone where a share is chosen.
@@ -74,7 +80,7 @@ def advised(setting: Setting, share: Share, *, k: int, labels: bool = False) -> 
             return setting
         raise
     if share == "auto":
-        teacher, share = _choose(teacher, rules, setting, k, least=HALF if labels else 0.0)
+        teacher, share = _choose(teacher, rules, setting, k, least)
         if not share:
             return replace(setting, teacher=teacher)
     both = AdvisedTeacher([teacher, rules], weights=[1 - share, share])
@@ -123,35 +129,48 @@ class _Remembering(Deputy):
         return self.teacher.rank_within_budget(histories, k, users=users)
 
 
-def _choose(teacher: Teacher, rules: RulesTeacher, setting: Setting, k: int, *, least: float) -> tuple[Teacher, float]:
+def _choose(teacher: Teacher, rules: RulesTeacher, setting: Setting, k: int, least: float) -> tuple[Teacher, float]:
     """Return a teacher that is not asked twice, and the share of rules beside it: 0, or ``least`` and more."""
     if teacher.scores_items:
         belief = _weigh_scores(teacher, rules, setting)
     else:
         said = probe(setting, k=k).full
         teacher = _Remembering(teacher, setting.train, said)
-        belief = _weigh_lists(said, rules, setting)
+        belief = _weigh_probed(said, rules, setting)
     if belief is None:
         return teacher, HALF
-    share = max(belief.advice, least) if belief.advice else 0.0
+    share = belief.share(least)
     setting.found("second_opinion", {"share": share, **belief.figures()})
     return teacher, share
 
 
-def _weigh_lists(said: Ranking, rules: RulesTeacher, setting: Setting) -> Belief | None:
+def _weigh_probed(said: Ranking, rules: RulesTeacher, setting: Setting) -> Belief | None:
     """Weigh what a teacher said of whole training histories, which are what validation cases are asked about."""
     users, whole = setting.whole_rows
     cases = setting.valid
     if cases is None:
         return None
     rows = whole[np.searchsorted(users, cases.users)]
-    answered = said.items[rows, 0] > 0
-    if answered.sum() < FEWEST_CASES:
+    scores = None if said.scores is None else said.scores[rows]
+    return weigh_answers(Ranking(said.items[rows], scores), rules, cases, n_items=setting.n_items)
+
+
+def weigh_answers(said: Ranking, rules: RulesTeacher, cases: Cases, *, n_items: int) -> Belief | None:
+    """Do `weigh_lists` for the cases about which a teacher said anything; ``None`` where they are fewer than a hundred.
+
+    Args:
+        said: its list for each case, empty for one that it was not asked about.
+        rules: of the training histories.
+        cases: held out from both.
+        n_items: number of items N.
+    """
+    answered = np.flatnonzero(said.items[:, 0])
+    if len(answered) < FEWEST_CASES:
         return None
-    rows, cases = rows[answered], cases.take(np.flatnonzero(answered))
-    answers = Ranking(said.items[rows], None if said.scores is None else said.scores[rows])
+    cases = cases.take(answered)
+    answers = Ranking(said.items[answered], None if said.scores is None else said.scores[answered])
     logs = rules.rank(cases.histories, said.items.shape[1], users=cases.users)
-    return weigh_lists(answers, logs, cases, n_items=setting.n_items)
+    return weigh_lists(answers, logs, cases, n_items=n_items)
 
 
 def _weigh_scores(teacher: Teacher, rules: RulesTeacher, setting: Setting) -> Belief | None:
