@@ -57,6 +57,8 @@ class Plan:
     """Most calls a second."""
     seconds_each: float | None
     """From booking a question to its answer, as measured before; ``None`` without any answer."""
+    promised: int = 0
+    """What other rounds of the same API, which are asked before, take from the same budget."""
 
     @property
     def missing(self) -> int:
@@ -72,9 +74,14 @@ class Plan:
     @property
     def affordable(self) -> int:
         """How many of the missing answers the budget buys."""
-        if self.stats.left is None:
+        if self.left is None:
             return self.missing
-        return int(np.searchsorted(np.cumsum(self.costs), self.stats.left * _ROUNDING, side="right"))
+        return int(np.searchsorted(np.cumsum(self.costs), self.left * _ROUNDING, side="right"))
+
+    @property
+    def left(self) -> int | None:
+        """What the budget allows by the time that these are asked; ``None`` where there is none."""
+        return None if self.stats.left is None else max(0, self.stats.left - self.promised)
 
     @property
     def seconds(self) -> float | None:
@@ -239,19 +246,24 @@ def _plan(run: Run, split: Split, method: Method, setting: Setting) -> list[Plan
         rehearsed = EnsembleTeacher(members, weights=teacher.weights)
     ask_about_test(run, split, rehearsed)
     method.prepare(replace(setting, teacher=rehearsed, valid=None))  # made-up answers are not weighed
-    return [
-        Plan(
-            questions=len(rehearsal.asked),
-            calls=np.array(list(rehearsal.calls.values()), np.int64),
-            depth=Counter(k for k, _ in rehearsal.asked).most_common(1)[0][0] if rehearsal.asked else 0,
-            batch_size=settings.batch_size,
-            stats=rehearsal.keeper.stats(),
-            concurrency=settings.concurrency,
-            rate=settings.rate,
-            seconds_each=rehearsal.keeper.ledger.seconds_each(rehearsal.keeper.identity),
+    plans: list[Plan] = []
+    for rehearsal, settings in zip(rehearsals, run.apis, strict=True):
+        keeper = rehearsal.keeper
+        rounds = [made for made, other in zip(plans, rehearsals, strict=False) if other.keeper.shares_budget(keeper)]
+        plans.append(
+            Plan(
+                questions=len(rehearsal.asked),
+                calls=np.array(list(rehearsal.calls.values()), np.int64),
+                depth=Counter(k for k, _ in rehearsal.asked).most_common(1)[0][0] if rehearsal.asked else 0,
+                batch_size=settings.batch_size,
+                stats=keeper.stats(),
+                concurrency=settings.concurrency,
+                rate=settings.rate,
+                seconds_each=keeper.ledger.seconds_each(keeper.identity),
+                promised=sum(math.ceil(made.costs[: made.affordable].sum()) for made in rounds),
+            )
         )
-        for rehearsal, settings in zip(rehearsals, run.apis, strict=True)
-    ]
+    return plans
 
 
 def _keepers(teacher: Teacher) -> list[LedgerTeacher]:

@@ -331,18 +331,21 @@ def test_what_was_measured_counts_unless_questions_are_known_to_differ() -> None
     assert (sessions.affordable, sessions.seconds) == (3, 9.0)
 
 
+def teach_together(run_file: Path, api: RawApi, *members: dict[str, Any]) -> None:
+    """Let an ensemble teach where one API has."""
+    before, after = run_file.read_text().split("[teacher]\n")
+    named = "[teacher]\nkind = 'ensemble'\n" + "".join(
+        "[[teacher.members]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in member.items())
+        for member in ({"kind": "http", "url": api.url, "first_wait": 0.01} | named for named in members)
+    )
+    run_file.write_text(before + named + after[after.index("[") :])
+
+
 def test_every_api_of_an_ensemble_is_planned_and_asked(
     capsys: pytest.CaptureFixture[str], run_file: Path, api: RawApi, tmp_path: Path
 ) -> None:
     """One of them is asked within a budget, and the other about everything."""
-    members = [{"kind": "http", "url": api.url, "identity": name, "first_wait": 0.01} for name in ("new", "old")]
-    members[0]["budget"] = 40
-    before, after = run_file.read_text().split("[teacher]\n")
-    named = "[teacher]\nkind = 'ensemble'\n" + "".join(
-        "[[teacher.members]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in member.items())
-        for member in members
-    )
-    run_file.write_text(before + named + after[after.index("[") :])
+    teach_together(run_file, api, {"identity": "new", "budget": 40}, {"identity": "old"})
     code, out, _ = call(capsys, "probe", run_file, "--out", tmp_path / "run", "--dry-run")
     assert (code, api.asked) == (0, [])
     assert out.splitlines() == [
@@ -358,3 +361,17 @@ def test_every_api_of_an_ensemble_is_planned_and_asked(
     assert (code, len(api.asked)) == (0, 100)
     assert re.search(r"^new\nanswers +40\nspent +40 queries, 0 left of 40\n", out, re.MULTILINE)
     assert re.search(r"^old\nanswers +60\nspent +60 queries, no budget\n", out, re.MULTILINE)
+
+
+def test_rounds_of_one_api_are_planned_to_spend_its_budget_once(
+    capsys: pytest.CaptureFixture[str], run_file: Path, api: RawApi, tmp_path: Path
+) -> None:
+    """Of 100 queries 60 are taken by the first round."""
+    teach_together(run_file, api, {"budget": 100}, {"budget": 100, "round": 1})
+    _, out, _ = call(capsys, "probe", run_file, "--out", tmp_path / "run", "--dry-run")
+    assert [line for line in out.splitlines() if "budget" in line] == [
+        "budget: 100 of 100 queries left, at 1 an answer: enough",
+        "budget: 40 of 100 queries left by then, at 1 an answer: buys 40, 20 too few",
+    ]
+    call(capsys, "probe", run_file, "--out", tmp_path / "run")
+    assert len(api.asked) == 100

@@ -73,11 +73,12 @@ def _print_plan(plan: Plan) -> None:
     typer.echo(
         f"{plan.questions:,} questions, {plan.questions - plan.missing:,} answered before, {plan.missing:,} to ask"
     )
-    if stats.left is not None:
+    if plan.left is not None:
         short = plan.missing - plan.affordable
+        then = " by then" if plan.promised else ""
         each = f", at {plan.costs.mean():.3g} an answer" if plan.missing else ""
         buys = f"buys {plan.affordable:,}, {short:,} too few" if short else "enough"
         needed = f"; the first takes {math.ceil(plan.costs[0]):,}" if short and not plan.affordable else ""
-        typer.echo(f"budget: {stats.left:,} of {stats.budget:,} {stats.charge} left{each}: {buys}{needed}")
+        typer.echo(f"budget: {plan.left:,} of {stats.budget:,} {stats.charge} left{then}{each}: {buys}{needed}")
     took = "not known before the first answers" if plan.seconds is None else duration(plan.seconds)
     typer.echo(f"time: {took}")

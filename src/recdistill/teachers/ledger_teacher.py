@@ -142,6 +142,10 @@ class LedgerTeacher(Deputy):
         """Return how many calls a request takes, retries aside; most, where pages may end early."""
         return self.teacher.shape.calls(request, k) if isinstance(self.teacher, MeteredTeacher) else 1
 
+    def shares_budget(self, other: LedgerTeacher) -> bool:
+        """Whether what the other one is asked is paid from the same budget, as where each is a round of one API."""
+        return (self.identity, self.ledger.path) == (other.identity, other.ledger.path)
+
     @property
     def in_one_charge(self) -> int:
         """Most requests that are charged once."""
