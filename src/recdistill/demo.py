@@ -24,7 +24,8 @@ from recdistill.data.splits import Split
 from recdistill.errors import TeacherError
 from recdistill.evaluation.footprint import footprint
 from recdistill.run import Report, Result, load_split, run_distillation, run_training
-from recdistill.runfile import Run, Values
+from recdistill.runfile import Run
+from recdistill.runsections import Values
 from recdistill.serving.artefact import CARD, WEIGHTS, Student, find
 from recdistill.tables import comparison_table, difference_table, result_console, size_and_speed_table
 

@@ -21,8 +21,9 @@ from recdistill.evaluation.believing import Belief
 from recdistill.methods.base import Method, Setting, default_method
 from recdistill.methods.opinion import SecondOpinionConfig, rules_beside, weigh_answers
 from recdistill.run import Report, ask_about_test, load_same_split, load_split, set_up_run
-from recdistill.runfile import Run, TeacherSettings
+from recdistill.runfile import Run
 from recdistill.runfolder import claim, note
+from recdistill.runsections import TeacherSettings
 from recdistill.runteachers import keep_answers, open_teacher
 from recdistill.teachers.answers import Answer, Outcome, Ranking
 from recdistill.teachers.base import Deputy, Teacher

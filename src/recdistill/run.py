@@ -24,7 +24,7 @@ from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import Evaluation, strata, table
 from recdistill.methods.base import Method, Setting, default_method
 from recdistill.models.base import Model, build_model
-from recdistill.runfile import SHOP, Choice, Run
+from recdistill.runfile import Choice, Run
 from recdistill.runfolder import (
     EPOCHS,
     EVALUATION,
@@ -37,6 +37,7 @@ from recdistill.runfolder import (
     read_finished,
     save_results,
 )
+from recdistill.runsections import SHOP
 from recdistill.runteachers import check_fits, keep_answers, open_teacher, side_by_side
 from recdistill.serving.artefact import FOLDER as STUDENT
 from recdistill.serving.artefact import Student

@@ -27,7 +27,8 @@ from recdistill.errors import ArtefactError, SettingsError
 from recdistill.evaluation.results import Evaluation
 from recdistill.files import write_whole
 from recdistill.models.base import Model
-from recdistill.runfile import ApiTeacher, Run
+from recdistill.runfile import Run
+from recdistill.runsections import ApiTeacher
 from recdistill.serving.artefact import Student
 
 RUN, EVALUATION, GROUPS, RESULTS, LEDGER = "run.json", "evaluation.npz", "groups.npz", "results.json", "ledger.sqlite"

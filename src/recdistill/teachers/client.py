@@ -47,10 +47,8 @@ not get through for ``dead_after`` seconds
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import ssl
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -69,6 +67,7 @@ from recdistill.teachers.exchange import Call, Conversation, Garbled, PastTheEnd
 from recdistill.teachers.loop import PrivateLoop
 from recdistill.teachers.meter import Charge, Meter, Pace, Unsent
 from recdistill.teachers.walk import Streak, Walk
+from recdistill.teachers.window import Window
 from recdistill.teachers.wire import Refused, Wire
 
 _POLL = 0.02
@@ -154,52 +153,6 @@ class Client:
                 loop.run(walk.wire.close())
         if walk.gave_up is not None:
             raise walk.gave_up
-
-
-class Window:
-    """How many calls may be in flight.
-
-    Half as many each time that the API says that it is too much, one more each time that as many have succeeded.
-
-    >>> window = Window(8)
-    >>> window.shrink(sent_at=0.0), window.free(0)
-    (True, 4)
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.size = float(most)
-        self.in_flight = 0
-        self._shrunk_at = -math.inf
-        self._lock = threading.Lock()
-
-    def free(self, in_flight: int) -> int:
-        """Return how many more may be sent."""
-        return max(0, int(self.size) - in_flight)
-
-    def enter(self) -> bool:
-        """Take a place, if there is one, among the calls in flight of all threads."""
-        with self._lock:
-            entered = self.free(self.in_flight) > 0
-            self.in_flight += entered
-        return entered
-
-    def leave(self) -> None:
-        """Give a place back."""
-        with self._lock:
-            self.in_flight -= 1
-
-    def grow(self) -> None:
-        """Take note of a success."""
-        self.size = min(float(self.most), self.size + 1 / self.size)
-
-    def shrink(self, sent_at: float) -> bool:
-        """Take note of a call that was too much; false if it was sent before the last such note, which counts once."""
-        if sent_at <= self._shrunk_at:
-            return False
-        self.size = max(1.0, self.size / 2)
-        self._shrunk_at = time.monotonic()
-        return True
 
 
 class _Stopped(Exception):

@@ -17,9 +17,9 @@ from recdistill.errors import SettingsError
 from recdistill.teachers.answers import Answer, Failure, Outcome, Take
 from recdistill.teachers.client import Client, TransportSettings
 from recdistill.teachers.meter import Meter, MeteredTeacher
+from recdistill.teachers.secrets import hide
 from recdistill.teachers.shape_settings import ShapeSettings
 from recdistill.teachers.shapes import DeclaredShape
-from recdistill.teachers.signing import hide
 
 _log = logging.getLogger("recdistill.teachers")
 

@@ -20,7 +20,8 @@ from recdistill.errors import SettingsError
 from recdistill.settings import Settings
 from recdistill.teachers.paths import Path
 from recdistill.teachers.presets import with_preset
-from recdistill.teachers.signing import Signature, names_secrets, sounds_secret, variables, without_secrets
+from recdistill.teachers.secrets import names_secrets, sounds_secret, variables, without_secrets
+from recdistill.teachers.signing import Signature
 from recdistill.teachers.templates import names, write
 from recdistill.teachers.tensors import Stacking
 

@@ -17,8 +17,9 @@ from recdistill.errors import TeacherError
 from recdistill.teachers.answers import Answer, Failure, Request, check_items, check_scores
 from recdistill.teachers.exchange import Call, Conversation, Garbled, PastTheEnd, Reply
 from recdistill.teachers.paths import Path
+from recdistill.teachers.secrets import credentials, fill_in, hide, secret, variables
 from recdistill.teachers.shape_settings import ShapeSettings
-from recdistill.teachers.signing import Google, OAuth, credentials, fill_in, hide, secret, variables
+from recdistill.teachers.signing import Google, OAuth
 from recdistill.teachers.templates import fill, names, text, write
 from recdistill.teachers.tensors import cut, stack
 from recdistill.teachers.tokens import Tokens

@@ -1,0 +1,193 @@
+"""The sections of a run file, each with its settings and their defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from recdistill.settings import Settings
+from recdistill.teachers.http import HttpConfig
+
+Values: TypeAlias = dict[str, Any]
+
+SHOP = "shop"
+"""Stands for the data of a real shop that ship with the package, instead of a file."""
+
+
+def _absolute(path: str) -> str:
+    return path if path == SHOP else str(Path(path).absolute())
+
+
+Location: TypeAlias = Annotated[str, AfterValidator(_absolute)]
+"""A file, folder or glob; made absolute, so that a finished run can be read from anywhere."""
+
+
+class DataSettings(Settings):
+    """``[data]``: where the interactions are, and what is kept of them."""
+
+    path: Location
+    """CSV, TSV or Parquet file, or a glob of them; ``shop`` for the data that ship with the package."""
+    user: str = "user_id"
+    """Column of user ids."""
+    item: str = "item_id"
+    """Column of item ids."""
+    time: str = "timestamp"
+    """Column of times; empty where the rows are in order and have none."""
+    separator: str | None = None
+    """What separates fields; by default a tab in ``.tsv`` files, else a comma."""
+    text_ids: bool = False
+    """Keep ids as text even if all are integers."""
+    skip_bad_rows: bool = False
+    """Leave out rows that cannot be read instead of refusing the file."""
+    duplicates: Literal["all", "first", "last", "collapse"] = "all"
+    """What is kept when a user takes an item again."""
+    min_user: PositiveInt = 1
+    """Interactions that every user needs to be kept."""
+    min_item: PositiveInt = 1
+    """Interactions that every item needs to be kept."""
+    titles: Location | None = None
+    """File with a title for each item."""
+    titles_item: str = "item_id"
+    """Its column of item ids."""
+    titles_title: str = "title"
+    """Its column of titles."""
+
+
+class SplitSettings(Settings):
+    """``[split]``: what is learned from, and what is asked."""
+
+    protocol: Literal["leave-one-out", "last-basket", "time-cut", "random"] = "leave-one-out"
+    """How the data are cut."""
+    mask_seen: bool = True
+    """Whether items of the history are left out of every ranking."""
+    at: float | str | None = None
+    """For ``time-cut``: the instant, as a number like the data's times or as ISO text; by default after nine tenths."""
+    valid_at: float | str | None = None
+    """For ``time-cut``: the earlier instant from which on validation targets are taken."""
+    seed: NonNegativeInt = 0
+    """For ``random``: of the draws."""
+    file_order: bool = False
+    """For ``random``: draw nothing, and cut each sequence in its order."""
+
+
+class EvaluationSettings(Settings):
+    """``[evaluation]``: what is reported."""
+
+    ks: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
+    """Lengths of the lists that metrics look at."""
+    ask_teacher: NonNegativeInt = 0
+    """Test cases that the teacher is asked about, before anything else: what it reaches on them is shown beside the
+    student, and how alike the two list. An API charges them to its budget; runs that share a ledger ask the same."""
+
+
+class StartSettings(Settings):
+    """What ``[student]`` has besides the model's name and its settings."""
+
+    start: Location | None = None
+    """Folder of the run, or of a saved student of the same model and shape, whose weights the student begins with."""
+
+
+class ApiTeacher(HttpConfig):
+    """``[teacher]`` with ``kind = "http"``: a recommender behind an API."""
+
+    kind: Literal["http"] = "http"
+    budget: PositiveInt | None = None
+    """Most of what ``charge`` counts, over all runs that share the ledger; no limit where not given."""
+    ledger: Location | None = None
+    """File of paid answers; in the run's folder where not given. Runs that share it share the answers."""
+    round: NonNegativeInt = 0
+    """Another round asks everything anew, beside what is kept of the others: for an API whose answers vary. Two rounds
+    as members of an ensemble are fused, so that what both list goes first; they share the budget."""
+
+
+class RunTeacher(Settings):
+    """``[teacher]`` with ``kind = "run"``: a model of our own, from a run's folder or a saved student's."""
+
+    kind: Literal["run"] = "run"
+    folder: Location
+    """Where it lies."""
+    gives_scores: bool = True
+    """Whether it shows its scores; without them it poses as a black box."""
+    earlier: tuple[PositiveInt, ...] = ()
+    """Epochs of that run, kept by its ``training.keep_epochs``, whose models teach as well, before the final one.
+
+    Methods that follow the course of a teacher's training (``hetcomp``) need one or more.
+    """
+
+
+class FileTeacher(Settings):
+    """``[teacher]`` with ``kind = "file"``: scores that another library has stored, see `StoredTeacher`."""
+
+    kind: Literal["file"] = "file"
+    path: Location
+    """Parquet, CSV or TSV file, or a glob of them, with a row for each user, item and score."""
+    user: str = "user"
+    """Column of user ids."""
+    item: str = "item"
+    """Column of item ids."""
+    score: str = "score"
+    """Column of scores, the best the highest."""
+    separator: str | None = None
+    """What separates fields; by default a tab in ``.tsv`` files, else a comma."""
+
+
+class RulesSettings(Settings):
+    """``[teacher]`` with ``kind = "rules"``: what the training histories say by themselves, see `RulesTeacher`."""
+
+    kind: Literal["rules"] = "rules"
+    ordered: bool = True
+    """Whether the order of histories counts."""
+    window: PositiveInt = 10
+    """How far apart two items may be that go together, in items; in ordered histories."""
+    fade: NonNegativeFloat = 0.5
+    """How much less an item counts that came later; 1 is half as much for twice as far; in ordered histories."""
+    decay: float = Field(default=0.7, gt=0, le=1)
+    """How much less the next older item of a history says; in ordered histories."""
+    popularity: NonNegativeFloat | None = None
+    """How far popular items are held down; by default 0.1 in ordered histories and 0.4 in others."""
+    prior: NonNegativeFloat | None = None
+    """How often others must have followed an item for it to be heard by half; by default 100 in ordered histories and 0
+    in others."""
+
+
+class Ensemble(Settings):
+    """``[teacher]`` with ``kind = "ensemble"``: several teachers whose lists are fused, see `EnsembleTeacher`."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    members: tuple[ApiTeacher | RunTeacher | FileTeacher, ...] = Field(min_length=2)
+    """The teachers, each a ``[[teacher.members]]`` with what a ``[teacher]`` of its kind has."""
+    weights: tuple[PositiveFloat, ...] | None = None
+    """How much each of them counts, in their order; equally if left out."""
+
+
+TeacherSettings: TypeAlias = ApiTeacher | RunTeacher | FileTeacher | RulesSettings | Ensemble
+TEACHERS: dict[str, type[TeacherSettings]] = {
+    "http": ApiTeacher,
+    "run": RunTeacher,
+    "file": FileTeacher,
+    "rules": RulesSettings,
+    "ensemble": Ensemble,
+}
+
+
+class Sections(Settings):
+    """The sections that a run file may have."""
+
+    data: Values
+    """Where the interactions are."""
+    split: Values = Field(default_factory=dict)
+    """What is learned from, and what is asked."""
+    model: Values | None = None
+    """What is trained; ``student`` is another name for it."""
+    student: Values | None = None
+    """What is trained; ``model`` is another name for it."""
+    method: Values = Field(default_factory=dict)
+    """How it is trained."""
+    teacher: Values | None = None
+    """Whom it is distilled from, if anybody."""
+    training: Values = Field(default_factory=dict)
+    """How long and how fast."""
+    evaluation: Values = Field(default_factory=dict)
+    """What is reported."""

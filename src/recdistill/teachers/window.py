@@ -1,0 +1,53 @@
+"""How many calls an API bears at once, as it says itself."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+
+
+class Window:
+    """How many calls may be in flight.
+
+    Half as many each time that the API says that it is too much, one more each time that as many have succeeded.
+
+    >>> window = Window(8)
+    >>> window.shrink(sent_at=0.0), window.free(0)
+    (True, 4)
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.size = float(most)
+        self.in_flight = 0
+        self._shrunk_at = -math.inf
+        self._lock = threading.Lock()
+
+    def free(self, in_flight: int) -> int:
+        """Return how many more may be sent."""
+        return max(0, int(self.size) - in_flight)
+
+    def enter(self) -> bool:
+        """Take a place, if there is one, among the calls in flight of all threads."""
+        with self._lock:
+            entered = self.free(self.in_flight) > 0
+            self.in_flight += entered
+        return entered
+
+    def leave(self) -> None:
+        """Give a place back."""
+        with self._lock:
+            self.in_flight -= 1
+
+    def grow(self) -> None:
+        """Take note of a success."""
+        self.size = min(float(self.most), self.size + 1 / self.size)
+
+    def shrink(self, sent_at: float) -> bool:
+        """Take note of a call that was too much; false if it was sent before the last such note, which counts once."""
+        if sent_at <= self._shrunk_at:
+            return False
+        self.size = max(1.0, self.size / 2)
+        self._shrunk_at = time.monotonic()
+        return True
