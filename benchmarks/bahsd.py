@@ -14,11 +14,10 @@ import itertools
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache
 
 from benchmarks.bahsd_rivals import rivals
-from benchmarks.bahsd_rows import OPINION, RULES, SECOND, SEEDS, SHARE, TABLES, VOTE, Row
+from benchmarks.bahsd_rows import OPINION, RULES, SEEDS, SHARE, TABLES, Row
 from benchmarks.comparisons import Kept, renew
 from benchmarks.experiments import (
     EARLIER,
@@ -146,12 +145,7 @@ def _train(row: Row, run: Run, split: Split, teacher: Student) -> tuple[Student,
 def _asked(row: Row, split: Split, teacher: Student) -> Iterator[Teacher]:
     """Give the teacher as the row's student meets it."""
     black_box = local_teacher(teacher, split, gives_scores=row.access == "scores")
-    if row.variant in (SECOND, VOTE):
-        first = replace(row, variant="") if row.variant == SECOND else row.first
-        assert first is not None, "a student votes that has learned labels"
-        student = _train(first, first.run(), split, teacher)[0]
-        yield EnsembleTeacher([black_box, local_teacher(student, split, gives_scores=row.access == "scores")])
-    elif row.budget == 0:
+    if row.budget == 0:
         yield RulesTeacher(split.train, split.dataset.n_items, exclude_history=split.masks_seen)
     elif row.budget is not None and row.method != "extraction":  # which keeps to its budget by itself
         with tempfile.TemporaryDirectory() as folder, Ledger(f"{folder}/ledger.sqlite") as ledger:

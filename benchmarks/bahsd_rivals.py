@@ -85,18 +85,17 @@ def _advised_rivals() -> Iterator[tuple[Row, Row]]:
 
 
 def _smoothed_rivals() -> Iterator[tuple[Row, Row]]:
-    for dataset, model in itertools.product(DATASETS, MODELS):
-        labels = Row(dataset, model, model, "labels", variant=SMOOTHED)
-        yield labels, replace(labels, method="teacher", variant="")
-        yield labels, replace(labels, variant="")
-        smooth = Row(dataset, model, model, "bahsd", "assisted", "lists", SMOOTHED)
-        for other in (labels, replace(smooth, method="kd"), *(replace(smooth, variant=v) for v in ("", OPINION))):
-            yield smooth, other
-        for method in ("teacher", "labels"):
-            yield smooth, Row(dataset, model, model, method)
-    ours = Row("amazon-beauty", ALSO_SMOOTHED, "sasrec", "bahsd", "assisted", "lists", SMOOTHED)
+    labels = Row("amazon-beauty", "sasrec", "sasrec", "labels", variant=SMOOTHED)
+    yield labels, replace(labels, method="teacher", variant="")
+    yield labels, replace(labels, variant="")
+    smooth = Row("amazon-beauty", "sasrec", "sasrec", "bahsd", "assisted", "lists", SMOOTHED)
+    for other in (labels, replace(smooth, method="kd"), *(replace(smooth, variant=v) for v in ("", OPINION))):
+        yield smooth, other
+    for method in ("teacher", "labels"):
+        yield smooth, replace(labels, method=method, variant="")
+    ours = replace(smooth, teacher=ALSO_SMOOTHED)
     yield ours, Row("amazon-beauty", ALSO_SMOOTHED, "sasrec", "teacher")
-    yield ours, Row("amazon-beauty", "sasrec", "sasrec", "labels", variant=SMOOTHED)
+    yield ours, labels
     yield ours, replace(ours, method="kd")
 
 
