@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import cache
 
 from benchmarks.bahsd_rivals import rivals
-from benchmarks.bahsd_rows import OPINION, RULES, SEEDS, SHARE, TABLES, Row
+from benchmarks.bahsd_rows import OPINION, RULES, SEEDS, TABLES, Row
 from benchmarks.comparisons import Kept, renew
 from benchmarks.experiments import (
     EARLIER,
@@ -114,7 +114,9 @@ def _untaught(row: Row, split: Split, teacher: Student) -> Teacher | None:
     rules = RulesTeacher(split.train, split.dataset.n_items, exclude_history=split.masks_seen)
     if not advised:
         return rules
-    return EnsembleTeacher([local_teacher(teacher, split, gives_scores=False), rules], weights=[1 - SHARE, SHARE])
+    return EnsembleTeacher(
+        [local_teacher(teacher, split, gives_scores=False), rules], weights=[1 - row.share, row.share]
+    )
 
 
 def _teacher(row: Row, split: Split) -> Student:

@@ -134,6 +134,11 @@ class Row:
         return None if found is None else int(found[1].replace(",", ""))
 
     @property
+    def share(self) -> float:
+        """How much rules count where they have a say; beside a teacher itself as much as its assisted students hear."""
+        return SHARES.get((self.dataset, self.teacher, self.student, self.regime or "assisted"), SHARE)
+
+    @property
     def recipe(self) -> Recipe:
         """How it learns labels."""
         return self.taught_by if self.method == "teacher" else find_recipe(self.dataset, self.student)
@@ -168,8 +173,7 @@ class Row:
         if FAITHFUL in self.variant:
             tuned = {**tuned, **COPYING}
         if OPINION in self.variant and self.regime:
-            cell = (self.dataset, self.teacher, self.student, self.regime)
-            tuned = {**tuned, "method.second_opinion": SHARES.get(cell, SHARE)}
+            tuned = {**tuned, "method.second_opinion": self.share}
         if SMOOTHED in self.variant:
             tuned = {**tuned, f"method.{'label_loss.' if self.regime else ''}smoothing": SMOOTHING}
         ablation = ABLATIONS.get(self.regime, {}).get(self.variant, {})

@@ -100,15 +100,20 @@ def test_rules_are_ranked_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     assert minutes == 0
 
 
-def test_a_teacher_with_a_second_opinion_is_what_its_students_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("model", "share"), [("sasrec", 0.5), ("bert4rec", 0.7)])
+def test_a_teacher_with_a_second_opinion_is_what_its_students_are_told(
+    monkeypatch: pytest.MonkeyPatch, model: str, share: float
+) -> None:
     dataset = load_shop()
     split = leave_one_out(dataset)
     student = Student.of(build_model("sasrec", dataset.n_items, {"dim": 8}), dataset, protocol="test")
     monkeypatch.setattr(bahsd, "_teacher", lambda row, split: student)
-    row = Row("amazon-beauty", "sasrec", "sasrec", "teacher", variant=OPINION)
+    row = Row("amazon-beauty", model, model, "teacher", variant=OPINION)
+    told = replace(row, method="kd", regime="assisted", access="lists").run().dump()["method"]
+    assert told["second_opinion"] == share
     found, alone, minutes = bahsd._compared(row, {}, split)
     rules = RulesTeacher(split.train, dataset.n_items)
-    both = EnsembleTeacher([local_teacher(student, split, gives_scores=False), rules])
+    both = EnsembleTeacher([local_teacher(student, split, gives_scores=False), rules], weights=[1 - share, share])
     assert found.lists is not None
     assert found.lists.tolist() == both.rank(split.test.histories, 20).items.tolist()
     assert alone.lists is not None
