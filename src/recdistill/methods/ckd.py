@@ -44,8 +44,8 @@ class CKD(Distillation, name="ckd"):
     student does. Of the teacher's softmax only Q, its K best, is learned: the teacher is asked once, before training,
     and neither lists nor scores are made later. Scores of matrix factorisation are flat, so that the cut sharpens them,
     too. Without a second opinion RCE-KD's students are the better ones by a little for matrix factorisation: it looks
-    where the student errs. With one, which is the default, CKD's are better than RCE-KD's without there, and a little
-    worse for a SASRec of a quarter of its teacher's width (``benchmarks/rcekd.md``).
+    where the student errs. With one, which is the default, CKD's are better than RCE-KD's without there, and as good as
+    its for a SASRec of a quarter of its teacher's width (``benchmarks/rcekd.md``).
 
     Source: this library. `CE` with ``on = "all"`` takes the teacher's scores of all items instead, for each batch anew;
     `KD` learns lists without the items of the history, as an API gives them.
