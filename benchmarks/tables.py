@@ -61,18 +61,19 @@ def make(name: str, results: Path) -> str:
     return build(pl.read_csv(path, infer_schema=False))
 
 
-VARIANT = pl.col("variant").fill_null("").str.replace(", plain rules", "", literal=True)
-"""Without what tells rows that heard rules as they were from those beside them."""
+VARIANT = pl.col("variant").fill_null("")
 AS_CHOSEN = VARIANT.is_in(["", "equal budget", "faithful", "with a second opinion", "with smoothed labels"])
 """Of BAHSD's table: methods as validation data chose them, not their earlier forms and ablations."""
-AS_TUNED = VARIANT.is_in(["", "on all items", "with a second opinion"])
+IS_SHORT = AS_CHOSEN & (VARIANT != "with smoothed labels") & (pl.col("teacher") == pl.col("student"))
+"""Of these, what a short table has."""
+AS_TUNED = VARIANT.is_in(["", "on all items", "with a second opinion", "with a second opinion, plain rules"])
 """Of RCE-KD's tables: methods as they were tuned, not their earlier forms and ablations."""
 IS_BEST_RECIPE = ~pl.col("variant").str.contains(",")
 """Of the quality of models: the recipe that validation data chose, not others beside it."""
 OF_STUDENTS: list[Figure] = [*HR_AND_NDCG, ("agreement", 10, "all")]
 OTHER_DEPTHS: list[Figure] = [(metric, k, "all") for k in (5, 20) for metric in ("hr", "ndcg")]
 AT_BUDGETS: list[Figure] = [("ndcg", 10, "all"), ("ndcg", 10, "tail"), ("agreement", 10, "all")]
-HAS_BUDGET = pl.col("variant").fill_null("").str.ends_with(" queries")
+HAS_BUDGET = VARIANT.str.ends_with(" queries")
 AMONG_USERS: dict[str, Any] = {"figure": (pl.col("metric") == "ndcg") & (pl.col("k") == "10"), "strata": ("tail",)}
 """NDCG@10 of all users and of tail users."""
 IS_CORE = pl.col("variant").is_in(["softmax", "smoothed", "bce"])
@@ -97,7 +98,7 @@ TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
             side_by_side,
             lines=("regime", "access", "method", "variant"),
             **AMONG_USERS,
-            where=AS_CHOSEN & (pl.col("teacher") == pl.col("student")),
+            where=IS_SHORT,
         ),
     ),
     "bahsd_budgets": ("bahsd", partial(quality, shown=AT_BUDGETS, where=HAS_BUDGET)),
