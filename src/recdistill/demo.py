@@ -20,6 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from recdistill.consoles import result_console
 from recdistill.data.splits import Split
 from recdistill.errors import TeacherError
 from recdistill.evaluation.footprint import footprint
@@ -27,7 +28,7 @@ from recdistill.run import Report, Result, load_split, run_distillation, run_tra
 from recdistill.runfile import Run
 from recdistill.runsections import Values
 from recdistill.serving.artefact import CARD, WEIGHTS, Student, find
-from recdistill.tables import comparison_table, difference_table, result_console, size_and_speed_table
+from recdistill.tables import comparison_table, difference_table, size_and_speed_table
 
 TEACHER, FIRST, LABELS, KD, BAHSD = "teacher", "first-stage", "labels", "kd", "bahsd"
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from recdistill.consoles import result_console
 from recdistill.errors import SettingsError
 from recdistill.evaluation.results import Evaluation
 from recdistill.evaluation.results import compare as compare_pair
@@ -225,9 +226,3 @@ def _start(result: Result) -> list[str]:
 
 def _label(metric: str) -> str:
     return _NAMES.get(metric, metric)
-
-
-def result_console() -> Console:
-    """Return a console for results: as wide as they need where nobody looks."""
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, width=200)

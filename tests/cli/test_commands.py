@@ -9,6 +9,8 @@ import pytest
 from recdistill import __version__
 from recdistill.run import Result, run_training
 from recdistill.runfile import Run
+from recdistill.serving.artefact import Recommendation
+from recdistill.tables import print_recommendations
 from recdistill.teachers.presets import presets
 
 from .shell import call
@@ -182,6 +184,13 @@ def test_recommend_takes_raw_ids_and_gives_titles(capsys: pytest.CaptureFixture[
     assert code == 0
     assert re.search(r"p6 +-?\d+\.\d{3} +Product 6", out)
     assert len(out.splitlines()) == 3
+
+
+def test_ids_and_titles_are_printed_as_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither an emoji nor markup, and a long title on one line."""
+    title = ":smile: [bold]" + " and more" * 40
+    print_recommendations([Recommendation(":apple:", 1.0, title)])
+    assert capsys.readouterr().out.splitlines()[1].rstrip() == f":apple:  1.000  {title}"
 
 
 def test_recommend_for_a_user_of_the_data(capsys: pytest.CaptureFixture[str], runs: Path) -> None:

@@ -48,6 +48,24 @@ def test_names_the_rows_left_out(tmp_path: Path) -> None:
     assert "row 5 (line 6): column 'item_id' is empty" in printed
 
 
+def test_ids_are_shown_as_they_stand(tmp_path: Path) -> None:
+    """An id such as :apple: is no emoji, and one such as [b] no markup."""
+    printed = run(tmp_path, "user_id,item_id,timestamp\n1,5,:apple:\n1,6,[b]\n1,5,3\n1,6,4\n1,7,5\n", "--skip-bad-rows")
+    assert "column 'timestamp' is ':apple:'" in printed
+    assert "column 'timestamp' is '[b]'" in printed
+
+
+def test_no_line_is_broken_when_piped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    path = folder / "log.csv"
+    path.write_text(GOOD + "1,,4\n")
+    lines = CliRunner().invoke(root, ["data", "describe", str(path), "--skip-bad-rows"]).stdout.splitlines()
+    assert f"  {path}: row 5 (line 6): column 'item_id' is empty" in lines
+    assert any(line.split() == ["leave-one-out", "2", "1", "1", "100.0%"] for line in lines)
+
+
 def test_columns_and_separator_by_option(tmp_path: Path) -> None:
     text = "who\twhat\n1\t5\n1\t6\n1\t5\n"
     assert "interactions 3" in run(tmp_path, text, "--user", "who", "--item", "what", "--no-time", "--separator", "\\t")

@@ -35,8 +35,7 @@ def describe(
     ] = False,
 ) -> None:
     """Print size, density, lengths, equal times, repeats, and what each split would leave."""
-    from rich.console import Console
-
+    from recdistill.consoles import result_console
     from recdistill.data.describe import describe as figures
     from recdistill.data.interactions import read_interactions
 
@@ -49,7 +48,7 @@ def describe(
         text_ids=text_ids,
         skip_bad_rows=skip_bad_rows,
     )
-    console = Console(highlight=False)
+    console = result_console()
     _print_skipped(console, interactions)
     _print(console, figures(interactions.dataset()))
 
@@ -62,7 +61,7 @@ def _print_skipped(console: Console, interactions: Interactions) -> None:
         return
     console.print(f"{skipped.height:,} bad rows were left out:")
     for row in skipped.head(_N_SHOWN).iter_rows(named=True):
-        console.print(f"  {row['file']}: {name_bad_row(row)}", markup=False)
+        console.print(f"  {row['file']}: {name_bad_row(row)}", soft_wrap=True)
     if skipped.height > _N_SHOWN:
         console.print(f"  and {skipped.height - _N_SHOWN:,} more")
     console.print()
@@ -105,7 +104,7 @@ def _print(console: Console, description: Description) -> None:
     console.print(splits)
     console.print()
     for note in notes:
-        console.print(note, markup=False, soft_wrap=True)
+        console.print(note, soft_wrap=True)
     if any(not isinstance(outcome, str) and outcome.seen_targets for outcome in description.splits.values()):
         console.print(
             "Targets seen before cannot be hit while seen items are masked; for such data use mask_seen=False."

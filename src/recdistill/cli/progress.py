@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from recdistill.consoles import plain_console
+
 if TYPE_CHECKING:
     from recdistill.trainer import EpochRow, TrainerSettings
 
@@ -21,7 +23,7 @@ class Reporter:
     """Tells of preparation, steps and epochs; what the trainer calls ``Progress``."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or plain_console(stderr=True)
         self._bar = Progress(
             TextColumn("  {task.description}"),
             BarColumn(bar_width=24),

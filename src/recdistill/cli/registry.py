@@ -60,10 +60,10 @@ def settings(
 
 def presets() -> None:
     """List the APIs whose shape is known by name: what `preset` of a teacher may be."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from recdistill.consoles import plain_console
     from recdistill.teachers.presets import presets as known
 
     table = Table.grid(padding=(0, 2))
@@ -71,7 +71,7 @@ def presets() -> None:
     table.add_column()
     for name, about in known().items():
         table.add_row(Text(name, style="bold"), Text(about))
-    Console().print(table)
+    plain_console().print(table)
 
 
 def show(kind: str, choices: Mapping[str, tuple[str | None, Sequence[type[Settings]]]], name: str | None) -> None:
@@ -85,17 +85,17 @@ def show(kind: str, choices: Mapping[str, tuple[str | None, Sequence[type[Settin
     Raises:
         SettingsError: for an unknown name.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from recdistill.consoles import plain_console
     from recdistill.errors import SettingsError
     from recdistill.settings import nearest
 
     shown = [each for each in sorted(choices) if name in (None, each, each.partition(".")[0])]
     if not shown:
         raise SettingsError(f"unknown {kind} {name!r}{nearest(str(name), list(choices))}")
-    console = Console()
+    console = plain_console()
     for each in shown:
         about, sections = choices[each]
         console.print(Text.assemble((each, "bold"), "  ", _first_line(about)))
