@@ -152,6 +152,15 @@ def test_paths_are_absolute_so_that_a_run_can_be_read_from_anywhere() -> None:
     assert parse(data={"path": "shop"}).data.path == "shop"
 
 
+def test_a_path_may_begin_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger of paid answers must not come to lie in a folder that is called ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    teacher = parse(teacher=API | {"ledger": "~/answers.sqlite"}).teacher
+    assert isinstance(teacher, ApiTeacher)
+    assert teacher.ledger == str(tmp_path / "answers.sqlite")
+    assert parse(data={"path": "~clicks.csv"}).data.path == str(Path.cwd() / "~clicks.csv")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

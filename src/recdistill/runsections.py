@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -17,11 +18,16 @@ SHOP = "shop"
 
 
 def _absolute(path: str) -> str:
-    return path if path == SHOP else str(Path(path).absolute())
+    if path == SHOP:
+        return path
+    return str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111 - leaves ~name alone where nobody is called so
 
 
 Location: TypeAlias = Annotated[str, AfterValidator(_absolute)]
-"""A file, folder or glob; made absolute, so that a finished run can be read from anywhere."""
+"""A file, folder or glob; ``~`` is the home folder.
+
+It is made absolute, so that a finished run can be read from anywhere.
+"""
 
 
 class DataSettings(Settings):
