@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recdistill.data import files
 from recdistill.data.dataset import Dataset
 from recdistill.data.interactions import Interactions, name_bad_row, read_interactions
 from recdistill.errors import DataError
@@ -69,6 +70,15 @@ class TestSources:
         write(tmp_path, "user_id,item_id\n1,a\n1,c\n", "1.csv")
         assert histories(read_interactions(tmp_path / "*.csv", time=None).dataset()) == {1: ["a", "c", "b"]}
 
+    def test_two_stars_reach_files_in_folders_of_any_depth(self, tmp_path: Path) -> None:
+        """A year of logs in folders must not shrink in silence to the files one folder down."""
+        for number, folder in enumerate((".", "2024", "2024/05/31"), 1):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            write(tmp_path / folder, f"user_id,item_id\n1,{number}\n1,{number}\n1,{number}\n")
+        for pattern in ("**/*.csv", "**"):
+            found = read_interactions(tmp_path / pattern, time=None)
+            assert found.frame["item"].unique().sort().to_list() == [1, 2, 3]
+
     def test_a_name_that_looks_like_a_pattern_is_a_file_if_it_exists(self, tmp_path: Path) -> None:
         path = write(tmp_path, csv_text(ROWS), "log[1].csv")
         assert len(read_interactions(path)) == len(ROWS)
@@ -101,8 +111,31 @@ class TestSources:
         text = csv_text(ROWS) + '3,"x,40\n'
         assert "a quote that is never closed" in refusal(write(tmp_path, text))
 
-    def test_a_separator_of_two_characters_is_refused(self, tmp_path: Path) -> None:
-        assert "single character" in refusal(write(tmp_path, "1::2::3", "ratings.dat"), separator="::")
+    @pytest.mark.parametrize("separator", ["::", "§", '"', "\n"])
+    def test_a_separator_that_cannot_be_one_is_refused(self, tmp_path: Path, separator: str) -> None:
+        message = refusal(write(tmp_path, csv_text(ROWS), "ratings.dat"), separator=separator)
+        assert f"separator {separator!r} must be one ASCII character" in message
+
+    def test_a_tab_may_be_written_as_two_characters(self, tmp_path: Path) -> None:
+        path = write(tmp_path, csv_text(ROWS, "\t"))
+        assert histories(read_interactions(path, separator="\\t").dataset()) == IN_ORDER
+
+    def test_what_is_compressed_is_seen_in_the_bytes(self, tmp_path: Path) -> None:
+        """A file may have been unpacked, or packed, without another name; bad rows are looked up in its lines."""
+        text = csv_text([*ROWS, ("", 5, 40)])
+        write(tmp_path, text, "plain.csv.gz")
+        (tmp_path / "packed.csv").write_bytes(gzip.compress(text.encode()))
+        for name in ("plain.csv.gz", "packed.csv"):
+            assert "row 5 (line 6): column 'user_id' is empty" in refusal(tmp_path / name)
+            assert len(read_interactions(tmp_path / name, skip_bad_rows=True)) == len(ROWS)
+
+    def test_a_very_long_field_is_no_hindrance_to_naming_bad_rows(self, tmp_path: Path) -> None:
+        text = f"note,user_id,item_id\n{'x' * 200_000},1,5\n,1,\n"
+        assert "row 2 (line 3): column 'item_id' is empty" in refusal(write(tmp_path, text), time=None)
+
+    def test_a_good_file_is_not_read_twice(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(files, "_open_bytes", lambda _: pytest.fail("read for lines that nobody asked for"))
+        assert len(read_interactions(write(tmp_path, csv_text(ROWS)))) == len(ROWS)
 
 
 class TestIds:

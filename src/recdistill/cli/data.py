@@ -44,7 +44,7 @@ def describe(
         user=user,
         item=item,
         time=None if no_time else time,
-        separator="\t" if separator == "\\t" else separator,
+        separator=separator,
         text_ids=text_ids,
         skip_bad_rows=skip_bad_rows,
     )

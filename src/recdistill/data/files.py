@@ -20,6 +20,8 @@ Source: TypeAlias = str | Path | pl.DataFrame | pl.LazyFrame
 _PARQUET = {".parquet", ".pq"}
 _SEPARATORS = {".csv": ",", ".txt": ",", ".dat": ",", ".tsv": "\t", ".tab": "\t", ".inter": "\t"}
 _FILLED = "\0filled"
+_LONGEST_FIELD = 2**31 - 1
+"""Characters; the limit of Python's csv is 131,072, polars has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Table:
         """Return the line of the file on which each of ``rows`` (from 1, ascending) begins; None outside CSV."""
         if self.csv is None:
             return [None] * len(rows)
+        if not rows:
+            return []
         found: list[int | None] = []
         for row, (line, _) in enumerate(_records(self.csv, self.separator)):
             if len(found) == len(rows):
@@ -56,6 +60,7 @@ def open_tables(source: Source, columns: dict[str, str], separator: str | None =
     if isinstance(source, pl.DataFrame | pl.LazyFrame):
         yield _collect("the frame", source.lazy(), columns)
         return
+    separator = "\t" if separator == "\\t" else separator  # as it is typed on a command line
     for path in _paths(source):
         suffix = Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
         if suffix in _PARQUET:
@@ -82,7 +87,10 @@ def _paths(source: str | Path) -> list[Path]:
         return [path]
     if path.is_dir():
         raise DataError(f"{path} is a folder; name its files, for example {path}/*.parquet")
-    paths = sorted(Path(name) for name in glob.glob(str(source)))  # noqa: PTH207 - the pattern may be absolute
+    names = glob.glob(str(source), recursive=True)  # noqa: PTH207 - the pattern may be absolute
+    paths = sorted(Path(name) for name in names)
+    if "**" in str(source):  # which names folders, too
+        paths = [path for path in paths if path.is_file()]
     if not paths:
         raise DataError(f"there is no file {source} (looked in {Path.cwd()})")
     return paths
@@ -113,8 +121,11 @@ def _missing_column(name: str, role: str, column: str, known: list[str]) -> str:
 
 
 def _read_csv(path: Path, columns: dict[str, str], separator: str) -> Table:
-    if len(separator) != 1:
-        raise DataError(f"separator {separator!r} must be a single character; convert {path} to CSV first")
+    if len(separator) != 1 or not separator.isascii() or separator in '"\r\n':
+        raise DataError(
+            f"separator {separator!r} must be one ASCII character, and no quote or line break; convert {path} to CSV "
+            "first."
+        )
     known: list[str] = []
     too_long: list[int] = []
     try:
@@ -167,11 +178,15 @@ def _refuse_other_encoding(path: Path, names: list[str], separator: str) -> None
 
 
 def _open_bytes(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+    """Open a file that may be compressed, which its first bytes say, as polars reads them."""
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    return cast(IO[bytes], gzip.open(path)) if compressed else path.open("rb")
 
 
 def _records(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Yield each record, the header first, with the line on which it begins; a quoted field may hold line breaks."""
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
     with _open_bytes(path) as lines:
         reader = csv.reader((line.decode(errors="replace") for line in lines), delimiter=separator)
         begin, is_header = 1, True

@@ -124,8 +124,8 @@ def read_interactions(
     ids of the column are strings. So ``007`` stays ``007``, and numbers beyond 64 bits keep all digits.
 
     Args:
-        source: a CSV, TSV (also ``.gz``) or Parquet file, a glob such as ``logs/*.csv``, or a polars frame. Files of a
-            glob are read in the order of their names.
+        source: a CSV, TSV (also ``.gz``) or Parquet file, a glob such as ``logs/*.csv`` (``**`` for folders of any
+            depth), or a polars frame. Files of a glob are read in the order of their names.
         user: column of user ids.
         item: column of item ids.
         time: column of times: integers, decimal numbers, dates or ISO text (UTC unless it names a zone); ``None`` when
