@@ -152,6 +152,24 @@ def test_paths_are_absolute_so_that_a_run_can_be_read_from_anywhere() -> None:
     assert parse(data={"path": "shop"}).data.path == "shop"
 
 
+@pytest.mark.parametrize(
+    ("text", "instant"),
+    [
+        ("2011-06-01", "2011-06-01"),
+        ("2011-06-01T12:30:00", "2011-06-01T12:30:00"),
+        ("2011-06-01T12:30:00Z", "2011-06-01T12:30:00+00:00"),
+        ('"2011-06-01"', "2011-06-01"),
+        ("1306886400", 1306886400),
+    ],
+)
+def test_an_instant_may_be_a_date_of_toml(tmp_path: Path, text: str, instant: object) -> None:
+    path = tmp_path / "cut.toml"
+    path.write_text(f'[data]\npath = "clicks.csv"\n[split]\nprotocol = "time-cut"\nat = {text}\n')
+    run = Run.read(path, [f"split.valid_at={text}"])
+    assert (run.split.at, run.split.valid_at) == (instant, instant)
+    assert Run.parse(json.loads(json.dumps(run.dump()))) == run
+
+
 def test_a_path_may_begin_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ledger of paid answers must not come to lie in a folder that is called ~."""
     monkeypatch.setenv("HOME", str(tmp_path))

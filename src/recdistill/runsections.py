@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from recdistill.settings import Settings
 from recdistill.teachers.http import HttpConfig
@@ -61,6 +70,14 @@ class DataSettings(Settings):
     """Its column of titles."""
 
 
+def _as_text(instant: Any) -> Any:
+    return instant.isoformat() if isinstance(instant, date) else instant  # a datetime is a date as well
+
+
+Instant: TypeAlias = Annotated[float | str, BeforeValidator(_as_text)]
+"""A number like the data's times, ISO text, or a date or time of TOML, which is kept as ISO text."""
+
+
 class SplitSettings(Settings):
     """``[split]``: what is learned from, and what is asked."""
 
@@ -68,9 +85,9 @@ class SplitSettings(Settings):
     """How the data are cut."""
     mask_seen: bool = True
     """Whether items of the history are left out of every ranking."""
-    at: float | str | None = None
-    """For ``time-cut``: the instant, as a number like the data's times or as ISO text; by default after nine tenths."""
-    valid_at: float | str | None = None
+    at: Instant | None = None
+    """For ``time-cut``: the instant, a number like the data's times, date or ISO text; by default after nine tenths."""
+    valid_at: Instant | None = None
     """For ``time-cut``: the earlier instant from which on validation targets are taken."""
     seed: NonNegativeInt = 0
     """For ``random``: of the draws."""
