@@ -449,6 +449,15 @@ class TestDataset:
         with pytest.raises(DataError, match=r"no title for any of the 3 items.*\['x'\].*\[5, 6, 7\]"):
             read_interactions(frame(ROWS)).dataset(items)
 
+    def test_a_title_with_a_separator_and_no_quotes_is_refused(self, tmp_path: Path) -> None:
+        """Its row would lose the title in silence."""
+        items = write(tmp_path, "item_id,title\n5,Five\n6,Movie 1, The (1995)\n7,Seven\n", "items.csv")
+        with pytest.raises(
+            DataError, match=r"1 of 3 rows cannot be used:\n  row 2 \(line 3\): has more fields"
+        ) as refused:
+            read_interactions(frame(ROWS)).dataset(items)
+        assert "skip" not in str(refused.value)  # there is no such option for titles
+
     def test_an_items_table_without_the_column_is_refused(self) -> None:
         with pytest.raises(DataError, match="no column 'title' for the title"):
             read_interactions(frame(ROWS)).dataset(pl.DataFrame({"item_id": [5]}))

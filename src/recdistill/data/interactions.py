@@ -273,6 +273,9 @@ def _chronological(user: Items, times: Times | None) -> npt.NDArray[np.int64]:
 
 def _titles(source: Source, items: IdMap, item: str, title: str) -> pl.Series:
     tables = list(open_tables(source, {"item": item, "title": title}))
+    for part in tables:
+        if (bad := first_problems(part, [])).height:
+            raise DataError(f"{describe_bad_rows(part, bad)}\nCorrect these rows.")
     table = pl.concat([part.frame.cast(pl.String) for part in tables])
     known = pl.DataFrame({item: items.raw.cast(pl.String)})
     first = table.drop_nulls().unique(item, keep="first", maintain_order=True)
