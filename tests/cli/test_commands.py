@@ -92,6 +92,17 @@ def test_a_run_goes_to_a_folder_with_the_name_of_its_file(
     assert (tmp_path / "runs" / "little" / "run.json").is_file()
 
 
+def test_the_run_of_a_run_json_goes_on_in_its_own_folder(
+    capsys: pytest.CaptureFixture[str], runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another folder it would begin again, and an API would be paid twice."""
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call(capsys, "train", runs / "one" / "run.json")
+    assert code == 0
+    assert f"student: {runs / 'one' / 'student'}" in out
+    assert not (tmp_path / "runs").exists()
+
+
 def test_distill_asks_a_finished_run(
     capsys: pytest.CaptureFixture[str], run_file: Path, runs: Path, tmp_path: Path
 ) -> None:

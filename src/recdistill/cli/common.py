@@ -17,7 +17,10 @@ RunFile: TypeAlias = Annotated[
 ]
 Out: TypeAlias = Annotated[
     Path | None,
-    typer.Option(help="Folder for the run; started again there, it goes on.", show_default="runs/ and the file's name"),
+    typer.Option(
+        help="Folder for the run; started again there, it goes on.",
+        show_default="runs/ and the file's name; the folder of a run.json",
+    ),
 ]
 Overrides: TypeAlias = Annotated[
     list[str] | None,
@@ -31,8 +34,15 @@ Overrides: TypeAlias = Annotated[
 
 
 def folder_for(file: Path, out: Path | None) -> Path:
-    """Return where a run goes: ``out``, else a folder in ``runs/`` with the run file's name."""
-    return out if out is not None else Path("runs") / file.stem
+    """Return where a run goes: ``out``, else the folder of a ``run.json``, else one in ``runs/`` with the file's name.
+
+    An earlier run thus goes on where its answers are, which are not paid for again.
+    """
+    from recdistill.runfolder import RUN
+
+    if out is not None:
+        return out
+    return file.parent if file.name == RUN else Path("runs") / file.stem
 
 
 @contextmanager
