@@ -46,6 +46,14 @@ def test_the_last_epoch_has_no_time_left(clock: list[float]) -> None:
     assert text.getvalue() == "  epoch 1/1  label 2.0000  answer 0.5000  1,234 sequences/s\n"
 
 
+def test_time_left_has_no_sixtieth_second(clock: list[float]) -> None:
+    told, text = reporter()
+    told.step(1, 1, 10, {}, 0.0)
+    clock[0] = 119.7
+    told.epoch(row(1), TrainerSettings(epochs=2))
+    assert text.getvalue().endswith("at most 2:00 left\n")
+
+
 def test_time_left_counts_only_what_this_process_has_seen(clock: list[float]) -> None:
     """A run that goes on with epoch 8 took 10 s for it, so the two after it take 20."""
     told, text = reporter()

@@ -78,8 +78,8 @@ class Reporter:
         """Say how long the other epochs take, from those seen; early stopping may end it sooner."""
         if epoch == epochs:
             return ""
-        seconds = (time.monotonic() - self._first_began) / (epoch - self._first_epoch + 1) * (epochs - epoch)
-        return f"  at most {seconds // 60:.0f}:{seconds % 60:02.0f} left"
+        seconds = round((time.monotonic() - self._first_began) / (epoch - self._first_epoch + 1) * (epochs - epoch))
+        return f"  at most {seconds // 60}:{seconds % 60:02} left"
 
     def _show(self, what: str, done: int, total: int, note: str) -> None:
         if not self.console.is_terminal:
