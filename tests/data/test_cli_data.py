@@ -39,7 +39,7 @@ def test_prints_the_figures(tmp_path: Path) -> None:
 
 
 def test_says_why_a_split_cannot_be_made(tmp_path: Path) -> None:
-    assert "last basket: a last basket split needs times" in run(tmp_path, GOOD, "--no-time")
+    assert "last-basket: a last basket split needs times" in run(tmp_path, GOOD, "--no-time")
 
 
 def test_names_the_rows_left_out(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import pytest
 from recdistill.data.dataset import Dataset
 from recdistill.data.describe import Outcome, describe
 from recdistill.data.interactions import Interactions
+from recdistill.runsections import SplitSettings
 
 
 def dataset(rows: list[tuple[int, int, int]], *, timed: bool = True) -> Dataset:
@@ -53,5 +54,10 @@ def test_says_how_many_targets_were_seen_before() -> None:
 def test_says_why_a_split_cannot_be_made() -> None:
     found = describe(dataset(ROWS, timed=False))
     assert found.equal_times is None
-    assert "needs times" in str(found.splits["last basket"])
-    assert "needs times" in str(found.splits["time cut"])
+    assert "needs times" in str(found.splits["last-basket"])
+    assert "needs times" in str(found.splits["time-cut"])
+
+
+def test_splits_have_the_names_that_a_run_file_takes() -> None:
+    for name in describe(dataset(ROWS)).splits:
+        assert SplitSettings(protocol=name).protocol == name

@@ -14,10 +14,11 @@ from recdistill.errors import DataError
 QUANTILES = {"shortest": 0.0, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "90 %": 0.9, "longest": 1.0}
 SPLITS: dict[str, Callable[[Dataset], Split]] = {
     "leave-one-out": leave_one_out,
-    "last basket": last_basket,
-    "time cut": time_cut,
-    "random 8:1:1": random_split,
+    "last-basket": last_basket,
+    "time-cut": time_cut,
+    "random": random_split,
 }
+"""By the name that ``split.protocol`` of a run file takes."""
 
 
 @dataclass(frozen=True, slots=True)
