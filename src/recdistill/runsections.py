@@ -53,7 +53,7 @@ class DataSettings(Settings):
     separator: str | None = None
     """What separates fields; by default a tab in ``.tsv`` files, else a comma."""
     text_ids: bool = False
-    """Keep ids as text even if all are integers."""
+    """Keep ids as text even if all are integers, which else become integers, also those in text columns of Parquet."""
     skip_bad_rows: bool = False
     """Leave out rows that cannot be read instead of refusing the file."""
     duplicates: Literal["all", "first", "last", "collapse"] = "all"

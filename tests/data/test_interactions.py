@@ -156,6 +156,13 @@ class TestIds:
         data = read_interactions(write(tmp_path, csv_text(ROWS)), text_ids=True).dataset()
         assert histories(data) == {"1": ["7", "6", "5"], "2": ["6"]}
 
+    def test_text_that_holds_integers_becomes_integers_wherever_it_stands(self, tmp_path: Path) -> None:
+        rows = frame(ROWS).with_columns(pl.col("user_id", "item_id").cast(pl.String))
+        rows.write_parquet(tmp_path / "log.parquet")
+        for source in (rows, tmp_path / "log.parquet"):
+            assert histories(read_interactions(source).dataset()) == IN_ORDER
+            assert read_interactions(source, text_ids=True).frame["item"].dtype == pl.String
+
     def test_ids_are_strings_in_all_files_if_they_are_in_one(self, tmp_path: Path) -> None:
         write(tmp_path, "user_id,item_id\n1,10\n1,11\n", "1.csv")
         write(tmp_path, "user_id,item_id\n1,x\n", "2.csv")

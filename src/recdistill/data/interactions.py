@@ -120,8 +120,9 @@ def read_interactions(
 ) -> Interactions:
     """Read interactions and check every row.
 
-    Ids in text files are integers where every id of the column, written back, gives the very same text; otherwise all
-    ids of the column are strings. So ``007`` stays ``007``, and numbers beyond 64 bits keep all digits.
+    Ids that are text, in CSV files or as a string column of Parquet files and frames, become integers where every id of
+    the column, written back, gives the very same text; otherwise all ids of the column are strings. So ``007`` stays
+    ``007``, and numbers beyond 64 bits keep all digits.
 
     Args:
         source: a CSV, TSV (also ``.gz``) or Parquet file, a glob such as ``logs/*.csv`` (``**`` for folders of any
@@ -131,7 +132,8 @@ def read_interactions(
         time: column of times: integers, decimal numbers, dates or ISO text (UTC unless it names a zone); ``None`` when
             rows have no times but are in order.
         separator: what separates fields; by default a tab in ``.tsv``, ``.tab`` and ``.inter`` files, else a comma.
-        text_ids: keep ids as strings even if all are integers; only an empty one then counts as missing.
+        text_ids: keep ids as strings even if all are integers, and make strings of integers; only an empty one then
+            counts as missing.
         skip_bad_rows: leave bad rows out, and list them in ``skipped``, instead of refusing them.
 
     Raises:
