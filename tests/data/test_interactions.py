@@ -173,7 +173,7 @@ class TestIds:
         message = refusal(write(tmp_path, csv_text([*ROWS, ("", 5, 40)])))
         assert "1 of 5 rows cannot be used" in message
         assert "row 5 (line 6): column 'user_id' is empty" in message
-        assert "--skip-bad-rows" in message
+        assert "skip_bad_rows=True (in a run file: skip_bad_rows = true; data describe: --skip-bad-rows)" in message
 
     def test_the_line_counts_line_breaks_inside_quotes(self, tmp_path: Path) -> None:
         text = '\nuser_id,note,item_id\n1,"two\nlines",5\n1,x,6\n1,x,\n'  # the bad row 3 begins on line 6
@@ -296,10 +296,20 @@ class TestRefusals:
         assert "choose one of: item_id, timestamp, user_id" in refusal(frame(ROWS), user="customer number")
 
     def test_a_missing_time_says_how_to_do_without(self) -> None:
-        assert "time=None (--no-time)" in refusal(frame(ROWS).drop("timestamp"))
+        said = 'time=None (in a run file: time = ""; data describe: --no-time)'
+        assert said in refusal(frame(ROWS).drop("timestamp"))
 
     def test_another_separator_is_recognised(self, tmp_path: Path) -> None:
-        assert "separator=';'" in refusal(write(tmp_path, csv_text(ROWS, ";")))
+        said = "separator=';' (in a run file: separator = \";\"; data describe: --separator)"
+        assert said in refusal(write(tmp_path, csv_text(ROWS, ";")))
+
+    def test_a_file_of_another_kind_says_how_to_name_the_separator(self, tmp_path: Path) -> None:
+        said = "separator=…, in a run file: separator = …; data describe: --separator"
+        assert said in refusal(write(tmp_path, csv_text(ROWS), "log.data"))
+
+    def test_a_word_for_a_missing_id_says_how_to_keep_it(self, tmp_path: Path) -> None:
+        said = "text_ids=True (in a run file: text_ids = true; data describe: --text-ids)"
+        assert said in refusal(write(tmp_path, csv_text([*ROWS, (1, "NA", 40)])))
 
     def test_a_column_that_occurs_twice_is_refused(self, tmp_path: Path) -> None:
         assert "two columns named 'item_id'" in refusal(write(tmp_path, "user_id,item_id,item_id,timestamp\n1,1,1,1\n"))
@@ -464,6 +474,13 @@ class TestDataset:
         ) as refused:
             read_interactions(frame(ROWS)).dataset(items)
         assert "skip" not in str(refused.value)  # there is no such option for titles
+
+    def test_titles_with_another_separator_say_what_can_be_done(self, tmp_path: Path) -> None:
+        """No setting says what separates the fields of titles."""
+        items = write(tmp_path, "item_id;title\n5;Five\n", "items.csv")
+        with pytest.raises(DataError, match="separated by ';': write them with commas, or with tabs") as refused:
+            read_interactions(frame(ROWS)).dataset(items)
+        assert "separator" not in str(refused.value)
 
     def test_an_items_table_without_the_column_is_refused(self) -> None:
         with pytest.raises(DataError, match="no column 'title' for the title"):

@@ -72,7 +72,8 @@ def _ids_from_text(text: pl.Series, keep_text: bool) -> tuple[pl.Series, pl.Data
     words = text.str.strip_chars().str.to_lowercase()
     missing = other & words.is_in(_MISSING).fill_null(True)
     decimal = other & text.str.contains(_DECIMAL).fill_null(False)
-    bad = problems(text, missing, "which reads as a missing id; pass text_ids=True (--text-ids) if it is a real one")
+    advice = "pass text_ids=True (in a run file: text_ids = true; data describe: --text-ids) if it is a real one"
+    bad = problems(text, missing, f"which reads as a missing id; {advice}")
     if (missing | decimal | ~other).all():
         bad = pl.concat([bad, problems(text, decimal, f"a decimal number; {_FLOAT_ADVICE}")])
         return _blank(numbers, other), bad

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import gzip
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +71,8 @@ def open_tables(source: Source, columns: dict[str, str], separator: str | None =
         else:
             raise DataError(
                 f"cannot tell how to read {path}: files end in .csv, .tsv, .csv.gz or .parquet; "
-                "rename it, or say what separates its fields (separator=, --separator)."
+                "rename it, or say what separates its fields (separator=…, in a run file: separator = …; "
+                "data describe: --separator)."
             )
 
 
@@ -101,22 +103,32 @@ def _collect(name: str, lazy: pl.LazyFrame, columns: dict[str, str]) -> Table:
         known = lazy.collect_schema().names()
         for role, column in columns.items():
             if column not in known:
-                raise DataError(_missing_column(name, role, column, known))
+                raise DataError(_missing_column(name, role, columns, known))
         frame = lazy.select(list(columns.values())).collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{name} cannot be read: {str(error).splitlines()[0]}") from error
     return Table(name, frame)
 
 
-def _missing_column(name: str, role: str, column: str, known: list[str]) -> str:
+def _missing_column(name: str, role: str, columns: dict[str, str], known: list[str]) -> str:
+    column, titles = columns[role], "title" in columns
     if len(known) == 1 and (found := next((mark for mark in "\t;|," if mark in known[0]), None)):
+        advice = (
+            "write them with commas, or with tabs in a file whose name ends in .tsv"
+            if titles
+            else f"pass separator={found!r} "
+            f"(in a run file: separator = {json.dumps(found)}; data describe: --separator)"
+        )
         return (
             f"{name} has a single column {known[0]!r}, so there is no {column!r}; its fields seem to be separated by "
-            f"{found!r}: pass separator={found!r} (--separator)."
+            f"{found!r}: {advice}."
         )
     problem = f"{name} has no column {column!r} for the {role}{nearest(column, known)}."
     if role == "time":
-        problem += " If rows have no times but are in order, read them with time=None (--no-time)."
+        problem += (
+            " If rows have no times but are in order, read them with time=None "
+            '(in a run file: time = ""; data describe: --no-time).'
+        )
     return problem
 
 
@@ -134,7 +146,7 @@ def _read_csv(path: Path, columns: dict[str, str], separator: str) -> Table:
         for role, column in columns.items():
             if column not in known:
                 _refuse_other_encoding(path, known, separator)
-                raise DataError(_missing_column(str(path), role, column, known))
+                raise DataError(_missing_column(str(path), role, columns, known))
             if f"{column}_duplicated_0" in known:
                 raise DataError(f"{path} has two columns named {column!r}; rename one of them")
         # Looking at all columns makes polars refuse rows with too many fields; it would cut them in silence otherwise.

@@ -151,7 +151,8 @@ def read_interactions(
         if bad.height and not skip_bad_rows:
             raise DataError(
                 f"{describe_bad_rows(table, bad)}\n"
-                "Correct them, or leave them out with skip_bad_rows=True (--skip-bad-rows)."
+                "Correct them, or leave them out with skip_bad_rows=True (in a run file: skip_bad_rows = true; data "
+                "describe: --skip-bad-rows)."
             )
         n_rows += table.frame.height
         parts.append(part)
