@@ -1,5 +1,6 @@
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -58,6 +59,26 @@ class TestIdMap:
 
     def test_integers_are_found_by_their_text(self) -> None:
         assert IdMap([7, 8], first=0).find(["8", "x"]).tolist() == [1, -1]
+
+    @pytest.mark.parametrize("many", [1, 2000])
+    def test_what_is_no_id_is_unknown_and_never_another(self, many: int) -> None:
+        """Cut to an integer, 1.9 would be answered as item 1, and so would True."""
+        numbers, text = IdMap([1, 2, 3], first=1), IdMap(["1", "True", "1.9"], first=1)
+        odd: list[Any] = [1.9, True, 2.0, 2**70, float("nan"), "3", "\ud800"]
+        assert numbers.find(odd * many).tolist() == [-1, -1, 2, -1, -1, 3, -1] * many
+        mixed: list[Any] = [1.9, True, 1, "True", "\ud800"]
+        assert text.find(mixed * many).tolist() == [-1, -1, 1, 2, -1] * many
+        assert numbers.find(pl.Series([1.9, 2.0, None])).tolist() == [-1, 2, -1]
+        assert numbers.find(pl.Series([True])).tolist() == [-1]
+
+    def test_ids_of_numpy_are_found(self) -> None:
+        ids: list[Any] = [np.array([3, 9]), list(np.array([3, 9])), np.array([3.0, 3.5]), np.array(["3", "x"])]
+        assert [IdMap([1, 2, 3], first=1).find(some).tolist() for some in ids] == [[3, -1]] * 4
+
+    @pytest.mark.parametrize("ids", ["12", b"12", [[1, 2]], [None], [b"1"], np.array([[1, 2]])])
+    def test_what_cannot_be_an_id_is_refused(self, ids: Any) -> None:
+        with pytest.raises(DataError, match=r"list of ids was expected|must be an integer or a text"):
+            IdMap([1, 2, 3], first=1).find(ids)
 
     def test_an_unknown_id_is_refused_with_the_kind_of_those_known(self) -> None:
         with pytest.raises(DataError, match=r"1 of 2 item ids are unknown, for example \['x'\].*integers like 7"):

@@ -2,6 +2,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -101,6 +102,20 @@ def test_a_history_without_a_known_item_is_always_refused(student: Student, hist
 def test_k_below_one_is_refused(student: Student) -> None:
     with pytest.raises(DataError, match="a list of 0 items was asked for"):
         student.recommend([["a"]], k=0)
+
+
+@pytest.mark.parametrize("histories", ["ab", ["ab"], [b"ab"], ["a", ["a"]], [1, 2], [{"a"}], 7, [[["a"]]], [[None]]])
+def test_a_history_that_is_no_list_of_ids_is_refused(student: Student, histories: Any) -> None:
+    """A text would be read letter by letter, and answered as if these were items."""
+    with pytest.raises(DataError, match=r"must be a list of|must be an integer or a text"):
+        student.recommend(histories)
+
+
+def test_a_list_ends_with_the_catalogue_however_long_it_may_be(student: Student) -> None:
+    """Room for all that was asked for would be terabytes."""
+    assert names(student, ["a"], k=10**12) == ["bcde"]
+    mf = for_users("mf")
+    assert mf.recommend_for_users(["Ann"], 10**12) == mf.recommend_for_users(["Ann"], 12)
 
 
 def test_no_histories_give_no_lists(student: Student) -> None:
@@ -281,6 +296,12 @@ def test_no_users_give_no_lists_and_k_is_checked() -> None:
     assert for_users("mf").recommend_for_users([]) == []
     with pytest.raises(DataError, match="a list of 0 items"):
         for_users("mf").recommend_for_users(["Dan"], k=0, unknown_users="popular")
+
+
+@pytest.mark.parametrize("users", ["ann", b"ann", 7])
+def test_users_that_are_no_list_are_refused(users: Any) -> None:
+    with pytest.raises(DataError, match="the users must be a list of user ids"):
+        for_users("mf").recommend_for_users(users)
 
 
 def test_histories_and_users_are_not_mixed_up(student: Student) -> None:

@@ -136,13 +136,22 @@ class IdMap:
         return self.raw.dtype == pl.String
 
     def find(self, raw: Sequence[RawId] | pl.Series) -> Ints:
-        """Return the dense number of each raw id, −1 where it is unknown; shape ``(n,)``."""
+        """Return the dense number of each raw id, −1 where it is unknown; shape ``(n,)``.
+
+        Integers and their text stand for each other, and a whole float for its integer. Other floats and truth values
+        are no id, so they are unknown.
+
+        Raises:
+            DataError: when the ids are one text, or one of them is neither an integer nor a text.
+        """
+        if isinstance(raw, str | bytes):
+            raise DataError(f"a list of ids was expected, not the text {raw!r}; put it into a list")
         kind = str if self.is_text else int
         if len(raw) <= _FEW and not isinstance(raw, pl.Series) and all(type(item) is kind for item in raw):
             return np.array([self._index.get(item, -1) for item in raw], np.int64)
-        wanted = raw if isinstance(raw, pl.Series) else pl.Series("id", list(raw), strict=False)
-        if len(wanted) == 0:
+        if len(raw) == 0:
             return np.empty(0, np.int64)
+        wanted = _series(raw)
         if wanted.dtype != self.raw.dtype:
             wanted = wanted.cast(self.raw.dtype, strict=False)
         table = pl.DataFrame({"id": self.raw}).with_row_index("dense")
@@ -174,6 +183,58 @@ class IdMap:
     def decode(self, dense: npt.ArrayLike) -> list[RawId]:
         """Return the raw id of each dense number."""
         return self.raw.gather(np.asarray(dense, np.int64).ravel() - self.first).to_list()
+
+
+def _series(raw: Sequence[RawId] | pl.Series) -> pl.Series:
+    """Return raw ids as a series of integers or of text, with null for what is no id."""
+    if isinstance(raw, np.ndarray):
+        raw = pl.Series("id", raw) if raw.dtype.kind in "iuf" and raw.ndim == 1 else raw.tolist()
+    if not isinstance(raw, pl.Series):
+        kinds = set(map(type, raw))
+        values = list(raw) if kinds in ({int}, {str}) else [_plain(value) for value in raw]
+        if any(isinstance(value, str) for value in values):
+            return _text([None if value is None else str(value) for value in values])
+        return pl.Series("id", [value if _fits(value) else None for value in values], pl.Int64)
+    if raw.dtype.is_float():
+        return raw.set(~(raw == raw.floor()).fill_null(False), None).cast(pl.Int64, strict=False)
+    if raw.dtype == pl.Boolean:
+        return pl.Series("id", [None] * len(raw), pl.Int64)
+    if not raw.dtype.is_integer() and raw.dtype not in (pl.String, pl.Null):
+        raise DataError(f"ids must be integers or text, not {raw.dtype}; give them as such")
+    return raw
+
+
+def _plain(value: object) -> RawId | None:
+    """Return an id as an integer or a text; ``None`` for what may stand among ids and is none."""
+    if isinstance(value, bool | np.bool_):
+        return None
+    if isinstance(value, float | np.floating):
+        return int(value) if value.is_integer() else None
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, str):
+        return str(value)
+    raise DataError(f"an id must be an integer or a text, and {value!r} is {type(value).__name__}")
+
+
+def _fits(value: object) -> bool:
+    return isinstance(value, int) and -(2**63) <= value < 2**63
+
+
+def _text(values: list[str | None]) -> pl.Series:
+    """Return text as a series, with null for what UTF-8 cannot write, such as half of a pair."""
+    try:
+        return pl.Series("id", values, pl.String)
+    except UnicodeEncodeError:
+        return pl.Series("id", [value if value and _writable(value) else None for value in values], pl.String)
+
+
+def _writable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

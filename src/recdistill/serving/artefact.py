@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -181,15 +181,15 @@ class Student:
                 (a history without one known item is refused all the same).
 
         Raises:
-            DataError: for an unknown item, a history without a known item, a ``k`` below 1, or a model that reads the
-                user.
+            DataError: for an unknown item, a history without a known item, one that is no list of ids, a ``k`` below 1,
+                or a model that reads the user.
         """
         if self.users is not None:
             raise DataError(
                 f"model {self.model.name!r} answers for users, not for histories: use recommend_for_users (--user)"
             )
         rows = self._encode(histories, skip=unknown == "skip")
-        return self._named(top_k(self.model, rows, k, rows if self.mask_seen else None))
+        return self._named(top_k(self.model, rows, min(k, len(self.items)), rows if self.mask_seen else None))
 
     def recommend_for_users(
         self, users: Sequence[RawId], k: int = 10, *, unknown_users: Literal["refuse", "popular"] = "refuse"
@@ -204,12 +204,13 @@ class Student:
                 is how often they were taken.
 
         Raises:
-            DataError: for an unknown user, a ``k`` below 1, or a model that reads histories.
+            DataError: for an unknown user, users that are no list, a ``k`` below 1, or a model that reads histories.
         """
         if self.users is None:
             raise DataError(
                 f"model {self.model.name!r} answers for histories, not for users: use recommend (--history)"
             )
+        _refuse_no_list(users, "the users", "user ids")
         dense = self.users.ids.find(users)
         known = dense >= 0
         known[known] = self.model.knows(dense[known])
@@ -222,7 +223,8 @@ class Student:
                 "with the most popular items."
             )
         taken = self.users.taken.take(dense[known])
-        ranking = top_k(self.model, taken, k, taken if self.mask_seen else None, users=dense[known])
+        masked = taken if self.mask_seen else None
+        ranking = top_k(self.model, taken, min(k, len(self.items)), masked, users=dense[known])
         answers = iter(self._named(ranking))
         return [
             next(answers) if ok else self._popular(self.users, user, k) for ok, user in zip(known, dense, strict=True)
@@ -330,6 +332,9 @@ class Student:
 
     def _encode(self, histories: Sequence[Sequence[RawId]], *, skip: bool) -> Sequences:
         """Translate raw ids to dense rows."""
+        _refuse_no_list(histories, "the histories", "lists of item ids")
+        for number, history in enumerate(histories, 1):
+            _refuse_no_list(history, f"history {number}", "item ids")
         lengths = np.array([len(history) for history in histories], np.int64)
         dense = self.items.find([item for history in histories for item in history])
         known = dense > 0
@@ -367,6 +372,12 @@ def find(folder: Path | str) -> Path:
     raise ArtefactError(
         f"no saved student in {folder}: {found}; give the folder that Student.save or a finished run wrote"
     )
+
+
+def _refuse_no_list(value: object, what: str, of: str) -> None:
+    """Refuse a text, which would be read letter by letter, and what has no order or no length."""
+    if isinstance(value, str | bytes | Mapping | Set) or not (hasattr(value, "__len__") and hasattr(value, "__iter__")):
+        raise DataError(f"{what} must be a list of {of}, and {value!r} is {type(value).__name__}; give a list")
 
 
 def _read_card(folder: Path) -> Card:
