@@ -240,6 +240,16 @@ def test_a_depth_below_1_is_refused(table_model: Make, make_cases: MakeCases, ks
         evaluate(table_model([[1, 2]]), make_cases([[1]]), n_items=2, ks=ks)
 
 
+def test_a_depth_beyond_the_catalogue_takes_no_room_of_its_own(table_model: Make, make_cases: MakeCases) -> None:
+    """Neither lists nor gains as long as was asked for; what is masked stays a miss."""
+    cases = make_cases([[2], [1]], [[], [1]])
+    found = evaluate(table_model([[5, 9, 7, 8]] * 2), cases, n_items=4, ks=(10**12,), keep_lists=True)
+    assert found.lists is not None
+    assert found.lists.tolist() == [[2, 4, 3, 1], [2, 4, 3, 0]]
+    assert [found.mean(metric, 10**12) for metric in ("hr", "ndcg", "mrr", "recall")] == [1 / 2] * 4
+    assert found.coverage(10**12) == 1
+
+
 def test_what_lies_below_the_lists_is_not_known(make_cases: MakeCases, tmp_path: Path) -> None:
     """Else a teacher would seem worse than a model that ranks alike, whose every place is known."""
     found = evaluate(Ranking(np.array([[4, 2, 3]], np.int32)), make_cases([[3]]), n_items=9, ks=(2,))

@@ -134,3 +134,8 @@ def test_a_folder_without_a_student_is_one_line(tmp_path: Path, capsys: pytest.C
     assert stopped.value.code == 2
     assert message.startswith("error: no saved student in")
     assert message.count("\n") == 1
+
+
+def test_a_list_ends_with_the_catalogue_however_long_it_may_be(line: HTTPConnection) -> None:
+    status, answer = post(line, {"history": ["i3"], "k": 10**12})
+    assert (status, len(answer["items"])) == (200, 29)  # all but that of the history

@@ -27,6 +27,7 @@ def agreement(first: Items, second: Items, k: int) -> Floats:
     Returns:
         ``(B,)`` in 0…1: items in common over k, or over the longer list's length where both are shorter than k.
     """
+    k = min(k, max(1, first.shape[1], second.shape[1]))
     common = _common(first, second, k)
     depths = _depths(first, second, k)
     return common[:, -1] / np.maximum(depths, 1)

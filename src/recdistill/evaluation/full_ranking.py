@@ -99,7 +99,11 @@ def targets_of(cases: Cases, n_items: int) -> tuple[Items, Ints]:
 def _rank_by_model(
     model: Model, cases: Cases, targets: Items, offsets: Ints, n_items: int, depth: int
 ) -> tuple[Ranks, Items | None]:
-    """Count the scores that reach each target's; ``(T,)``. Also the lists ``(C, depth)``, none for depth 0."""
+    """Count the scores that reach each target's; ``(T,)``. Also the lists ``(C, depth)``, none for depth 0.
+
+    Lists end with the catalogue, so that they are ``(C, N)`` where the depth is beyond it.
+    """
+    depth = min(depth, n_items)
     if model.n_items != n_items:
         raise DataError(f"the model knows {model.n_items:,} items and the cases {n_items:,}; use those of one data set")
     ranks = np.full(len(targets), MISS, np.int32)

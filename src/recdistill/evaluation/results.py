@@ -43,7 +43,7 @@ class Evaluation:
     protocol: str
     """How the cases were cut, in words."""
     lists: Items | None = None
-    """``(C, K)`` what was recommended, best first, 0 is padding; ``None`` if not kept."""
+    """``(C, K)`` what was recommended, best first, 0 is padding, K at most N; ``None`` if not kept."""
     depth: int | None = None
     """To which place ranks are known, where they were read from lists; ``None`` for all."""
 
@@ -66,7 +66,7 @@ class Evaluation:
             raise SettingsError(f"unknown metric {metric!r}{nearest(metric, list(METRICS))}")
         if self.depth is not None and min(k, self.n_items) > self.depth:
             raise DataError(f"ranks were read from lists of {self.depth}, top {k} was asked; evaluate with that k")
-        return METRICS[metric](self.ranks, self.offsets, k)
+        return METRICS[metric](self.ranks, self.offsets, min(k, self.n_items))
 
     def mean(self, metric: str, k: int) -> float:
         """Mean of the metric over all cases; NaN where there are none."""
@@ -135,7 +135,7 @@ class Evaluation:
     def _top(self, k: int) -> Items:
         if self.lists is None:
             raise DataError("the recommended lists were not kept; evaluate with keep_lists=True")
-        if k > self.lists.shape[1]:
+        if min(k, self.n_items) > self.lists.shape[1]:
             raise DataError(f"lists of {self.lists.shape[1]} items were kept, top {k} was asked; evaluate with that k")
         return self.lists[:, :k]
 

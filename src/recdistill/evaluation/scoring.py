@@ -57,8 +57,9 @@ def top_k(
         raise DataError(f"a list of {k} items was asked for; ask for at least 1")
     items = np.zeros((len(histories), k), np.int32)
     scores = np.full((len(histories), k), -np.inf, np.float32)
+    filled = min(k, model.n_items)
     for rows, block in score_blocks(model, histories, masked, users=users):
-        items[rows], scores[rows] = best(block, k)
+        items[rows, :filled], scores[rows, :filled] = best(block, filled)
     return Ranking(items, scores)
 
 

@@ -55,7 +55,7 @@ def teacher_answers(teacher: Teacher, ids: IdMap) -> Answerer:
         dense = ids.find([item for history in histories for item in history])
         ends = np.cumsum([len(history) for history in histories])
         rows = np.split(dense, ends[:-1])
-        ranking = teacher.rank(Sequences.from_lists(row[row > 0] for row in rows), k)
+        ranking = teacher.rank(Sequences.from_lists(row[row > 0] for row in rows), min(k, len(ids)))
         scores = ranking.scores
         return [
             Answer(ids.decode(ranking.items[row, :n]), None if scores is None else scores[row, :n].tolist())
