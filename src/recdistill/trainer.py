@@ -77,7 +77,7 @@ class TrainerSettings(Settings):
 
     A method that follows the course of its teacher's training (``hetcomp``) learns from these.
     """
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the order of users and of every draw in model and method."""
     device: str = Field(default="cpu", pattern=devices.NAMES)
     """Where the student is trained, and where a model of one's own that teaches it scores: ``cpu``, ``cuda``,

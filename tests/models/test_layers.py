@@ -52,6 +52,13 @@ def test_dropout_drops_its_share_and_keeps_the_expectation(rate: float) -> None:
     assert out.mean().item() == pytest.approx(1, abs=0.005)
 
 
+def test_the_highest_rate_of_dropout_still_keeps_something() -> None:
+    """Rounded up to all, it would divide by nothing."""
+    dropout = Dropout(0.999)
+    dropout.generator = torch.Generator().manual_seed(0)
+    assert dropout(torch.ones(1000, 100)).unique().tolist() == [0, 256]
+
+
 def test_dropout_sends_gradients_where_values_went() -> None:
     dropout = Dropout(0.5)
     x = torch.ones(50, 7, requires_grad=True)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from recdistill.data.dataset import IdMap, Sequences
+from recdistill.errors import SettingsError
 from recdistill.models.base import build_model
 from recdistill.serving.artefact import Student
 from recdistill.serving.blackbox import BlackBox, main, student_answers, teacher_answers
@@ -17,6 +18,12 @@ from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.http import HttpTeacher
 
 IDS = IdMap([f"i{n}" for n in range(1, 31)], first=1)
+
+
+@pytest.mark.parametrize("port", [-1, 65_536, 99_999])
+def test_a_port_that_there_is_not_is_refused(port: int) -> None:
+    with pytest.raises(SettingsError, match="there is no port"):
+        BlackBox(teacher_answers(FakeTeacher(30), IDS), port=port)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ CIKM 2019. Differs from the paper: no extra projection layer before the scores, 
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from recdistill.models.base import Batch
@@ -15,6 +16,9 @@ from recdistill.models.transformer import Transformer, TransformerConfig
 
 class BERT4RecConfig(TransformerConfig):
     """The size and shape of BERT4Rec."""
+
+    max_len: int = Field(default=50, ge=2)
+    """How many of a history's newest items are read (L), the mask after them included."""
 
 
 class BERT4Rec(Transformer, name="bert4rec"):

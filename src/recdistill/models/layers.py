@@ -108,7 +108,7 @@ class Dropout(nn.Module):
     """Dropout from the model's own generator; on a CPU it draws one byte a value, eight at a time.
 
     The stock dropout on a CPU draws number by number, which costs more than the layer that it follows. The rate is
-    rounded to 1/256, and survivors are scaled by the rounded rate, so that the expectation is exact.
+    rounded to 1/256, at most 255/256, and survivors are scaled by the rounded rate, so that the expectation is exact.
     """
 
     generator: torch.Generator | None = None
@@ -117,7 +117,7 @@ class Dropout(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self.threshold = round(rate * 256)
+        self.threshold = min(round(rate * 256), 255)
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop values of ``x`` (any shape) in training mode."""

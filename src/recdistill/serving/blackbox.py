@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from recdistill.data.dataset import IdMap, RawId, Sequences
-from recdistill.errors import RecDistillError
+from recdistill.errors import RecDistillError, SettingsError
 from recdistill.serving.artefact import Student
 from recdistill.teachers.answers import Answer
 from recdistill.teachers.base import Teacher
@@ -79,9 +79,15 @@ class BlackBox:
         answer: what it knows.
         port: where to listen on 127.0.0.1; 0 takes a free one.
         scores: whether answers hold scores.
+
+    Raises:
+        SettingsError: for a port that there is not.
+        OSError: when it cannot listen there.
     """
 
     def __init__(self, answer: Answerer, *, port: int = 0, scores: bool = False) -> None:
+        if not 0 <= port < 1 << 16:
+            raise SettingsError(f"there is no port {port:,}; give one from 1 to 65,535, or 0 for a free one")
         self.answer = answer
         self.scores = scores
         self.served = 0
