@@ -118,6 +118,12 @@ def test_several_teachers_are_settings_like_one() -> None:
         ),
         ({"method": {"name": "s4rec", "n_clusters": 0}}, r"n_clusters: Input should be greater than or equal to 2"),
         ({"split": {"protocol": "loo"}}, r"\[split\]: protocol: Input should be 'leave-one-out'"),
+        ({"split": {"seed": 3}}, r"protocol = 'leave-one-out' does not read seed.*; protocol = 'random' does"),
+        ({"split": {"file_order": True}}, r"protocol = 'leave-one-out' does not read file_order"),
+        ({"split": {"protocol": "random", "at": 3}}, r"protocol = 'random' does not read at.*; protocol = 'time-cut'"),
+        ({"split": {"protocol": "last-basket", "valid_at": 3}}, r"protocol = 'last-basket' does not read valid_at"),
+        ({"training": {"seed": 2**63}}, r"\[training\]: seed: Input should be less than 9223372036854775808"),
+        ({"student": {"name": "bert4rec", "max_len": 1}}, r"max_len: Input should be greater than or equal to 2"),
         ({"evaluation": {"ks": []}}, r"\[evaluation\]: ks: Tuple should have at least 1 item"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +15,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
 from recdistill.settings import Settings
@@ -93,6 +94,17 @@ class SplitSettings(Settings):
     """For ``random``: of the draws."""
     file_order: bool = False
     """For ``random``: draw nothing, and cut each sequence in its order."""
+
+    @model_validator(mode="after")
+    def _say_what_is_not_read(self) -> Self:
+        readers = {"at": "time-cut", "valid_at": "time-cut", "seed": "random", "file_order": "random"}
+        for name, reader in readers.items():
+            if self.protocol != reader and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"protocol = {self.protocol!r} does not read {name}; protocol = {reader!r} does: choose that, or "
+                    f"leave {name} out"
+                )
+        return self
 
 
 class EvaluationSettings(Settings):
