@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from recdistill.errors import TrainingError
+from recdistill.files import replacing
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
 
@@ -53,10 +53,8 @@ class Store:
         partial = path.with_name(path.name + ".partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write(partial)
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
+            with replacing(path, partial):
+                write(partial)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             raise TrainingError(
                 f"cannot write {path}: {error}. Free the disk or choose another folder; "

@@ -380,6 +380,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"cannot write .*Free the disk") as caught:
         _fit(tmp_path, epochs=1)
     assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == [METRICS]
 
 
 def test_nobody_to_learn_from_is_refused() -> None:

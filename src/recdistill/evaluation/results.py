@@ -18,6 +18,7 @@ from recdistill.evaluation import metrics
 from recdistill.evaluation.metrics import METRICS, Floats, Ranks
 from recdistill.evaluation.significance import bootstrap_interval, by_user, sign_flip_test
 from recdistill.settings import nearest
+from recdistill.files import replacing
 
 Bools = npt.NDArray[np.bool_]
 
@@ -111,7 +112,7 @@ class Evaluation:
         if self.lists is not None:
             arrays["lists"] = self.lists
         partial = path.with_name(path.name + ".part")
-        with partial.open("wb") as file:
+        with replacing(path, partial), partial.open("wb") as file:
             np.savez_compressed(file, about=np.array(about), **arrays)
         partial.replace(path)
 
