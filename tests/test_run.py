@@ -23,6 +23,7 @@ from recdistill.run import (
     Result,
     evaluate_run,
     learn,
+    load_dataset,
     load_split,
     run_distillation,
     run_training,
@@ -266,6 +267,36 @@ def test_evaluating_anew_finds_the_same(finished: Result) -> None:
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"holds no run: it has no run\.json"):
         Result.load(tmp_path)
+
+
+def test_the_data_that_ship_are_filtered_like_a_file() -> None:
+    whole = load_dataset(Run.parse({"data": {"path": "shop"}}))
+    assert fingerprint(whole) == fingerprint(load_shop())
+    kept = load_dataset(Run.parse({"data": {"path": "shop", "min_user": 5, "min_item": 40}}))
+    assert kept.n_users < whole.n_users
+    assert kept.sequences.lengths.min() >= 5
+    assert np.bincount(kept.sequences.flat()[0])[1:].min() >= 40
+    assert kept.title(1) == whole.title(int(whole.items.find([kept.items.raw[0]])[0]))
+    assert kept.times is not None
+
+
+def test_the_data_that_ship_are_not_read_like_a_file() -> None:
+    """What would be passed over in silence."""
+    with pytest.raises(SettingsError, match="and skip_bad_rows, user only say how a file is read; leave them out"):
+        load_dataset(Run.parse({"data": {"path": "shop", "user": "customer", "skip_bad_rows": True}}))
+
+
+def test_rows_that_are_left_out_are_told(little_run: Sections, tmp_path: Path) -> None:
+    clicks = tmp_path / "clicks.csv"
+    clicks.write_text(Path(little_run["data"]["path"]).read_text() + "c0,,9999\n" * 7)
+    listener = Listener()
+    run = Run.parse(little_run | {"data": {"path": str(clicks), "skip_bad_rows": True}})
+    load_split(run, listener)
+    (said,) = listener.said
+    assert said.startswith("7 rows that cannot be used are left out: ")
+    assert said.count("clicks.csv row 48") == 5
+    assert "row 481 (line 482): column 'item_id'" in said
+    assert said.endswith("; and 2 more")
 
 
 @pytest.mark.parametrize("protocol", ["leave-one-out", "last-basket", "time-cut", "random"])

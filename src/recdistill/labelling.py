@@ -148,7 +148,7 @@ def label(run: Run, folder: Path, report: Report, *, told: Callable[[list[Plan]]
     """
     settings = _teacher_of(run)
     claim(folder, run)
-    split = load_same_split(run, folder)
+    split = load_same_split(run, folder, report)
     teacher = open_teacher(settings, split)
     run = run.by_default(default_method(teacher))
     claim(folder, run)

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
+import polars as pl
 import torch
 
 from recdistill.checkpoints import CHECKPOINT
 from recdistill.data.dataset import Dataset, Ints, Sequences
 from recdistill.data.embedded import load_shop
 from recdistill.data.groups import Groups
-from recdistill.data.interactions import read_interactions
+from recdistill.data.interactions import Interactions, name_bad_row, read_interactions
 from recdistill.data.splits import Split, last_basket, leave_one_out, random_split, time_cut
 from recdistill.devices import find_device
 from recdistill.errors import ArtefactError, SettingsError
@@ -37,7 +38,7 @@ from recdistill.runfolder import (
     read_finished,
     save_results,
 )
-from recdistill.runsections import SHOP
+from recdistill.runsections import SHOP, DataSettings
 from recdistill.runteachers import check_fits, keep_answers, open_teacher, side_by_side
 from recdistill.serving.artefact import FOLDER as STUDENT
 from recdistill.serving.artefact import Student
@@ -45,6 +46,9 @@ from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.trainer import Fit, Progress, Silent, TrainerSettings, fit
+
+_N_SHOWN = 5
+"""Bad rows that are told of."""
 
 
 class Report(Progress, Protocol):
@@ -123,7 +127,7 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
         report.say(f"{folder}: finished before; to run it anew, choose another folder{answers_elsewhere(run, folder)}")
         return Result.load(folder)
     device = find_device(run.training.device)
-    split = load_same_split(run, folder)
+    split = load_same_split(run, folder, report)
     teacher = None if run.teacher is None else open_teacher(run.teacher, split, device)
     run = run.by_default(default_method(teacher))
     claim(folder, run)
@@ -331,8 +335,12 @@ def _with_windows(train: Sequences, max_len: int, teacher: Teacher | None) -> tu
     return train.with_windows(max_len)
 
 
-def load_dataset(run: Run) -> Dataset:
-    """Read the interactions that a run names."""
+def load_dataset(run: Run, report: Report | None = None) -> Dataset:
+    """Read the interactions that a run names, and report what was left out of them.
+
+    Raises:
+        SettingsError: when the data that ship are to be read otherwise than they are.
+    """
     data = run.data
     if data.path == SHOP:
         return load_shop()
@@ -345,13 +353,36 @@ def load_dataset(run: Run) -> Dataset:
         text_ids=data.text_ids,
         skip_bad_rows=data.skip_bad_rows,
     )
+    if n := len(interactions.skipped):
+        first = [f"{row['file']} {name_bad_row(row)}" for row in interactions.skipped.head(_N_SHOWN).to_dicts()]
+        more = f"; and {n - _N_SHOWN:,} more" if n > _N_SHOWN else ""
+        (report or Quiet()).say(f"{n:,} rows that cannot be used are left out: {'; '.join(first)}{more}")
     kept = interactions.deduplicate(data.duplicates).k_core(users=data.min_user, items=data.min_item)
     return kept.dataset(data.titles, item=data.titles_item, title=data.titles_title)
 
 
-def load_split(run: Run) -> Split:
-    """Read the interactions that a run names, and cut them as it says."""
-    dataset, settings = load_dataset(run), run.split
+def _shop(data: DataSettings) -> Dataset:
+    """Keep of the data that ship what the settings say; they have titles and columns of their own."""
+    of_files = set(DataSettings.model_fields) - {"path", "duplicates", "min_user", "min_item"}
+    if odd := sorted(name for name in of_files if getattr(data, name) != DataSettings.model_fields[name].default):
+        raise SettingsError(
+            f'[data]: path = "{SHOP}" names the data that ship, and {", ".join(odd)} only say how a file is read; '
+            "leave them out, or give a file as path"
+        )
+    shop = load_shop()
+    frame = {
+        "user": shop.users.raw.gather(np.repeat(np.arange(shop.n_users), shop.sequences.lengths)),
+        "item": shop.items.raw.gather(shop.sequences.items - 1),
+        "time": pl.Series(shop.times),
+    }
+    kept = Interactions(pl.DataFrame(frame)).deduplicate(data.duplicates)
+    kept = kept.k_core(users=data.min_user, items=data.min_item)
+    return kept.dataset(pl.DataFrame({"item_id": shop.items.raw, "title": shop.titles}))
+
+
+def load_split(run: Run, report: Report | None = None) -> Split:
+    """Read the interactions that a run names, and cut them as it says; see `load_dataset`."""
+    dataset, settings = load_dataset(run, report), run.split
     cuts: dict[str, Callable[[], Split]] = {
         "leave-one-out": lambda: leave_one_out(dataset, mask_seen=settings.mask_seen),
         "last-basket": lambda: last_basket(dataset, mask_seen=settings.mask_seen),
@@ -363,13 +394,13 @@ def load_split(run: Run) -> Split:
     return cuts[settings.protocol]()
 
 
-def load_same_split(run: Run, folder: Path) -> Split:
+def load_same_split(run: Run, folder: Path, report: Report | None = None) -> Split:
     """Do `load_split`, and make sure that the data are those of what was begun in the folder, if anything was.
 
     Raises:
         ArtefactError: when they are not.
     """
-    split = load_split(run)
+    split = load_split(run, report)
     check_data(folder, split.dataset)
     return split
 
