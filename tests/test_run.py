@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from recdistill.data.dataset import Sequences
 from recdistill.data.embedded import load_shop
 from recdistill.data.splits import leave_one_out
 from recdistill.errors import ArtefactError, RecDistillError, SettingsError
+from recdistill.evaluation.results import Evaluation
 from recdistill.labelling import label
 from recdistill.methods.base import build_method
 from recdistill.models.base import build_model
@@ -267,6 +269,48 @@ def test_evaluating_anew_finds_the_same(finished: Result) -> None:
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"holds no run: it has no run\.json"):
         Result.load(tmp_path)
+
+
+@pytest.fixture
+def copied(finished: Result, tmp_path: Path) -> Path:
+    """The finished run's folder, to be damaged."""
+    return Path(shutil.copytree(finished.folder, tmp_path / "copied"))
+
+
+@pytest.mark.parametrize("damage", [None, b"junk", b"PK\x03\x04"])
+def test_damaged_groups_are_made_anew_by_an_evaluation(finished: Result, copied: Path, damage: bytes | None) -> None:
+    (copied / GROUPS).unlink() if damage is None else (copied / GROUPS).write_bytes(damage)
+    with pytest.raises(ArtefactError, match=r"groups\.npz cannot be read .*; evaluate the run again to write it anew"):
+        Result.load(copied)
+    evaluate_run(copied)
+    assert Result.load(copied).groups.labels() == finished.groups.labels()
+
+
+@pytest.mark.parametrize("content", ["", '{"epochs": 3', "[]", "\xff"])
+def test_damaged_results_are_one_clear_error(copied: Path, content: str) -> None:
+    (copied / RESULTS).write_text(content, encoding="latin-1")
+    with pytest.raises(ArtefactError, match=r"results\.json cannot be read .*; bring the file back"):
+        Result.load(copied)
+
+
+def test_a_run_that_does_not_say_its_data_is_one_clear_error(finished: Result, copied: Path) -> None:
+    about = json.loads((copied / RUN).read_text())
+    del about["data"]
+    (copied / RUN).write_text(json.dumps(about))
+    with pytest.raises(ArtefactError, match=r"run\.json does not say which data .*it lacks 'data'"):
+        evaluate_run(copied)
+
+
+def test_a_figure_that_is_no_number_is_null(
+    little_run: Sections, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the exposure of items where nothing is listed; no other reader of JSON knows NaN."""
+    monkeypatch.setattr(Evaluation, "gini", lambda evaluation, k: float("nan"))
+    result = run_training(Run.parse(little_run), tmp_path / "run")
+    found = json.loads((tmp_path / "run" / RESULTS).read_text(), parse_constant=pytest.fail)
+    assert found["gini@20"] is None
+    assert Result.load(tmp_path / "run").facts == json.loads(json.dumps(result.facts))
+    print_result(Result.load(tmp_path / "run"))
 
 
 def test_the_data_that_ship_are_filtered_like_a_file() -> None:

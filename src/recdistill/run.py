@@ -33,6 +33,7 @@ from recdistill.runfolder import (
     answers_elsewhere,
     check_data,
     claim,
+    finite,
     load_groups,
     note,
     read_finished,
@@ -419,15 +420,15 @@ def _evaluate(
         told = beside(heard, student.model, groups, ks=run.evaluation.ks, protocol=split.protocol)
         facts = {**facts, "beside_teacher": told}
     facts = {
-        **facts,
+        **finite(facts),
         "protocol": split.protocol,
         "strata": groups.labels(),
         "unknown_users": int((~student.model.knows(np.unique(split.test.users))).sum()),
         "parameters": student.n_parameters,
         "student_bytes": sum(file.stat().st_size for file in (folder / STUDENT).iterdir()),
         f"coverage@{k}": found.coverage(k),
-        f"gini@{k}": found.gini(k),
-        "table": table(_by_stratum(found, groups), intervals=True),
+        f"gini@{k}": finite(found.gini(k)),
+        "table": finite(table(_by_stratum(found, groups), intervals=True)),
     }
     save_results(folder, found, groups, facts)
     return Result(folder, run, found, groups, facts)

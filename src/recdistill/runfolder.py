@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import math
+import os
 import platform
+import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -29,6 +35,7 @@ from recdistill.files import write_whole
 from recdistill.models.base import Model
 from recdistill.runfile import Run
 from recdistill.runsections import ApiTeacher
+from recdistill.serving.artefact import FOLDER as STUDENT
 from recdistill.serving.artefact import Student
 
 RUN, EVALUATION, GROUPS, RESULTS, LEDGER = "run.json", "evaluation.npz", "groups.npz", "results.json", "ledger.sqlite"
@@ -86,11 +93,17 @@ def check_data(folder: Path, dataset: Dataset) -> None:
     """Make sure that the data are those of what was begun in the folder, if anything was.
 
     Raises:
-        ArtefactError: when they are not.
+        ArtefactError: when they are not, or when it is not noted which they were.
     """
     if not (folder / RUN).is_file():
         return
-    before = json.loads((folder / RUN).read_text(encoding="utf-8"))["data"]
+    try:
+        before = json.loads((folder / RUN).read_text(encoding="utf-8"))["data"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(
+            f"{folder / RUN} does not say which data the run began with ({_why(error)}); bring the file back as it "
+            "was, or choose another folder"
+        ) from error
     if before != (now := fingerprint(dataset)):
         raise ArtefactError(
             f"the data are not those of the run in {folder}: {before} then, {now} now; "
@@ -120,27 +133,45 @@ def read_finished(folder: Path) -> tuple[Run, dict[str, Any]]:
     """Return the settings and the facts of a finished run.
 
     Raises:
-        ArtefactError: when the folder holds no run, or one that is not finished.
+        ArtefactError: when the folder holds no run, one that is not finished, or one with damaged results.
     """
     if not (folder / RUN).is_file():
         raise ArtefactError(f"{folder} holds no run: it has no {RUN}; give the folder that a run was written to")
     if not (folder / RESULTS).is_file():
         raise ArtefactError(f"the run in {folder} is not finished; start it again with the same settings to go on")
-    facts: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    try:
+        facts: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
+            raise TypeError("they are not named")
+    except (OSError, ValueError, TypeError) as error:
+        raise ArtefactError(
+            f"{folder / RESULTS} cannot be read as the results of a run ({_why(error)}); bring the file back as it "
+            f"was, or run {RUN} anew in another folder. The student in {folder / STUDENT} can be used without it."
+        ) from error
     return Run.read(folder / RUN), facts
 
 
 def load_groups(folder: Path) -> Groups:
-    """Read who is head and tail."""
-    with np.load(folder / GROUPS, allow_pickle=False) as file:
-        return Groups(
-            head_users=file["head_users"],
-            bands=file["bands"],
-            head_items=file["head_items"],
-            user_cut=int(file["user_cut"]),
-            band_cuts=tuple(file["band_cuts"].tolist()),
-            item_cut=int(file["item_cut"]),
-        )
+    """Read who is head and tail.
+
+    Raises:
+        ArtefactError: when there is no such file or it is damaged.
+    """
+    try:
+        with (folder / GROUPS).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return Groups(
+                head_users=file["head_users"],
+                bands=file["bands"],
+                head_items=file["head_items"],
+                user_cut=int(file["user_cut"]),
+                band_cuts=tuple(file["band_cuts"].tolist()),
+                item_cut=int(file["item_cut"]),
+            )
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, BadZipFile, zlib.error) as error:
+        raise ArtefactError(
+            f"{folder / GROUPS} cannot be read as head and tail of a run ({_why(error)}); evaluate the run again to "
+            "write it anew"
+        ) from error
 
 
 def kept_models(folder: Path, epochs: Iterable[int]) -> list[Model]:
@@ -177,7 +208,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    write_whole(path, json.dumps(values, indent=2).encode())
+    write_whole(path, json.dumps(values, indent=2, allow_nan=False).encode())
 
 
 def _save_groups(path: Path, groups: Groups) -> None:
@@ -185,3 +216,16 @@ def _save_groups(path: Path, groups: Groups) -> None:
     arrays: dict[str, Any] = asdict(groups)
     np.savez_compressed(buffer, **arrays)
     write_whole(path, buffer.getvalue())
+def finite(value: Any) -> Any:
+    """Return plain values with ``None`` for every number that JSON cannot write: NaN and infinity."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _why(error: Exception) -> str:
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+
+

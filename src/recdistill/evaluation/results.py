@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from recdistill.errors import ArtefactError, DataError, SettingsError
 from recdistill.evaluation import metrics
 from recdistill.evaluation.metrics import METRICS, Floats, Ranks
 from recdistill.evaluation.significance import bootstrap_interval, by_user, sign_flip_test
-from recdistill.settings import nearest
 from recdistill.files import replacing
+from recdistill.settings import nearest
 
 Bools = npt.NDArray[np.bool_]
 
@@ -114,7 +115,6 @@ class Evaluation:
         partial = path.with_name(path.name + ".part")
         with replacing(path, partial), partial.open("wb") as file:
             np.savez_compressed(file, about=np.array(about), **arrays)
-        partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Evaluation:
@@ -124,11 +124,11 @@ class Evaluation:
             ArtefactError: when there is no such file or it is not an evaluation.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 about: dict[str, Any] = json.loads(str(file["about"]))
                 arrays = {name: file[name] for name in file.files if name != "about"}
             return cls(**{**about, **arrays, "ks": tuple(about["ks"])})
-        except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
             raise ArtefactError(
                 f"{path} cannot be read as an evaluation ({error}); evaluate the run again to write it anew"
             ) from error
