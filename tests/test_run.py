@@ -1,6 +1,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -311,6 +313,36 @@ def test_a_figure_that_is_no_number_is_null(
     assert found["gini@20"] is None
     assert Result.load(tmp_path / "run").facts == json.loads(json.dumps(result.facts))
     print_result(Result.load(tmp_path / "run"))
+
+
+WAIT = """
+import sys
+from pathlib import Path
+from recdistill.runfolder import alone
+with alone(Path(sys.argv[1])):
+    print("in", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are not locked on Windows")
+@pytest.mark.parametrize("end", ["finished", "killed"])
+def test_two_processes_do_not_run_in_one_folder(little_run: Sections, tmp_path: Path, end: str) -> None:
+    """Both would write the same checkpoint; once the other has ended, also by a signal, the run goes on."""
+    run = Run.parse(little_run)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(run, tmp_path / "run", Listener(stop_after=1))
+    command = [sys.executable, "-c", WAIT, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"in\n"
+        listener = Listener()
+        with pytest.raises(ArtefactError, match=r"another process is using .*; wait until it has ended"):
+            run_training(run, tmp_path / "run", listener)
+        other.communicate() if end == "finished" else other.kill()
+    assert listener.epochs == []
+    run_training(run, tmp_path / "run", listener)
+    assert listener.epochs == [2, 3]
 
 
 def test_the_data_that_ship_are_filtered_like_a_file() -> None:

@@ -22,7 +22,7 @@ from recdistill.methods.base import Method, Setting, default_method
 from recdistill.methods.opinion import SecondOpinionConfig, rules_beside, weigh_answers
 from recdistill.run import Report, ask_about_test, load_same_split, load_split, set_up_run
 from recdistill.runfile import Run
-from recdistill.runfolder import claim, note
+from recdistill.runfolder import alone, claim, note
 from recdistill.runsections import TeacherSettings
 from recdistill.runteachers import keep_answers, open_teacher
 from recdistill.teachers.answers import Answer, Outcome, Ranking
@@ -144,6 +144,7 @@ def label(run: Run, folder: Path, report: Report, *, told: Callable[[list[Plan]]
 
     Raises:
         SettingsError: when the run has no teacher behind an API, or what it has does not fit.
+        ArtefactError: when another process is using the folder.
         TeacherError: when the API refuses the key, or seems dead; what was bought is in the ledger.
     """
     settings = _teacher_of(run)
@@ -153,9 +154,10 @@ def label(run: Run, folder: Path, report: Report, *, told: Callable[[list[Plan]]
     run = run.by_default(default_method(teacher))
     claim(folder, run)
     _, method, setting = set_up_run(run, split, teacher)
-    note(folder, run, split.dataset)
-    with ExitStack() as ledgers:
-        teacher = keep_answers(settings, teacher, folder, ledgers)
+    with ExitStack() as held:
+        held.enter_context(alone(folder))
+        note(folder, run, split.dataset)
+        teacher = keep_answers(settings, teacher, folder, held)
         setting = replace(setting, teacher=teacher)
         before, keepers = _plan(run, split, method, setting), _keepers(teacher)
         told(before)

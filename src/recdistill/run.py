@@ -30,6 +30,7 @@ from recdistill.runfolder import (
     EPOCHS,
     EVALUATION,
     RESULTS,
+    alone,
     answers_elsewhere,
     check_data,
     claim,
@@ -133,41 +134,42 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
     run = run.by_default(default_method(teacher))
     claim(folder, run)
     model, method, setting = set_up_run(run, split, teacher)
-    note(folder, run, split.dataset)
-    dataset = split.dataset
-    report.say(
-        f"{folder}: {run.method.name} for {run.student.name}; {dataset.n_users:,} users, {dataset.n_items:,} items, "
-        f"{len(split.train.flat()[0]):,} training interactions; {split.protocol}"
-    )
-    with ExitStack() as ledgers:
-        if run.teacher is not None and teacher is not None:
-            teacher = keep_answers(run.teacher, teacher, folder, ledgers)
-        found: dict[str, Any] = {}
-        setting = replace(setting, teacher=teacher, found=found.__setitem__)
-        if teacher is not None and run.evaluation.ask_teacher:
-            report.say(f"asking the teacher about {run.evaluation.ask_teacher:,} test cases")
-        heard = ask_about_test(run, split, teacher)
-        started = run.start is not None
-        student, fitted = _train(
-            split, model.to(device), method, setting, run.training, folder, report, started=started
+    with alone(folder):
+        note(folder, run, split.dataset)
+        dataset = split.dataset
+        report.say(
+            f"{folder}: {run.method.name} for {run.student.name}; {dataset.n_users:,} users, {dataset.n_items:,} "
+            f"items, {len(split.train.flat()[0]):,} training interactions; {split.protocol}"
         )
-        asked = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher] if teacher else []
-        queries = [asdict(member.stats()) for member in asked if isinstance(member, LedgerTeacher)]
-        compared = side_by_side(asked, student.model, split.test)
-    student.save(folder / STUDENT)
-    facts = {
-        **found,
-        "epochs": fitted.epochs,
-        "best_epoch": fitted.best_epoch,
-        "best_validation_ndcg_10": fitted.best_value,
-        "start_validation_ndcg_10": fitted.start_value,
-        "training_seconds": fitted.seconds,
-        "queries": queries,
-        "side_by_side": compared,
-    }
-    result = _evaluate(run, folder, split, student, facts, heard)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    return result
+        with ExitStack() as ledgers:
+            if run.teacher is not None and teacher is not None:
+                teacher = keep_answers(run.teacher, teacher, folder, ledgers)
+            found: dict[str, Any] = {}
+            setting = replace(setting, teacher=teacher, found=found.__setitem__)
+            if teacher is not None and run.evaluation.ask_teacher:
+                report.say(f"asking the teacher about {run.evaluation.ask_teacher:,} test cases")
+            heard = ask_about_test(run, split, teacher)
+            started = run.start is not None
+            student, fitted = _train(
+                split, model.to(device), method, setting, run.training, folder, report, started=started
+            )
+            asked = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher] if teacher else []
+            queries = [asdict(member.stats()) for member in asked if isinstance(member, LedgerTeacher)]
+            compared = side_by_side(asked, student.model, split.test)
+        student.save(folder / STUDENT)
+        facts = {
+            **found,
+            "epochs": fitted.epochs,
+            "best_epoch": fitted.best_epoch,
+            "best_validation_ndcg_10": fitted.best_value,
+            "start_validation_ndcg_10": fitted.start_value,
+            "training_seconds": fitted.seconds,
+            "queries": queries,
+            "side_by_side": compared,
+        }
+        result = _evaluate(run, folder, split, student, facts, heard)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        return result
 
 
 def ask_about_test(run: Run, split: Split, teacher: Teacher | None) -> Answered | None:
@@ -344,7 +346,7 @@ def load_dataset(run: Run, report: Report | None = None) -> Dataset:
     """
     data = run.data
     if data.path == SHOP:
-        return load_shop()
+        return _shop(data)
     interactions = read_interactions(
         data.path,
         user=data.user,

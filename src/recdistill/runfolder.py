@@ -26,7 +26,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from recdistill import __version__
+from recdistill import __version__, processes
 from recdistill.data.dataset import Dataset
 from recdistill.data.groups import Groups
 from recdistill.errors import ArtefactError, SettingsError
@@ -37,6 +37,11 @@ from recdistill.runfile import Run
 from recdistill.runsections import ApiTeacher
 from recdistill.serving.artefact import FOLDER as STUDENT
 from recdistill.serving.artefact import Student
+
+if sys.platform != "win32":
+    import fcntl
+
+_log = logging.getLogger("recdistill.runfolder")
 
 RUN, EVALUATION, GROUPS, RESULTS, LEDGER = "run.json", "evaluation.npz", "groups.npz", "results.json", "ledger.sqlite"
 EPOCHS = "epochs"
@@ -87,6 +92,36 @@ def note(folder: Path, run: Run, dataset: Dataset) -> None:
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / RUN, about)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Make a folder if it is not there, and keep other processes from running in it until the end of the block.
+
+    The system lets the next one in when a process dies. Of several processes of one run (``torchrun``) the first stands
+    for all. Nobody is kept out on Windows, and where the file system knows no locks.
+
+    Raises:
+        ArtefactError: when another process is using the folder, or it cannot be made.
+    """
+    if sys.platform == "win32" or processes.rank() != 0:
+        yield
+        return
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ArtefactError(
+                f"another process is using {folder}; wait until it has ended, or choose another folder"
+            ) from error
+        except OSError:
+            _log.info("%s cannot be locked here, so two runs in it would not notice each other", folder)
+        yield
+    finally:
+        os.close(handle)
 
 
 def check_data(folder: Path, dataset: Dataset) -> None:
@@ -197,6 +232,19 @@ def kept_models(folder: Path, epochs: Iterable[int]) -> list[Model]:
     return [Student.load(folder / EPOCHS / str(epoch)).model for epoch in wanted]
 
 
+def finite(value: Any) -> Any:
+    """Return plain values with ``None`` for every number that JSON cannot write: NaN and infinity."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _why(error: Exception) -> str:
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+
+
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     try:
@@ -216,16 +264,3 @@ def _save_groups(path: Path, groups: Groups) -> None:
     arrays: dict[str, Any] = asdict(groups)
     np.savez_compressed(buffer, **arrays)
     write_whole(path, buffer.getvalue())
-def finite(value: Any) -> Any:
-    """Return plain values with ``None`` for every number that JSON cannot write: NaN and infinity."""
-    if isinstance(value, dict):
-        return {name: finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _why(error: Exception) -> str:
-    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-
-
