@@ -83,11 +83,12 @@ def probe(setting: Setting, *, scales: Sequence[float] = (1.0,), k: int) -> Prob
         )
     check_told(teacher, scales)
     shares, lengths = tuple(sorted(scales)), setting.train.lengths
-    read = np.minimum(lengths, min(setting.max_len or sys.maxsize, teacher.max_history or sys.maxsize))
+    heard = np.minimum(lengths, teacher.max_history or sys.maxsize)
+    read = np.minimum(heard, setting.max_len or sys.maxsize)
     shown = np.stack([np.ceil(share * read - 1e-9) for share in shares]).astype(np.int64)
     shown[-1] = lengths
     asked = shown > 0
-    asked[:-1] &= shown[:-1] < shown[1:]
+    asked[:-1] &= shown[:-1] < np.minimum(shown[1:], heard)  # not what the teacher would hear as the same
 
     lists = _Lists(setting, teacher, (len(shares), len(lengths), min(k, setting.n_items)), total=int(asked.sum()))
     shuffled = np.random.default_rng(0).permutation(len(lengths))

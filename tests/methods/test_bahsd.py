@@ -451,6 +451,12 @@ def test_the_same_generator_gives_the_same_loss(ranking: str) -> None:
     assert {name: part.item() for name, part in first.items()} == {name: part.item() for name, part in second.items()}
 
 
+@pytest.mark.parametrize("ranking", ["listwise", "smooth", "margin"])
+def test_lists_of_one_item_can_be_learned_from(ranking: str) -> None:
+    parts = ready(top_k=1, ranking=ranking).loss(sasrec(), batch([0, 1, 2]))
+    assert all(part.isfinite() for part in parts.values())
+
+
 def test_preparing_again_gives_the_same_targets() -> None:
     """A run that is resumed prepares anew."""
     first, second = ready(FakeTeacher(N, fickle)), ready(FakeTeacher(N, fickle))

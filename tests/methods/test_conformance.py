@@ -165,6 +165,23 @@ def test_the_loss_does_not_grow_with_the_batch(name: str) -> None:
         assert large[part].item() < 2.5 * small[part].item() + 1e-6
 
 
+@pytest.mark.parametrize("name", ["kd", "bahsd", "rrd"])
+def test_answers_do_not_grow_with_the_batch_where_labels_are_few(name: str) -> None:
+    """Every history has one item, after which there is no label to count answers by."""
+    once = Sequences.from_lists([[user + 1] for user in range(N)])
+    learner = student()
+    method = build_method(name, {"label_loss": {"precision": "fp32"}, "top_k": 3, "second_opinion": 0})
+    method.prepare(Setting(once, np.arange(N), N, FakeTeacher(N)))
+
+    def answers(rows: list[int]) -> float:
+        histories = Batch.from_lists([[row + 1] for row in rows])
+        empty = torch.zeros(len(rows), dtype=torch.int64)
+        batch = TrainingBatch(histories, empty, torch.tensor(rows), torch.Generator().manual_seed(0))
+        return sum(part.item() for name, part in method.loss(learner, batch).items() if name != "label")
+
+    assert answers([0] * 8) == pytest.approx(answers([0]), rel=0.5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_user_alone_can_be_learned_from(name: str) -> None:
     learner = student()

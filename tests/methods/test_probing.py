@@ -244,6 +244,14 @@ def test_scales_are_shares_of_what_both_student_and_teacher_read() -> None:
     assert asked(1, None) == [8, 1]
 
 
+def test_a_part_that_the_teacher_would_hear_as_the_whole_is_not_asked_about() -> None:
+    teacher = Oracle(successors)
+    teacher.max_history = 3
+    probed = probe(setting([[1, 2, 3, 4, 5, 6, 7, 8]], teacher), scales=(0.75, 1.0), k=1)
+    assert [len(history) for history in teacher.asked] == [8]
+    assert probed.answered.sum() == 1
+
+
 def test_a_teacher_that_answers_nothing_is_refused() -> None:
     """Training would go on and learn nothing from it."""
     with pytest.raises(TeacherError, match="none of 2 histories"):

@@ -33,7 +33,7 @@ from recdistill.methods.contrast import info_nce
 from recdistill.methods.intents import WithIntents
 from recdistill.methods.kd import Answers, KDConfig, check_values, label_and_queries, list_loss, soft_targets
 from recdistill.methods.labels import LabelLoss
-from recdistill.methods.lists import list_logits
+from recdistill.methods.lists import contains, list_logits
 from recdistill.methods.opinion import Share
 from recdistill.methods.parts import ShownPrefixes, cut
 from recdistill.models.base import Batch, Model
@@ -82,7 +82,7 @@ class BAHSDConfig(KDConfig):
     unmeasured: Unmeasured = "typical"
     """What a user counts as whose history is too short to be cut, or for whom the budget bought one answer only."""
     gate: Literal["soft", "hard", "none"] = "soft"
-    """How reliability becomes a weight: smoothly, 0 or 1 at the median, or 1/2 for everyone."""
+    """How reliability becomes a weight: smoothly, 0 or 1 at the median, or 1/2 for everyone whose it is measured."""
     gate_width: PositiveFloat = 0.5
     """Softness of the soft gate, in standard deviations of the reliability."""
     reliable_temperature: PositiveFloat = 1.0
@@ -325,12 +325,11 @@ class BAHSD(WithIntents, name="bahsd"):
         others = torch.randint(1, len(embeddings), agreed.shape, generator=batch.generator).to(agreed.device)
         scales = torch.arange(self.n_scales, device=agreed.device)[:, None] * self.n_rows
         listed = self._of(scales + batch.rows, self.told.items).transpose(0, 1).flatten(1).long()
-        owner = torch.arange(len(listed), device=agreed.device)[:, None] * len(embeddings)
         loss = ranking_consistency(
             list_logits(queries, embeddings, agreed),
             mixed.exp(),
             list_logits(queries, embeddings, others),
-            ~torch.isin(owner + others, owner + listed),
+            ~contains(listed, others),
             margin=self.config.margin if self.config.ranking == "margin" else None,
         )
         return weights @ loss
@@ -344,7 +343,7 @@ def gate_weights(reliability: Floats, *, kind: Literal["soft", "hard", "none"], 
 
     Args:
         reliability: ``(R,)`` c, NaN where it is not measured; mean, deviation and median run over the measured.
-        kind: the form; ``none`` is 1/2 for everyone.
+        kind: the form; ``none`` is 1/2 for all the measured.
         width: kappa of the soft form.
 
     Returns:

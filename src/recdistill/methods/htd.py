@@ -64,6 +64,7 @@ def topology_loss(
         teacher: ``(n, D')`` the teacher's. No gradient flows into them.
         groups: ``(n,)`` int64 the group z of each.
         between: whether i in the second mean runs over members or over prototypes. A prototype g is its group's mean.
+            With prototypes the second mean is counted and has no gradient: it teaches within groups only.
 
     Returns:
         Scalar; 0 where the student's vectors are the teacher's, turned and scaled.

@@ -147,11 +147,12 @@ def label_and_queries(
 
     Returns:
         The part ``label``, if labels are learned, and those of the intents; ``(B + E, D)`` the student's state after
-        each history and at each place; and what one answer adds to the loss: as much as ``weight`` labels do, or 1/B
-        without labels.
+        each history and at each place; and what one answer adds to the loss: as much as ``weight`` labels do, or at
+        most weight/B, where histories have fewer labels than one each, and 1/B without labels.
     """
     parts, states, n_labels = learn_logs(student, batch, label_loss, intents, earlier)
-    return parts, states, 1 / len(batch.rows) if label_loss is None else weight / max(n_labels, 1)
+    n_rows = len(batch.rows)
+    return parts, states, 1 / n_rows if label_loss is None else weight / max(n_labels, n_rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -22,7 +22,7 @@ def places(listed: Tensor, items: Tensor) -> Tensor:
     Returns:
         ``(B, C)`` int64.
     """
-    ordered, order = listed.sort(dim=1)
+    ordered, order = listed.contiguous().sort(dim=1)
     at = torch.searchsorted(ordered, items.contiguous()).clamp_max(listed.shape[1] - 1)
     found = (ordered.gather(1, at) == items) & (items > 0)
     return torch.where(found, order.gather(1, at), listed.shape[1])

@@ -38,8 +38,8 @@ class SecondOpinionConfig(Settings):
     """How much what went with what in the training histories counts in every answer, against 1 minus that for the
     teacher: see `RulesTeacher`, which reads their order where the teacher reads histories. 0 leaves the teacher alone.
     ``auto`` is the share by which both together rank validation cases best (`weigh`): 0 where rules add nothing, and
-    0.5 where fewer than a hundred cases were answered. Where labels are learned as well it is 0.5 at least, unless it
-    is 0: students that hear labels, too, take up a part only of what rules say.
+    0.5 where fewer than a hundred cases were answered. Methods that learn lists have 0.5 at least beside labels, unless
+    it is 0: students that hear labels, too, take up a part only of what rules say.
 
     Counting costs no queries, nor does choosing, and rules err otherwise than a trained model does. So the two together
     can be better than either; on some data they are not (``benchmarks/bahsd.md``).

@@ -48,7 +48,7 @@ class RulesTeacher(Teacher):
     kept there, and l runs over these. n is how many histories hold an item.
 
     An item of the history gets nothing where lists leave it out; nor without an order, where most of what leads to it
-    is the history itself. Scores are logarithms of shares; what is not among the ``depth`` best has −30.
+    is the history itself. Scores are logarithms of shares; `scores` gives −30 to what is not among the ``depth`` best.
 
     Args:
         train: the training histories, one a user.
