@@ -282,7 +282,7 @@ TUNED: dict[tuple[str, str, str, str, str], Values] = {
 }
 """Settings chosen on validation data, by data set, student, regime, access and method: ``section.key`` and value.
 
-Those of the first cell hold for all, and prefixes on `ml-1m` are those that SASRec has there, unsearched for BERT4Rec;
+Those of the first cell hold for all, and prefixes on `ml-1m` are those that SASRec has there, for BERT4Rec as well;
 what was tried elsewhere is in ``bahsd_search.csv``.
 """
 
