@@ -1,8 +1,6 @@
-"""The benchmarks are no part of the package; they are imported from the root of the project."""
+"""What tests of the benchmarks share."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +8,6 @@ import pytest
 from recdistill.data.splits import Split
 from recdistill.evaluation.full_ranking import targets_of
 from recdistill.evaluation.results import Evaluation
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 Found = Callable[[Split, int], Evaluation]
 

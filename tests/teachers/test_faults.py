@@ -219,13 +219,30 @@ def endless() -> Iterator[Part]:
         yield b" " * 65536
 
 
-def test_a_reply_over_the_limit_is_not_read_on(api: RawApi) -> None:
+def chunked(pieces: Iterator[bytes]) -> Iterator[Part]:
+    """Send a body of pieces, as one whose length is not known beforehand."""
+    yield b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for piece in pieces:
+        yield b"%x\r\n%b\r\n" % (len(piece), piece)
+    yield b"0\r\n\r\n"
+
+
+def test_a_reply_that_says_that_it_is_over_the_limit_is_not_read(api: RawApi) -> None:
     api.answer = lambda body: endless()
+    outcome = ask(api, largest_reply=100_000)
+    assert isinstance(outcome, Failure)
+    assert "more than 100,000 bytes, none of which were read" in outcome.reason
+    assert (outcome.paid, len(api.asked)) == (True, 1)
+    assert api.sent_bytes < 32 * 2**20  # what the socket's buffers hold, not what it would have sent
+
+
+def test_a_reply_that_does_not_say_how_long_it_is_is_read_to_the_limit(api: RawApi) -> None:
+    api.answer = lambda body: chunked(b" " * 65536 for _ in range(1024))
     outcome = ask(api, largest_reply=100_000)
     assert isinstance(outcome, Failure)
     assert "more than 100,000 bytes, which were not read on" in outcome.reason
     assert (outcome.paid, len(api.asked)) == (True, 1)
-    assert api.sent_bytes < 32 * 2**20  # what the socket's buffers hold, not what it would have sent
+    assert api.sent_bytes < 32 * 2**20
 
 
 @pytest.mark.parametrize(

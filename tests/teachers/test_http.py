@@ -236,11 +236,15 @@ def test_a_malformed_answer_is_a_failure_that_was_paid_for_and_is_not_paid_again
 
 
 def test_no_more_requests_are_in_flight_than_allowed(api: Api) -> None:
-    def slow(body: dict[str, Any]) -> dict[str, Any]:
+    def patient(body: dict[str, Any]) -> dict[str, Any]:
+        """Wait for as many as may come, and a while for more."""
+        deadline = time.monotonic() + 30
+        while api.most_in_flight < 4 and time.monotonic() < deadline:
+            time.sleep(0.001)
         time.sleep(0.02)
         return Api.next_letters(body)
 
-    api.answer = slow
+    api.answer = patient
     ask(api, concurrency=4).rank(histories(26), 1)
     assert api.most_in_flight == 4
 

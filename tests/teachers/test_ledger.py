@@ -334,7 +334,7 @@ def test_what_was_refused_for_good_is_not_asked_again_until_that_is_forgotten(
     with caplog.at_level(logging.WARNING, logger="recdistill.teachers"):
         _, answered = keeper.rank_within_budget(histories(3), 1)
     assert (answered.tolist(), len(teacher.asked)) == ([True, False, True], 3)
-    assert f"1 were refused for good, 'recdistill ledger forget {path}'" in caplog.text
+    assert f"1 was refused for good, 'recdistill ledger forget {path}'" in caplog.text
     assert (keeper.stats().failures, keeper.stats().refused) == (1, 1)
     teacher.refused = set()
     assert ledger.forget_refusals() == 1

@@ -146,16 +146,19 @@ def serve(api_server: HTTPServer) -> Iterator[Callable[..., str]]:
     api_server.clear()
 
 
-def run(sections: dict[str, Any], folder: Path) -> tuple[int, str]:
-    """Distil from the command line; returns the exit code, and the texts of all errors on the way."""
-    folder.mkdir()
+def write_run(sections: dict[str, Any], file: Path) -> None:
+    """Write a run file."""
     text = "".join(
         f"[{section}]\n" + "".join(f"{name} = {_toml(value)}\n" for name, value in inner.items())
         for section, inner in sections.items()
     )
-    (folder / "run.toml").write_text(text)
+    file.write_text(text)
+
+
+def command(*words: str | Path) -> tuple[int, str]:
+    """Run a command; returns the exit code, and the texts of all errors on the way."""
     with pytest.raises(SystemExit) as stopped:
-        main(["distill", str(folder / "run.toml"), "--out", str(folder / "out")])
+        main([str(word) for word in words])
     said = []
     error: BaseException | None = stopped.value
     while error is not None:
@@ -214,14 +217,26 @@ def test_a_run_leaves_no_secret_anywhere(
     method = {"name": "kd", "top_k": 4}
     with caplog.at_level(logging.DEBUG):
         sections = little_run | {"teacher": teacher, "method": method, "training": {"epochs": 1}}
-        code, errors = run(sections, tmp_path / "run")
+        file, out_folder = tmp_path / "run.toml", tmp_path / "out"
+        write_run(sections, file)
+        ledger = out_folder / LEDGER
+        said = {
+            "probe": command("probe", file, "--out", out_folder),
+            "dry run": command("probe", file, "--out", out_folder, "--dry-run"),
+            "distill": command("distill", file, "--out", out_folder),
+            "stats": command("ledger", "stats", ledger),
+            "verify": command("ledger", "verify", ledger),
+            "export": command("ledger", "export", ledger, tmp_path / "answers.csv"),
+        }
     out, err = capfd.readouterr()
-    files = {str(path): path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert any(path.endswith(LEDGER) for path in files)
-    assert code == (2 if {answer, login} & {*FAULTS.values(), *LOGIN_FAULTS.values()} else 0), err
+    files = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {str(ledger), str(tmp_path / "answers.csv")} <= files.keys()
+    fault = 2 if {answer, login} & {*FAULTS.values(), *LOGIN_FAULTS.values()} else 0
+    codes = {name: code for name, (code, _) in said.items()}
+    assert codes == {name: fault if name in ("probe", "distill") else 0 for name in said}, err
 
     log = "\n".join(record.getMessage() for record in caplog.records if record.name != "werkzeug")  # the API's own
-    texts = {"stdout": out, "stderr": err, "log": log, "errors": errors}
+    texts = {"stdout": out, "stderr": err, "log": log} | {f"errors of {name}": text for name, (_, text) in said.items()}
     assert_clean({place: text.encode() for place, text in texts.items()} | files)
 
 
@@ -293,7 +308,7 @@ def test_an_item_that_is_called_like_a_variable_is_kept(
         ({"query": {"hmac_sign": "Zx9"}}, "query: hmac_sign must hold no secret"),
         ({"query": {"PHPSESSID": "Zx9"}}, "query: PHPSESSID must hold no secret"),
         ({"body": {"h": "{history}", "user_pass": "Zx9"}}, "body: user_pass must hold no secret"),
-        ({"values": {"session": "Zx9"}}, "values: session must hold no secret"),
+        ({"values": {"shop_session": "Zx9"}}, "values: shop_session must hold no secret"),
         ({"query": {"api_key": SECRET}}, "query: api_key must hold no secret"),
         ({"values": {"token": SECRET}}, "values: token must hold no secret"),
         ({"body": {"h": "{history}", "auth": {"password": SECRET}}}, "body: password must hold no secret"),

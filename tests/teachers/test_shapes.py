@@ -176,7 +176,7 @@ def test_another_type_of_content_replaces_ours_however_it_is_written(name: str) 
 
 def test_a_text_whose_placeholder_has_no_value_is_left_out() -> None:
     """Not sent as "page-None"."""
-    declared = settings(body={"h": "{history}", "after": "page-{page}"}, next_page="next")
+    declared = settings(body={"h": "{history}", "after": "page-{page}"}, next_page="next", max_k=1)
     calls, _ = talk(declared, [about("a")], [{"items": [1], "next": 7}, {"items": [2]}])
     assert [sent(call) for call in calls] == [{"h": ["a"]}, {"h": ["a"], "after": "page-7"}]
 
@@ -341,7 +341,7 @@ def test_pages_have_one_size_though_less_is_wanted_of_the_last() -> None:
 def test_pages_are_turned_by_token_until_there_is_none(last: dict[str, Any]) -> None:
     """The first call has no token, so its member is left out rather than sent as null."""
     declared = settings(
-        body={"h": "{history}", "page": "{page}"}, next_page="next", gives_scores=True, id="id", score="s"
+        body={"h": "{history}", "page": "{page}"}, next_page="next", max_k=1, gives_scores=True, id="id", score="s"
     )
     first = {"items": [{"id": "b", "s": 3}], "next": "t1"}
     calls, (outcome,) = talk(declared, [about("a")], [first, {"items": [{"id": "c", "s": 2}], **last}])
@@ -350,10 +350,17 @@ def test_pages_are_turned_by_token_until_there_is_none(last: dict[str, Any]) -> 
 
 
 def test_an_empty_page_is_the_last() -> None:
-    declared = settings(body={"h": "{history}", "page": "{page}"}, next_page="next")
+    declared = settings(body={"h": "{history}", "page": "{page}"}, next_page="next", max_k=1)
     calls, (outcome,) = talk(declared, [about("a")], [{"items": [1], "next": "t"}, {"items": [], "next": "u"}])
     assert len(calls) == 2
     assert answer(outcome).items == [1]
+
+
+def test_a_page_that_is_longer_than_said_is_read_whole_where_the_reply_says_how_it_goes_on() -> None:
+    declared = settings(body={"h": "{history}", "page": "{page}"}, next_page="next", max_k=2)
+    calls, (outcome,) = talk(declared, [about("a")], [{"items": [1, 2, 3], "next": "t"}, {"items": [4, 5]}], k=5)
+    assert len(calls) == 2
+    assert answer(outcome).items == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("second", [[1, 2], [2, 1]])
@@ -367,7 +374,7 @@ def test_an_api_that_gives_the_first_page_again_is_not_paid_for_more_of_them(sec
 @pytest.mark.parametrize("pages", [[[1, 2], [3, 4], [1, 2]], [[1, 2], [3, 4], [3, 4]], [[1, 2], [3, 4], [4, 1]]])
 def test_a_page_without_a_new_item_is_the_last(pages: list[list[int]]) -> None:
     """An API that begins again behind the end of its list would else be paid for up to k pages."""
-    declared = settings(body={"h": "{history}", "page": "{page}"}, next_page="next", gives_scores=True)
+    declared = settings(body={"h": "{history}", "page": "{page}"}, next_page="next", max_k=2, gives_scores=True)
     replies = [{"items": page, "scores": [9 - n, 9 - n], "next": "t"} for n, page in enumerate(pages)]
     calls, (outcome,) = talk(declared, [about("a")], replies, k=100)
     assert len(calls) == 3
@@ -445,7 +452,7 @@ def test_a_session_of_which_a_step_was_not_taken_is_no_answer() -> None:
         ({"max_k": 5}, 20, 1),  # lists end there
         ({"body": {"h": "{history}", "o": "{offset}"}, "max_k": 5}, 20, 4),
         ({"body": {"h": "{history}", "o": "{offset}"}, "max_k": 5}, 21, 5),
-        ({"body": {"h": "{history}", "p": "{page}"}, "next_page": "next"}, 20, 1),  # pages of an unknown size
+        ({"body": {"h": "{history}", "p": "{page}"}, "next_page": "next", "max_k": 7}, 20, 3),
         ({"reads": "session", "body": {"s": "{session}", "i": "{item}"}}, 20, 3),
         ({"reads": "last_item", "body": {"i": "{last_item}"}}, 20, 1),
         ({"question": {"h": "{history}"}, "answers": "a[*]", "batch_size": 8, "body": {"q": "{questions}"}}, 20, 1),
@@ -622,6 +629,13 @@ def test_a_file_of_ids_that_leaves_doubts_is_refused(tmp_path: File, content: st
         ({**SESSION, "query": {"s": "{session}", "i": "{item}", "o": "{offset}"}}, "without pages"),
         ({"body": {"h": "{history}", "p": "{page}"}}, "give both or neither"),
         ({"next_page": "next"}, "give both or neither"),
+        ({"body": {"h": "{history}", "p": "{page}"}, "next_page": "next"}, r"{page} turns pages, so max_k must say"),
+        ({"body": {"h": "{{history}}", "k": "{k}"}}, r"body: {{history}} would be sent with braces around the value"),
+        ({"query": {"h": "{{ history }}"}, "body": "{history}"}, r"query: {{ history }} would be sent with braces"),
+        ({"body": '{"h": {history}, "k": {k}}'}, "is a text, which JSON puts between quotes; write a table"),
+        ({"body": "[{history}, {k}]"}, "is a text, which JSON puts between quotes"),
+        ({"headers": {"Content-Length": "5"}}, "header Content-Length follows from the call itself"),
+        ({"headers": {"transfer-encoding": "chunked"}}, "header transfer-encoding follows from the call itself"),
         ({"body": {"h": "{history}", "p": "{page_number}"}}, r"{page_number} turns pages, so max_k must say"),
         ({"body": {"h": "{history}", "o": "{offset}"}}, r"{offset} turns pages, so max_k must say"),
         ({"batch_size": 2}, "need question and answers"),
@@ -631,7 +645,10 @@ def test_a_file_of_ids_that_leaves_doubts_is_refused(tmp_path: File, content: st
         ({"id": "a..b"}, "is no path"),
         ({"item_format": "item"}, "must name {id} once"),
         ({"gives_scores": True, "score": ""}, "this API gives none"),
+        ({"items": "$.items[*]"}, r"begins with the \$ of JSONPath; leave it out: 'items\[\*\]'"),
         ({"url": "ftp://shop.example"}, "must be a full address"),
+        ({"url": "https://shop.example:99999/r"}, "url must be a full address .*:99999/r"),
+        ({"url": "http://[::1/r"}, "url must be a full address"),
         ({"url": "https://shop.example/like#top"}, r"what follows the # in .https:..shop.example.like…. is not sent"),
     ],
 )  # fmt: skip

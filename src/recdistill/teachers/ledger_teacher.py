@@ -211,7 +211,7 @@ class LedgerTeacher(Deputy):
         if not final:
             return ""
         remedy = f"'recdistill ledger forget {self.ledger.path}' lets them be asked again"
-        return f"; {final:,} were refused for good, {remedy}"
+        return f"; {final:,} {'was' if final == 1 else 'were'} refused for good, {remedy}"
 
     def _questions(self, histories: Sequences, users: npt.NDArray[np.integer] | None) -> list[tuple[Request, Question]]:
         """Return what the teacher would be asked about histories, and as what it is filed."""

@@ -39,6 +39,8 @@ class Path:
         Raises:
             ValueError: for text that is no path.
         """
+        if text.startswith("$"):
+            raise ValueError(f"{text!r} begins with the $ of JSONPath; leave it out: {text.lstrip('$.') or '.'!r}")
         steps: list[Step] = []
         place = len(text) if text == "." else 0
         while place < len(text):

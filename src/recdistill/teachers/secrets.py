@@ -12,6 +12,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from functools import cache, lru_cache
 from html.entities import html5
+from urllib.parse import SplitResult, urlsplit
 
 from recdistill.errors import SettingsError
 
@@ -58,6 +59,24 @@ def names_secrets(text: str) -> bool:
     [True, True, False]
     """
     return _PROOF.fullmatch(text) is not None
+
+
+def address_parts(url: str, name: str, example: str) -> SplitResult:
+    """Take a full address apart; ``name`` is the setting's, for the error.
+
+    Raises:
+        SettingsError: for what no call can go to; shows the address without secrets.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port beyond 65535, or half an IPv6 address
+        usable = False
+    if not usable:
+        raise SettingsError(
+            f"http teacher: {name} must be a full address like {example}, but is {without_secrets(url)}"
+        )
+    return parts
 
 
 def without_secrets(url: str) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path as File
 from typing import Annotated, Any, Literal, Self, TypeAlias
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import polars as pl
 from pydantic import AfterValidator, Field, JsonValue, NonNegativeInt, PositiveInt, model_validator
@@ -20,12 +20,17 @@ from recdistill.errors import SettingsError
 from recdistill.settings import Settings
 from recdistill.teachers.paths import Path
 from recdistill.teachers.presets import with_preset
-from recdistill.teachers.secrets import names_secrets, sounds_secret, variables, without_secrets
+from recdistill.teachers.secrets import address_parts, names_secrets, sounds_secret, variables, without_secrets
 from recdistill.teachers.signing import Signature
 from recdistill.teachers.templates import names, write
 from recdistill.teachers.tensors import Stacking
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_EXAMPLE = "https://shop.example/recommend"
+_DOUBLED = re.compile(r"\{\{\s*[A-Za-z_][\w-]*\s*\}\}")
+"""How other templates write placeholders."""
+_FRAMING = {"connection", "content-length", "transfer-encoding"}
+"""The headers that follow from a call, and would contradict it."""
 _LONG = 10_000
 """A number from here on may be a key; a smaller one says how much of something there is to be."""
 
@@ -173,16 +178,12 @@ class ShapeSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        self._check_secrets()
         self._check_variables()
         self._check_placeholders()
+        self._check_secrets()
         self._check_calls()
-        address = urlsplit(self.address)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise _refusal(
-                f"url must be a full address like https://shop.example/recommend, but is {without_secrets(self.url)}"
-            )
-        if address.fragment:
+        self._check_headers()
+        if address_parts(self.address, "url", _EXAMPLE).fragment:
             raise _refusal(f"url: what follows the # in {without_secrets(self.url)} is not sent; leave it out")
         if self.gives_scores and not self.score:
             raise _refusal("gives_scores is set, but this API gives none; leave it out, or say in score where they are")
@@ -190,7 +191,7 @@ class ShapeSettings(Settings):
 
     def _check_secrets(self) -> None:
         """Refuse what looks like a secret, without showing it."""
-        address = urlsplit(self.address)
+        address = address_parts(self.address, "url", _EXAMPLE)
         given = {
             "url": dict(parse_qsl(f"{address.query}&{address.fragment}")),
             **{table: getattr(self, table) for table in ("query", "values", "body", "question", "item")},
@@ -239,6 +240,13 @@ class ShapeSettings(Settings):
                     f"{where}: {{{min(unknown)}}} stands for nothing here; {self._instead(min(unknown))}use one of: "
                     f"{', '.join(sorted(known))}"
                 )
+            if doubled := _texts_like(_DOUBLED, template):
+                raise _refusal(f"{where}: {doubled[0]} would be sent with braces around the value; write single ones")
+        if isinstance(self.body, str) and (self.body.lstrip().startswith("[") or '"' in self.body):
+            raise _refusal(
+                f"body: {self.body[:40]!r} is a text, which JSON puts between quotes; write a table, such as "
+                '{ history = "{history}" }, or one placeholder'
+            )
         told = "item" if self.reads == "session" else self.reads
         if told not in self.placeholders:
             others = [reads for reads in ("last_item", "user") if reads in self.placeholders]
@@ -262,8 +270,9 @@ class ShapeSettings(Settings):
             )
         if ("page" in used) != (self.next_page is not None):
             raise _refusal("{page} says where a page begins, and next_page where to read that; give both or neither")
-        if used & _PLACES and self.max_k is None:
-            raise _refusal(f"{{{min(used & _PLACES)}}} turns pages, so max_k must say how many items a page has")
+        if self.in_pages and self.max_k is None:
+            turned = min(used & (_PLACES | {"page"}))
+            raise _refusal(f"{{{turned}}} turns pages, so max_k must say how many items a page has, at least about")
         if (self.question is None) != (self.answers is None):
             raise _refusal("question is what one call asks several of, answers where their answers lie; give both")
         if (self.question is None) != ("questions" not in used):
@@ -272,6 +281,12 @@ class ShapeSettings(Settings):
             raise _refusal("batch_size: several questions in one call need question and answers")
         if self.tensors is not None and not _are_tensors(self.question):
             raise _refusal('tensors: question must be a list of tensors, whose data is a list or "{history}"')
+
+    def _check_headers(self) -> None:
+        """Refuse headers that the call itself sets."""
+        for name in self.headers:
+            if name.lower() in _FRAMING:
+                raise _refusal(f"header {name} follows from the call itself, and is added to it; leave it out")
 
     @property
     def placeholders(self) -> set[str]:
@@ -374,6 +389,11 @@ def _are_tensors(question: Any) -> bool:
         isinstance(tensor, Mapping) and (tensor.get("data") == "{history}" or isinstance(tensor.get("data"), list))
         for tensor in question
     )
+
+
+def _texts_like(pattern: re.Pattern[str], template: Any) -> list[str]:
+    """Return what in the texts of a template matches."""
+    return pattern.findall(json.dumps(template, ensure_ascii=False))
 
 
 def _texts(template: Any, name: str | None = None) -> Iterator[str]:

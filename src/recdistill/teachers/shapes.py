@@ -53,10 +53,7 @@ class DeclaredShape:
         self._next_page = None if settings.next_page is None else Path.parse(settings.next_page)
 
     def calls(self, request: Request, k: int) -> int:
-        """Return how many calls a conversation about a request takes, retries aside; most, where pages may end early.
-
-        Where the size of a page is not known, it is taken to be k.
-        """
+        """Return how many calls a conversation about a request takes, or most where pages may end early; no retries."""
         if not self._askable(request):
             return 0
         if self.settings.reads == "session":
@@ -150,7 +147,7 @@ class DeclaredShape:
                 if not items:
                     raise
                 break
-            found = self._read(reply, size)
+            found = self._read(reply, size if self._next_page is None else k)  # by place, a longer page would overlap
             if seen.issuperset(found.items):
                 if set(found.items) == seen and page_number == self.settings.first_page + 1:
                     raise TeacherError("the first page once more; see how the API wants to be asked for the next")

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field
 from recdistill.errors import SettingsError
 from recdistill.settings import Settings
 from recdistill.teachers.exchange import Call
-from recdistill.teachers.secrets import secret, sounds_secret, without_secrets
+from recdistill.teachers.secrets import address_parts, secret, sounds_secret
 
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _FORM = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
@@ -38,12 +38,7 @@ def _checked_name(name: str) -> str:
 
 
 def _checked_address(url: str) -> str:
-    address = urlsplit(url)
-    if address.scheme not in ("http", "https") or not address.hostname:
-        raise SettingsError(
-            f"http teacher: token_url must be a full address like https://login.example/token, but is "
-            f"{without_secrets(url)}"
-        )
+    address = address_parts(url, "token_url", "https://login.example/token")
     if "@" in address.netloc or any(sounds_secret(name) for name, _ in parse_qsl(address.query)):
         raise SettingsError("http teacher: token_url must hold no secret, it is written to results")
     return url

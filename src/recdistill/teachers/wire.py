@@ -195,15 +195,18 @@ class Wire:
         async with line.stream(*request, headers=signed.headers, content=signed.body) as response:
             if not response.is_success:
                 raise self._refusal(url, response, await _read_error(response))
+            if _announced(response) > self.settings.largest_reply:
+                raise self._too_large(url, "none of which were read")
             body = await _read(response, self.settings.largest_reply + 1)
         if len(body) > self.settings.largest_reply:
-            raise Refused(
-                "too large",
-                f"{url} answered with more than {self.settings.largest_reply:,} bytes, which were not read on; raise "
-                "largest_reply if that is right, or ask for shorter lists",
-                paid=True,
-            )
+            raise self._too_large(url, "which were not read on")
         return Reply(response.status_code, response.headers, body)
+
+    def _too_large(self, url: str, read: str) -> Refused:
+        reason = f"{url} answered with more than {self.settings.largest_reply:,} bytes, {read}"
+        return Refused(
+            "too large", f"{reason}; raise largest_reply if that is right, or ask for shorter lists", paid=True
+        )
 
     def _refusal(self, url: str, response: httpx2.Response, body: bytes) -> Refused:
         """Say what a reply that is no success means."""
@@ -292,6 +295,12 @@ def _check_headers(headers: Mapping[str, str]) -> None:
 def _address(url: str) -> httpx2.URL:
     """Return an address taken apart; most APIs have one for all calls."""
     return httpx2.URL(url)
+
+
+def _announced(response: httpx2.Response) -> int:
+    """Return how many bytes a reply says that it has, packed if it is; 0 where it does not say."""
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdecimal() and length.isascii() else 0
 
 
 async def _read(response: httpx2.Response, most: int) -> bytes:
