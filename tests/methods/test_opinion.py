@@ -166,6 +166,16 @@ def test_choosing_asks_nothing_twice(name: str, rule: Rule | None, exclude_histo
     assert len(asked) == 150 * (2 if name == "bahsd" else 1)
 
 
+@pytest.mark.parametrize("name", ["kd", "bahsd", "rrd"])
+def test_choosing_asks_nothing_twice_where_a_history_had_no_answer(name: str) -> None:
+    """One such history had its whole block asked again, and every call of a teacher without a ledger may cost."""
+    teacher = FakeTeacher(60, lambda history, k: [] if history[0] == 1 else backwards(history, k))
+    build_method(name, {"second_opinion": "auto", "top_k": 20}).prepare(circle(teacher))
+    whole = [history for history in teacher.asked if len(history) == 4]
+    assert len(whole) == 150
+    assert any(history[0] == 1 for history in whole)
+
+
 class OfSome(FakeTeacher):
     """Knows the first hundred users."""
 

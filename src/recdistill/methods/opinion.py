@@ -104,7 +104,7 @@ def rules_beside(teacher: Teacher, setting: Setting) -> RulesTeacher:
 
 
 class _Remembering(Deputy):
-    """A teacher that is not asked again what it said of whole training histories."""
+    """A teacher that is not asked again about whole training histories, also where it said nothing of one."""
 
     def __init__(self, teacher: Teacher, train: Sequences, said: Ranking) -> None:
         super().__init__(teacher)
@@ -118,14 +118,14 @@ class _Remembering(Deputy):
     def rank_within_budget(
         self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None
     ) -> tuple[Ranking, Bools]:
-        """Return what is remembered, if it is all that is asked; else what the teacher says."""
+        """Return what is remembered, if all that is asked was asked before; else what the teacher says."""
         if histories.items is self.items and k == self.said.items.shape[1]:
             rows = np.array(
                 [self.row.get(place, -1) for place in zip(histories.starts, histories.ends, strict=True)], np.int64
             )
-            if (rows >= 0).all() and (self.said.items[rows, 0] > 0).all():
+            if (rows >= 0).all():
                 scores = None if self.said.scores is None else self.said.scores[rows]
-                return Ranking(self.said.items[rows], scores), np.ones(len(rows), np.bool_)
+                return Ranking(self.said.items[rows], scores), self.said.items[rows, 0] > 0
         return self.teacher.rank_within_budget(histories, k, users=users)
 
 
