@@ -78,6 +78,15 @@ def test_a_walk_ends_where_the_budget_does(tmp_path: Any) -> None:
     assert (lists[:, 0] > 0).all()
 
 
+@pytest.mark.parametrize(("n_queries", "lengths"), [(3, [3]), (4, [4]), (7, [4]), (9, [4, 4])])
+def test_no_more_is_asked_than_the_queries_that_are_allowed(n_queries: int, lengths: list[int]) -> None:
+    method, teacher = Extraction(walk_len=4, n_queries=n_queries, top_k=3), FakeTeacher(N)
+    method.prepare(Setting(USERS, np.arange(3), N, teacher))
+    assert method.walks is not None
+    assert method.walks.lengths.tolist() == lengths
+    assert len(teacher.asked) == sum(lengths) <= n_queries
+
+
 def test_no_answer_at_all_is_an_error(tmp_path: Any) -> None:
     with Ledger(tmp_path / "ledger.sqlite") as ledger, pytest.raises(TeacherError, match="answered none of 5"):
         walks(LedgerTeacher(FakeTeacher(N), ledger, budget=0))

@@ -27,7 +27,7 @@ class ExtractionConfig(Settings):
     queries: Literal["random_walks", "histories"] = "random_walks"
     """Random walks along the teacher's own lists, or the users' histories, one query each."""
     n_queries: PositiveInt = 60_000
-    """How many the walks may take: one for each step."""
+    """How many the walks may take at most: one for each step. Fewer than ``walk_len`` make one shorter walk."""
     walk_len: PositiveInt = 50
     """Items of a walk; the teacher is asked after each of them."""
     top_k: PositiveInt = 100
@@ -93,11 +93,12 @@ class Extraction(Method, name="extraction"):
             return
         read = setting.train.lengths > 0
         self.n_rows, self.place = int(read.sum()), np.cumsum(read) - 1
+        walk_len = min(config.walk_len, config.n_queries)
         self.walks, lists = random_walks(
             teacher,
             setting.n_items,
-            n_walks=max(1, config.n_queries // config.walk_len),
-            walk_len=config.walk_len,
+            n_walks=config.n_queries // walk_len,
+            walk_len=walk_len,
             k=min(config.top_k, setting.n_items),
             seed=setting.seed,
             progress=setting.progress,
