@@ -28,6 +28,7 @@ from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.models.base import Model
 from recdistill.models.layers import seed_dropout
 from recdistill.settings import Settings
+from recdistill.teachers.base import Teacher
 
 _log = logging.getLogger("recdistill.trainer")
 
@@ -407,7 +408,7 @@ def _about(student: Model, method: Method, setting: Setting) -> dict[str, str]:
     told: dict[str, object] = {
         "another model": [student.name, student.config.model_dump(mode="json")],
         "another method, or other settings of it": [method.name, method.config.model_dump(mode="json")],
-        "another teacher": None if setting.teacher is None else setting.teacher.identity,
+        "another teacher": None if setting.teacher is None else _who(setting.teacher),
         "other training histories": setting.train.digest(),
         "other validation cases": None if valid is None else [valid.histories.digest(), valid.targets.digest()],
     }
@@ -417,6 +418,11 @@ def _about(student: Model, method: Method, setting: Setting) -> dict[str, str]:
         if isinstance(weight, Tensor):
             weights.update(weight.detach().cpu().contiguous().numpy().tobytes())
     return {what: found.hexdigest() for what, found in {**hashes, "other first weights": weights}.items()}
+
+
+def _who(teacher: Teacher) -> str | list[str]:
+    """Name a teacher; one that is known at several stages of its training by all of them, as a method learns these."""
+    return [stage.identity for stage in teacher.checkpoints] or teacher.identity
 
 
 def tune_allocator() -> None:

@@ -1,14 +1,16 @@
 """HetComp: who goes on to the next checkpoint, and the coarse and the fine loss."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from recdistill.errors import SettingsError
+from recdistill.errors import SettingsError, TrainingError
 from recdistill.methods.base import build_method
 from recdistill.methods.hetcomp import HetComp, goes_on, list_distance, order_loss, seen_items, set_loss
 from recdistill.models.base import Batch, Model
+from recdistill.trainer import TrainerSettings, fit
 
 from .users import WITH_HISTORY, learn, mf, ready, scores_of, setting, teacher_part, top
 
@@ -142,3 +144,14 @@ def test_the_student_comes_to_rank_as_the_last_checkpoint_does() -> None:
 def test_a_teacher_whose_earlier_stages_are_lost_is_refused() -> None:
     with pytest.raises(SettingsError, match="two or more stages"):
         build_method("hetcomp").prepare(setting(mf(1)))
+
+
+def test_a_folder_is_not_continued_with_other_stages_of_the_same_teacher(tmp_path: Path) -> None:
+    def run(stage: Model) -> None:
+        told, settings = setting(mf(1), earlier=(stage,)), TrainerSettings(epochs=1)
+        fit(mf(2), build_method("hetcomp"), told, settings, validate=lambda model: 0.0, folder=tmp_path)
+
+    run(mf(5))
+    run(mf(5))
+    with pytest.raises(TrainingError, match="checkpoint of another teacher"):
+        run(mf(6))
