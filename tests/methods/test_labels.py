@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from recdistill.data.dataset import Sequences
+from recdistill.errors import SettingsError
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.labels import (
     LabelLoss,
@@ -152,6 +153,45 @@ def test_the_labels_of_a_model_that_sees_both_sides_are_the_items_it_masks() -> 
     labels = _labels(LabelLossConfig(last_share=1.0), TAKEN, n_items=4)
     _, queries, n_labels = labels.with_queries(student, _batch([3, 0, 1]))
     assert n_labels == len(queries) == 3
+
+
+class _BothWays(Model):
+    """A user's own model whose state at an item depends on all the others."""
+
+    name = "both_ways"
+    causal = False
+
+    def __init__(self, mask_item: int | None) -> None:
+        super().__init__(LabelLossConfig(), n_items=4)
+        self.table = torch.nn.Embedding(6, 2)
+        self.hides_by = mask_item
+        self.shown: list[int] = []
+
+    @property
+    def mask_item(self) -> int | None:
+        return self.hides_by
+
+    def encode(self, batch: Batch) -> torch.Tensor:
+        return self.encode_positions(batch)[batch.last]
+
+    def encode_positions(self, batch: Batch) -> torch.Tensor:
+        self.shown = batch.items.tolist()
+        states: torch.Tensor = self.table(batch.items)
+        return states
+
+    def item_embeddings(self) -> torch.Tensor:
+        return self.table.weight[:5]
+
+
+def test_a_model_of_ones_own_that_sees_both_sides_is_not_shown_its_labels() -> None:
+    """The next item is among what it reads, so that it would learn to repeat it."""
+    labels = _labels(LabelLossConfig(last_share=1.0), TAKEN, n_items=4)
+    student = _BothWays(mask_item=5)
+    assert labels(student, _batch([3])).isfinite()
+    assert student.shown == [1, 5]
+    for learn in (labels, labels.with_queries, labels.with_states):
+        with pytest.raises(SettingsError, match=r"model 'both_ways' sees both sides .* give it a mask_item"):
+            learn(_BothWays(mask_item=None), _batch([3]))
 
 
 def test_states_come_from_the_pass_that_learns_the_labels() -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
+from recdistill.errors import SettingsError
 from recdistill.losses import (
     Precision,
     compute_dtype,
@@ -20,7 +21,6 @@ from recdistill.losses import (
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.smoothing import Smoothing
 from recdistill.models.base import Batch, Model
-from recdistill.models.bert4rec import BERT4Rec
 from recdistill.settings import Settings
 
 
@@ -40,7 +40,7 @@ class LabelLossConfig(Settings):
     calibration: float = Field(default=0.75, ge=0, le=1)
     """t of ``gbce``: 0 is plain binary cross-entropy, 1 makes its scores those of a full softmax."""
     mask_share: float = Field(default=0.4, gt=0, lt=1)
-    """Share of a history's items that are masked; models that see both sides (BERT4Rec) only."""
+    """Share of a history's items that are masked; models that see both sides, such as BERT4Rec, only."""
     last_share: float = Field(default=0.2, ge=0, le=1)
     """Share of histories in which only the newest item is masked, as when the model is asked; BERT4Rec only."""
     smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -78,8 +78,11 @@ class LabelLoss:
 
         Causal models learn the next item at every position; models that see both sides learn masked items; models that
         read the user learn all items that the user took, each once.
+
+        Raises:
+            SettingsError: for models that see both sides and have no item to mask others by.
         """
-        if isinstance(student, BERT4Rec):
+        if sees_both_sides(student):
             return self._masked(student, batch)[0]
         if student.reads == "user":
             return self._taken(student, batch, student.encode(batch.batch))[0]
@@ -93,7 +96,7 @@ class LabelLoss:
         Returns:
             The loss; ``(B, D)`` states; over how many labels the loss is a mean.
         """
-        if isinstance(student, BERT4Rec):
+        if sees_both_sides(student):
             loss, n_labels = self._masked(student, batch)
             return loss, student.encode(batch.batch), n_labels
         if student.reads == "user":
@@ -115,14 +118,19 @@ class LabelLoss:
         Raises:
             SettingsError: for models that read the user.
         """
-        if isinstance(student, BERT4Rec):
+        if sees_both_sides(student):
             loss, n_labels = self._masked(student, batch)
             return loss, student.encode_positions(batch.batch), n_labels
         states = student.encode_positions(batch.batch)
         loss, n_labels = self._next(student, batch, states)
         return loss, states, n_labels
 
-    def _masked(self, student: BERT4Rec, batch: TrainingBatch) -> tuple[Tensor, int]:
+    def _masked(self, student: Model, batch: TrainingBatch) -> tuple[Tensor, int]:
+        if student.mask_item is None:
+            raise SettingsError(
+                f"model {student.name!r} sees both sides of an item (causal = False), and would be shown the labels "
+                "that it is to guess: give it a mask_item to hide them, as 'bert4rec' has one, or learn without labels"
+            )
         masked, labels = mask_items(
             batch.batch,
             student.mask_item,
@@ -199,6 +207,11 @@ class LabelLoss:
         drawn = torch.multinomial(self.popularity, n, replacement=True, generator=generator)
         negatives, counts = torch.unique(drawn, return_counts=True)
         return negatives, (counts / (n * self.popularity[negatives])).log().float()
+
+
+def sees_both_sides(student: Model) -> bool:
+    """Whether a model's state at an item depends on those after it, so that the next item is no label for it."""
+    return student.reads == "history" and not student.causal
 
 
 def bce_loss(states: Tensor, embeddings: Tensor, labels: Tensor, negatives: Tensor) -> Tensor:

@@ -115,7 +115,8 @@ class Model(nn.Module, ABC):
     causal: ClassVar[bool] = True
     """Whether the state at an item says what comes next, so that one pass over a history trains on all its prefixes.
 
-    Models that are not learn from whole histories.
+    Models that are not learn from whole histories: those that read histories see both sides of an item, and learn
+    labels that are hidden behind their ``mask_item``.
     """
 
     def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
@@ -133,6 +134,11 @@ class Model(nn.Module, ABC):
     def max_len(self) -> int | None:
         """How many of a history's newest items are read; ``None`` for models that read the user."""
         return getattr(self.config, "max_len", None)
+
+    @property
+    def mask_item(self) -> int | None:
+        """The item that hides another from a model that sees both sides; ``None`` for all other models."""
+        return None
 
     @abstractmethod
     def encode(self, batch: Batch) -> Tensor:
