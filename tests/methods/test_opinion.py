@@ -227,6 +227,10 @@ def test_bahsd_hears_rules_beside_labels_unless_told_otherwise() -> None:
         return method.config.second_opinion
 
     assert (share(), share(labels=True), share(labels=False)) == ("auto", "auto", 0.0)
+    assert [share(labels=off) for off in (0, "false", "off")] == [0.0] * 3, "however it is written"
+    assert share(labels="true") == "auto"
+    with pytest.raises(SettingsError, match="labels: "):
+        share(labels="perhaps")
     assert (share(second_opinion=0.2), share(labels=False, second_opinion=0.2)) == (0.2, 0.2)
     pure = BAHSDConfig(labels=False)
     assert BAHSDConfig(**pure.model_dump()) == BAHSDConfig(**pure.model_dump(exclude_defaults=True)) == pure

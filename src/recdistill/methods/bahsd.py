@@ -21,6 +21,8 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
+    ValidationError,
     model_validator,
 )
 from torch import Tensor
@@ -50,6 +52,8 @@ from recdistill.probing import (
     stack,
 )
 from recdistill.teachers.base import Teacher
+
+_TRUTH = TypeAdapter(bool)
 
 
 def _scales(scales: tuple[float, ...]) -> tuple[float, ...]:
@@ -114,7 +118,11 @@ class BAHSDConfig(KDConfig):
     @model_validator(mode="before")
     @classmethod
     def _no_opinion_without_labels(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        return {"second_opinion": 0.0, **settings} if settings.get("labels") is False else settings
+        try:
+            labels = _TRUTH.validate_python(settings.get("labels", True))
+        except ValidationError:  # refused with the other settings
+            return settings
+        return settings if labels else {"second_opinion": 0.0, **settings}
 
     @model_validator(mode="after")
     def _prefixes_are_views(self) -> Self:
