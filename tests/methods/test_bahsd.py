@@ -262,12 +262,9 @@ def test_without_probing_and_dynamic_temperature_it_is_uniform_distillation() ->
 
 
 def test_with_everyone_reliable_it_is_uniform_distillation_at_the_reliable_temperature() -> None:
-    parts = ready(scales=[1.0], unmeasured="reliable", reliable_temperature=3.0, contrast_weight=0.1).loss(
-        sasrec(), batch([0, 1, 2])
-    )
+    parts = ready(scales=[1.0], unmeasured="reliable", reliable_temperature=3.0).loss(sasrec(), batch([0, 1, 2]))
     assert parts["answer"].item() == pytest.approx(uniform(temperature=3.0)["answer"].item(), rel=1e-4)
     assert parts["consensus"].item() == pytest.approx(0.0, abs=1e-6)
-    assert parts["contrast"].item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_the_listwise_consensus_is_the_mixture_of_all_answers() -> None:
@@ -475,3 +472,11 @@ def test_identical_histories_of_two_users_leave_the_loss_finite() -> None:
 def test_prefixes_that_nobody_learns_are_refused_before_they_are_paid_for(other: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"prefixes or contrast_weight to 0|view_weight above 0, or prefixes to 0"):
         BAHSDConfig(prefixes=1, **other)
+
+
+def test_a_contrast_without_a_shorter_scale_is_refused() -> None:
+    """It would tell whole histories from themselves."""
+    with pytest.raises(
+        SettingsError, match=r"give another scale, for example \[0.5, 1.0\], or set contrast_weight to 0"
+    ):
+        BAHSDConfig.parse({"scales": [1.0], "contrast_weight": 0.1})

@@ -111,7 +111,8 @@ class BAHSDConfig(KDConfig):
     ``target = "answer"``.
     """
     contrast_weight: NonNegativeFloat = 0.0
-    """Of InfoNCE between a whole and a shortened history, for unreliable users; part of the paper's outline."""
+    """Of InfoNCE between a whole and a shortened history, for unreliable users; part of the paper's outline. It needs
+    two ``scales`` or more."""
     contrast_temperature: PositiveFloat = 0.2
     """At which cosines are compared."""
 
@@ -132,6 +133,11 @@ class BAHSDConfig(KDConfig):
             )
         if self.prefixes and self.contrast_weight:
             raise ValueError("the contrast needs shortened histories as views: set prefixes or contrast_weight to 0")
+        if self.contrast_weight and len(self.scales) == 1:
+            raise ValueError(
+                "the contrast needs shortened histories as views, and scales = [1.0] has none: give another scale, for "
+                "example [0.5, 1.0], or set contrast_weight to 0"
+            )
         return self
 
     @model_validator(mode="after")
