@@ -21,6 +21,7 @@ from recdistill.methods.bahsd import (
 )
 from recdistill.methods.base import Setting, TrainingBatch, build_method
 from recdistill.models.base import Batch, Model, build_model
+from recdistill.probing import Probe
 from recdistill.teachers.fake import FakeTeacher
 
 N = 8
@@ -460,6 +461,11 @@ def test_preparing_again_gives_the_same_targets() -> None:
     assert torch.equal(first.gate, second.gate)
     assert torch.equal(first.agreed.items, second.agreed.items)
     assert torch.equal(first.told.logits, second.told.logits)
+
+
+def test_answers_are_not_held_twice_during_training() -> None:
+    """For a million users and lists of a hundred they are gigabytes."""
+    assert not any(isinstance(held, Probe) for held in vars(ready()).values())
 
 
 def test_identical_histories_of_two_users_leave_the_loss_finite() -> None:

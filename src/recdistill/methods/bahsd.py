@@ -201,7 +201,7 @@ class BAHSD(WithIntents, name="bahsd"):
         config = self.config
         setting = config.advised(setting)
         super().prepare(setting)
-        self.probe = asked = probe(setting, scales=config.scales, k=config.top_k)
+        asked = probe(setting, scales=config.scales, k=config.top_k)
         self.n_scales, self.n_rows, _ = asked.items.shape
         self.taught = None if config.labels or config.intents is not None else asked.full.rows_answered
         earlier = look_back(setting, config.prefixes, rows=asked.full.rows_answered, k=config.top_k)
@@ -213,10 +213,10 @@ class BAHSD(WithIntents, name="bahsd"):
         self.same = torch.from_numpy(same_histories(setting.train))
         self.label_loss = LabelLoss(config.label_loss, setting) if config.labels else None
 
-        agreement = consistency(self.probe.items, depth=config.depth)
+        agreement = consistency(asked.items, depth=config.depth)
         peaks = np.where(np.isnan(agreement), np.nan, 1.0)
-        if config.values != "ranks" and self.probe.scores is not None:
-            peaks = peakedness(self.probe.scores[-1])
+        if config.values != "ranks" and asked.scores is not None:
+            peaks = peakedness(asked.scores[-1])
         self.reliability = agreement if config.reliability == "consistency" else peaks
         weight = gate_weights(self.reliability, kind=config.gate, width=config.gate_width)
         self.gate = torch.from_numpy(fill_unmeasured(weight, config.unmeasured)).float()
