@@ -296,7 +296,8 @@ def consensus(items: Items, shares: Floats, n_items: int, *, quorum: float = 0.0
             whose order decides between equal p.
         shares: ``(M, R, K)`` p, each list's shares of 1; 0 under padding.
         n_items: N.
-        quorum: only items are kept that more than this share of a row's answers list; 0.5 is the majority.
+        quorum: only items are kept that more than this share of a row's answers list; 0.5 is the majority. Where there
+            are none, the answer to the whole history stands for all.
 
     Returns:
         ``(R, K)`` the K best items, highest p first, 0 for padding, and their p, which add up to 1.
@@ -320,7 +321,10 @@ def _mixture(items: Items, shares: Floats, n_items: int, quorum: float) -> tuple
     votes = np.bincount(cell, minlength=len(cells))
     answers = np.count_nonzero(items[:, :, 0], axis=0)
 
-    kept = np.flatnonzero(votes > quorum * answers[owner])
+    enough = votes > quorum * answers[owner]
+    shared = np.bincount(owner[enough], minlength=n_rows)[owner] > 0
+    mixed = np.where(shared, mixed, np.bincount(cell, told * (scale == n_scales - 1), len(cells)))
+    kept = np.flatnonzero(np.where(shared, enough, whole > 0))
     kept = kept[np.lexsort((item[kept], -whole[kept], -mixed[kept], owner[kept]))]
     place = np.arange(len(kept)) - np.searchsorted(owner[kept], owner[kept])
     kept, place = kept[place < k], place[place < k]

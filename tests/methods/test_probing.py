@@ -354,6 +354,18 @@ def test_consensus_with_a_majority_quorum_keeps_what_more_than_half_of_the_answe
     assert mixed[0] == pytest.approx([0.6, 0.4, 0])
 
 
+def test_consensus_of_answers_that_share_nothing_is_the_answer_to_the_whole_history() -> None:
+    """Else such users would learn nothing at all, however good that answer is."""
+    items = lists([1, 2, 3], [5, 2, 4], [6, 7, 8])
+    listed, mixed = consensus(items, by_rank(items), 9, quorum=0.7)
+    assert listed.tolist() == [[6, 7, 8]]
+    assert mixed[0] == pytest.approx([3 / 6, 2 / 6, 1 / 6])
+    items = lists([1, 2, 3], [4, 1, 2], [1, 5, 4], [2, 4, 6])  # nothing is in all, and 2 and 4 are in three
+    listed, mixed = consensus(items, by_rank(items), 9, quorum=0.9)
+    assert listed.tolist() == [[2, 4, 6]]
+    assert mixed[0] == pytest.approx([3 / 6, 2 / 6, 1 / 6])
+
+
 def test_consensus_breaks_ties_by_the_answer_to_the_whole_history() -> None:
     items = lists([1, 2], [2, 1])  # both get 2 + 1; the whole history's answer, the last, prefers 2
     assert consensus(items, by_rank(items), 9)[0].tolist() == [[2, 1]]

@@ -98,7 +98,8 @@ class BAHSDConfig(KDConfig):
     """How the consensus is taught: as a soft target over the catalogue, or by pairs, with a smooth loss or that of a
     ``margin``."""
     quorum: float = Field(default=0.0, ge=0, lt=1)
-    """The consensus holds what more than this share of the answers list; 0 is all that any of them lists."""
+    """The consensus holds what more than this share of the answers list; 0 is all that any of them lists. Where they
+    share nothing, it is the answer to the whole history."""
     ranking_weight: NonNegativeFloat = 1.0
     """Of the consensus, against 1 for the answer; below 1, unreliable users are distilled less than reliable ones."""
     prefixes: NonNegativeInt = 0
