@@ -83,10 +83,7 @@ def probe(setting: Setting, *, scales: Sequence[float] = (1.0,), k: int) -> Prob
         )
     check_told(teacher, scales)
     shares, lengths = tuple(sorted(scales)), setting.train.lengths
-    heard = np.minimum(lengths, teacher.max_history or sys.maxsize)
-    read = np.minimum(heard, setting.max_len or sys.maxsize)
-    shown = np.stack([np.ceil(share * read - 1e-9) for share in shares]).astype(np.int64)
-    shown[-1] = lengths
+    heard, shown = np.minimum(lengths, teacher.max_history or sys.maxsize), shown_at(setting, scales)
     asked = shown > 0
     asked[:-1] &= shown[:-1] < np.minimum(shown[1:], heard)  # not what the teacher would hear as the same
 
@@ -107,6 +104,16 @@ def probe(setting: Setting, *, scales: Sequence[float] = (1.0,), k: int) -> Prob
                     "nothing to distil; raise its budget, or look at what it answers."
                 )
     return Probe(shares, lists.items, lists.scores)
+
+
+def shown_at(setting: Setting, scales: Sequence[float]) -> Ints:
+    """Return ``(M, R)`` how many of its newest items each history is shown by at each scale, rising; see `probe`."""
+    teacher, lengths = setting.teacher, setting.train.lengths
+    longest = min(setting.max_len or sys.maxsize, (teacher and teacher.max_history) or sys.maxsize)
+    read = np.minimum(lengths, longest)
+    shown = np.stack([np.ceil(share * read - 1e-9) for share in sorted(scales)]).astype(np.int64)
+    shown[-1] = lengths
+    return shown
 
 
 def check_told(teacher: Teacher, scales: Sequence[float]) -> None:

@@ -399,6 +399,27 @@ def test_every_shortened_history_is_drawn_and_taught_what_was_said_about_it() ->
     assert views == {(6,), (5, 6)}
 
 
+@pytest.mark.parametrize(
+    ("max_history", "newest", "asked"), [(None, 2, [5, 6]), (None, 1, [5, 6]), (2, 4, [6]), (2, 3, [6])]
+)
+def test_a_part_that_is_taught_the_answer_to_it_is_what_the_teacher_was_asked_about(
+    max_history: int | None, newest: int, asked: list[int]
+) -> None:
+    """Also where the student reads more than the teacher, or the batch shows the history from a later item on."""
+    teacher = FakeTeacher(N)
+    teacher.max_history = max_history
+    method = ready(teacher, target="answer", scales=[0.5, 1.0])
+    shown, _ = method._shortened(TrainingBatch(*_late(newest), torch.Generator().manual_seed(0)))
+    assert [3, 4, 5, 6] in teacher.asked
+    assert asked in teacher.asked, "half of what is read of them"
+    assert shown.items.tolist() == asked[-newest:]
+
+
+def _late(newest: int) -> tuple[Batch, Tensor, Tensor]:
+    """Return the second history by its newest items alone."""
+    return Batch.from_lists([ROWS[1][-newest:]]), torch.zeros(newest, dtype=torch.int64), torch.tensor([1])
+
+
 @pytest.mark.parametrize("name", ["sasrec", "bert4rec"])
 def test_a_history_read_from_later_than_its_prefix_learns_nothing_there(name: str) -> None:
     """A student that sees both sides reads prefixes by themselves, and there is none to read in such a batch."""

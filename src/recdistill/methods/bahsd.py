@@ -49,6 +49,7 @@ from recdistill.probing import (
     look_back,
     peakedness,
     probe,
+    shown_at,
     stack,
 )
 from recdistill.teachers.base import Teacher
@@ -204,6 +205,7 @@ class BAHSD(WithIntents, name="bahsd"):
         super().prepare(setting)
         asked = probe(setting, scales=config.scales, k=config.top_k)
         self.n_scales, self.n_rows, _ = asked.items.shape
+        self.shown = torch.from_numpy(shown_at(setting, config.scales))
         self.taught = None if config.labels or config.intents is not None else asked.full.rows_answered
         earlier = look_back(setting, config.prefixes, rows=asked.full.rows_answered, k=config.top_k)
         self.dropped = torch.from_numpy(earlier.dropped)
@@ -326,12 +328,19 @@ class BAHSD(WithIntents, name="bahsd"):
         return prefixes.one_each(draws.to(device))
 
     def _shortened(self, batch: TrainingBatch) -> tuple[Batch, Tensor]:
-        """Return each history shortened to a scale that is drawn, and the number of that scale."""
+        """Return each history shortened to a scale that is drawn, and the number of that scale.
+
+        What is taught the answer to a part is that very part, or as much of it as the batch shows. The consensus is
+        taught to any part, which is then a share of what the batch shows.
+        """
         draws = torch.rand(len(batch.rows), generator=batch.generator, dtype=torch.float64)
         scales = (draws * max(self.n_scales - 1, 1)).long()
-        shares = torch.tensor(self.config.scales, dtype=torch.float64)[scales].to(batch.rows.device)
-        ends = batch.batch.offsets[1:]
-        kept = (shares * batch.batch.lengths - 1e-9).ceil().long()
+        ends, lengths = batch.batch.offsets[1:], batch.batch.lengths
+        if self.config.target == "answer":
+            kept = self.shown[scales, batch.rows.to("cpu")].to(ends.device).minimum(lengths)
+        else:
+            shares = torch.tensor(self.config.scales, dtype=torch.float64)[scales].to(ends.device)
+            kept = (shares * lengths - 1e-9).ceil().long()
         return cut(batch.batch, ends - kept, ends), scales.to(ends.device)
 
     def _pairwise(self, student: Model, queries: Tensor, batch: TrainingBatch, weights: Tensor) -> Tensor:
