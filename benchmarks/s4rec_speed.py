@@ -90,12 +90,11 @@ def measure(job: Job, train: Sequences, n_items: int, *, seconds: float, threads
     torch.set_num_threads(threads)
     run = job.row.run()
     student = build_model(run.student.name, n_items, run.student.config)
-    users = np.arange(len(train))
+    users, method = np.arange(len(train)), Method.registry[run.method.name](run.method.config)
     if run.training.long_histories == "windows":
         assert student.max_len is not None
-        train, users = train.with_windows(student.max_len)
+        train, users = train.with_windows(student.max_len, reads_last=method.reads_last or not student.causal)
     setting = Setting(train, users, n_items, max_len=student.max_len)
-    method = Method.registry[run.method.name](run.method.config)
     spent, load = time_epochs(student, method, setting, run.training, seconds=seconds)
     return {"seconds": spent, "peak_mb": peak_mb(), "foreign_cores": load.foreign, "stolen_cores": load.stolen}
 

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from recdistill.batches import Batches
 from recdistill.checkpoints import METRICS
 from recdistill.data.dataset import Sequences
 from recdistill.data.embedded import load_shop
@@ -745,6 +746,20 @@ def test_long_histories_are_learned_from_in_windows_and_asked_about(little_run: 
         assert len(setting.users) == len(setting.train) == asked[long_histories]
     assert asked["newest"] == len(split.train) < asked["windows"]
     assert learned["windows"] - asked["windows"] == sum(np.maximum(0, split.train.lengths - 1))
+
+
+@pytest.mark.parametrize(("model", "method"), [("sasrec", "supervised"), ("sasrec", "kd"), ("bert4rec", "supervised")])
+def test_windows_of_long_histories_have_each_label_once(little_run: Sections, model: str, method: str) -> None:
+    """Also where the last training item is a label only, and not read."""
+    chosen = {"name": model, "max_len": 3, "dim": 8}
+    run = Run.parse(little_run | {"model": chosen, "method": {"name": method}})
+    split, training = load_split(run), TrainerSettings(long_histories="windows")
+    teacher = FakeTeacher(split.dataset.n_items) if method == "kd" else None
+    student, learner, setting = set_up(split, run.student, run.method, training, teacher=teacher)
+    whole = learner.reads_last or not student.causal
+    batches = Batches(setting.train, batch_size=8, max_len=3, reads_last=whole)
+    n_labels = sum(int((labels > 0).sum()) for _, labels, _ in batches.epoch(0, 0))
+    assert n_labels == sum(np.maximum(0, split.train.lengths - 1))
 
 
 def test_a_teacher_that_is_told_the_user_cannot_be_asked_about_windows(little_run: Sections) -> None:

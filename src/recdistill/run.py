@@ -296,7 +296,8 @@ def set_up(
         start.hand_on(model)
     train, users = split.train, np.arange(len(split.train))
     if training.long_histories == "windows" and model.max_len is not None:
-        train, users = _with_windows(train, model.max_len, teacher)
+        whole = learner.reads_last or not model.causal
+        train, users = _with_windows(train, model.max_len, teacher, reads_last=whole)
     setting = Setting(
         train=train,
         users=users,
@@ -322,7 +323,9 @@ def _load_start(run: Run) -> Student | None:
         raise SettingsError(f"[student] start names nothing that a student can start from: {error}") from error
 
 
-def _with_windows(train: Sequences, max_len: int, teacher: Teacher | None) -> tuple[Sequences, Ints]:
+def _with_windows(
+    train: Sequences, max_len: int, teacher: Teacher | None, *, reads_last: bool
+) -> tuple[Sequences, Ints]:
     """Append what long histories were earlier; return the rows and the user of each.
 
     Raises:
@@ -335,7 +338,7 @@ def _with_windows(train: Sequences, max_len: int, teacher: Teacher | None) -> tu
             f"teacher {teacher.identity!r} answers for a user as of today, so earlier parts of a history have no "
             "answer of their own; set long_histories to 'newest'."
         )
-    return train.with_windows(max_len)
+    return train.with_windows(max_len, reads_last=reads_last)
 
 
 def load_dataset(run: Run, report: Report | None = None) -> Dataset:

@@ -79,22 +79,26 @@ class Sequences:
         """Drop the ``n`` newest items of each row; a view."""
         return Sequences(self.items, self.starts, np.maximum(self.starts, self.ends - n))
 
-    def with_windows(self, n: int) -> tuple[Sequences, Ints]:
-        """Append each row longer than ``n`` as it stood before its ``n - 1`` newest items, before those, and so on.
+    def with_windows(self, n: int, *, reads_last: bool = True) -> tuple[Sequences, Ints]:
+        """Append each longer row as it stood before some of its newest items, before as many more, and so on.
 
-        Read by their newest ``n`` items, these rows show every two neighbours of every row.
+        Read by their newest ``n`` items, or by the ``n`` before the newest, these rows show every two neighbours of
+        every row once: an item, and the one that comes next.
 
         Args:
-            n: at least 2; windows overlap by one item.
+            n: at least 2.
+            reads_last: whether newest items are read. Then windows of ``n`` items overlap by one; else that item is
+                what comes next after the last of each, and windows follow one another.
 
         Returns:
             The rows and, after them, earlier states of two items or more, a view; ``(R + W,)`` the row of each.
         """
-        counts = np.maximum(0, self.lengths - 2) // (n - 1)
+        step = n - 1 if reads_last else n
+        counts = np.maximum(0, self.lengths - 2) // step
         owner = np.repeat(np.arange(len(self)), counts)
         steps = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
         rows = np.concatenate([np.arange(len(self)), owner])
-        dropped = (n - 1) * np.concatenate([np.zeros(len(self), np.int64), steps])
+        dropped = step * np.concatenate([np.zeros(len(self), np.int64), steps])
         return Sequences(self.items, self.starts[rows], self.ends[rows] - dropped), rows
 
     def flat(self) -> tuple[Items, Ints]:
