@@ -12,7 +12,7 @@ from recdistill.augmentations import join
 from recdistill.batches import Batches
 from recdistill.data.dataset import Sequences
 from recdistill.methods.base import Method, Setting, TrainingBatch, build_method
-from recdistill.methods.contrast import nt_xent
+from recdistill.methods.contrast import encode_views, nt_xent
 from recdistill.methods.duorec import Prefixes
 from recdistill.models.base import Batch, Model, build_model
 
@@ -131,6 +131,53 @@ def test_the_contrast_is_that_of_histories_and_their_partners(name: str) -> None
     expected = nt_xent(first, second, temperature=0.5, similarity="cosine", same=torch.tensor([5, 5, 3]))
     found = method.loss(model, batch(model, [1, 6, 5]))["contrast"]
     assert found.item() == pytest.approx(0.3 * expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sasrec", "bert4rec"])
+def test_of_histories_that_are_read_from_later_on_no_more_is_contrasted(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `training.shorten` shows them; their partners begin at a random item, too, and other pairs are whole."""
+    model, method = student(name), ready()
+    seen: list[list[list[int]]] = []
+
+    def note(model: Model, views: Batch, how: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append([part.tolist() for part in views.items.split(views.lengths.tolist())])
+        return encode_views(model, views, how)
+
+    monkeypatch.setattr("recdistill.methods.duorec.encode_views", note)
+    batches = Batches(TRAIN, batch_size=3, max_len=model.max_len, reads_last=not model.causal)
+    for seed in range(40):
+        # One item before the target of [3, 4, 9, 5] is shown; [1, 5] and [2, 3] are as they are.
+        shown = np.array([1, 1, 1]) + (not model.causal)
+        method.loss(model, TrainingBatch(*batches.of(np.array([1, 6, 5]), shown), generator(seed)))
+        method.loss(model, TrainingBatch(*batches.of(np.array([6, 1, 5])), generator(seed)))
+    shortened, whole = seen[::2], seen[1::2]
+    assert all(views[:3] == [[9], [1], [2]] for views in shortened)
+    assert all(views[3:] == [[1], [3, 4, 9], [2]] for views in shortened), "what [1] is like is not shown shortened"
+    assert all(views == [[1], [3, 4, 9], [2], [3, 4, 9], [1], [2]] for views in whole)
+
+
+def test_the_partner_of_a_shortened_history_begins_at_any_item() -> None:
+    model, method = student(), ready()
+    batches = Batches(TRAIN, batch_size=1, max_len=model.max_len, reads_last=False)
+    found = set()
+    for seed in range(80):
+        one = TrainingBatch(*batches.of(np.array([0]), np.array([1])), generator(seed))  # [2] of [1, 2, 9]
+        views, _ = method._pairs(one, model)  # type: ignore[operator]
+        own, other = (part.tolist() for part in views.items.split(views.lengths.tolist()))
+        assert own == [2]
+        found.add(tuple(other))
+    assert found == {(3, 4), (4,), (7,), (7, 9, 8), (9, 8), (8,)}
+
+
+def test_a_shortened_history_without_another_is_its_own_partner_as_it_is_shown() -> None:
+    train = Sequences.from_lists([[1, 2, 3, 4], [5, 6]])
+    method, model = build_method("duorec"), student()
+    method.prepare(Setting(train, np.arange(2), N))
+    batches = Batches(train, batch_size=1, max_len=model.max_len, reads_last=False)
+    views, _ = method._pairs(TrainingBatch(*batches.of(np.array([0]), np.array([2])), generator()), model)  # type: ignore[operator]
+    assert views.items.tolist() == [2, 3, 2, 3]
 
 
 def test_with_dropout_alone_each_history_is_its_own_positive_and_all_others_are_negatives() -> None:

@@ -17,7 +17,7 @@ from recdistill.data.dataset import Ints, Sequences
 from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.methods.contrast import ContrastConfig, encode_views, nt_xent
 from recdistill.methods.labels import LabelLoss
-from recdistill.models.base import Batch, Model
+from recdistill.models.base import Batch, Bools, Model
 
 
 class DuoRecConfig(ContrastConfig):
@@ -37,8 +37,9 @@ class DuoRec(Method, name="duorec"):
 
     The second part is `nt_xent` between a further pass over each history without its last training item, with its own
     dropout, and a pass over another history, or part of one, that was followed by that very item. It is drawn anew
-    each time; where there is none the history itself is read once more. Histories with the same next item are not
-    each other's negatives.
+    each time; where there is none the history itself is read once more. Of a history that the batch shows from a later
+    item on, no more is read here, and the other one is read from a random item on, too. Histories with the same next
+    item are not each other's negatives.
 
     Differs from the paper: one pair a history and not one for each of its prefixes, all of which can be drawn.
     """
@@ -58,22 +59,44 @@ class DuoRec(Method, name="duorec"):
         config = self.config
         parts = {"label": self.label_loss(student, batch)}
         if config.contrast_weight:
-            pairs, same = self._pairs(batch, student.max_len)
+            pairs, same = self._pairs(batch, student)
             first, second = encode_views(student, pairs, "last")
             contrast = nt_xent(first, second, temperature=config.temperature, similarity=config.similarity, same=same)
             parts["contrast"] = config.contrast_weight * contrast
         return parts
 
-    def _pairs(self, batch: TrainingBatch, max_len: int | None) -> tuple[Batch, Tensor | None]:
+    def _pairs(self, batch: TrainingBatch, student: Model) -> tuple[Batch, Tensor | None]:
         """Return 2B histories, the batch's and then what each is like; and ``(B,)`` equal for those with one target."""
         rows, device = batch.rows.cpu().numpy(), batch.rows.device
-        own = Batch.from_sequences(self.prefixes.longest(rows), max_len=max_len).to(device)
+        longest = self.prefixes.longest(rows)
+        own, later = self._as_shown(longest, rows, batch.batch, student)
+        packed = Batch.from_sequences(own).to(device)
         if self.config.positives == "dropout":
-            return join(own, own), None
-        other = Batch.from_sequences(self.prefixes.with_same_target(rows, batch.generator), max_len=max_len)
+            return join(packed, packed), None
+        other = self.prefixes.with_same_target(rows, batch.generator)
+        itself = other.ends == longest.ends
+        other = _newest(other, student.max_len)
+        if later.any():
+            draws = torch.rand(len(rows), generator=batch.generator, dtype=torch.float64).numpy()
+            begun = np.where(later, other.starts + (draws * other.lengths).astype(np.int64), other.starts)
+            other = Sequences(other.items, np.where(itself, own.starts, begun), other.ends)
         targets = self.prefixes.targets(rows)
         same = np.where(targets > 0, targets, -1 - np.arange(len(rows)))
-        return join(own, other.to(device)), torch.from_numpy(same).to(device)
+        return join(packed, Batch.from_sequences(other).to(device)), torch.from_numpy(same).to(device)
+
+    def _as_shown(self, longest: Sequences, rows: Ints, batch: Batch, student: Model) -> tuple[Sequences, Bools]:
+        """Return what a batch shows of its histories before their targets, and which it shows from a later item on."""
+        lengths, read = batch.lengths.cpu().numpy(), self.prefixes.rows.take(rows)
+        if student.causal:
+            read = read.without_newest(1)  # a batch for models that see both sides holds the target
+        later = lengths < _newest(read, student.max_len).lengths
+        shown = np.where(later, np.maximum(lengths - (not student.causal), 1), longest.lengths)
+        own = Sequences(longest.items, np.maximum(longest.starts, longest.ends - shown), longest.ends)
+        return _newest(own, student.max_len), later
+
+
+def _newest(sequences: Sequences, max_len: int | None) -> Sequences:
+    return sequences if max_len is None else sequences.newest(max_len)
 
 
 class Prefixes:
