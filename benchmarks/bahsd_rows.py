@@ -45,6 +45,7 @@ _EITHER: dict[str, Values] = {
     "with gate, unreliable answers at half weight": {"target": "answer", "ranking_weight": 0.5},
     "with sharper reliable answers": {"reliable_temperature": 0.5},
     "with softer reliable answers": {"reliable_temperature": 2.0},
+    "with ranking consistency": {"ranking": "margin", "quorum": 0.5},
 }
 _NO_PREFIXES: Values = {"prefixes": 0, "view_weight": 0}
 ABLATIONS: dict[str, dict[str, Values]] = {
