@@ -14,7 +14,7 @@ import pytest
 
 from recdistill.batches import Batches
 from recdistill.checkpoints import METRICS
-from recdistill.data.dataset import Sequences
+from recdistill.data.dataset import IdMap, Sequences
 from recdistill.data.embedded import load_shop
 from recdistill.data.splits import leave_one_out
 from recdistill.errors import ArtefactError, RecDistillError, SettingsError
@@ -35,7 +35,7 @@ from recdistill.run import (
     set_up,
 )
 from recdistill.runfile import Run
-from recdistill.runfolder import EPOCHS, EVALUATION, GROUPS, LEDGER, RESULTS, RUN, fingerprint
+from recdistill.runfolder import EPOCHS, EVALUATION, GROUPS, LEDGER, RESULTS, RUN, check_data, fingerprint
 from recdistill.runteachers import local_teacher, open_teacher
 from recdistill.serving.artefact import Student
 from recdistill.serving.blackbox import BlackBox, student_answers
@@ -863,3 +863,41 @@ def test_the_fingerprint_sees_order(little_run: Sections) -> None:
     items = dataset.sequences.items
     items[[0, 1]] = items[[1, 0]]
     assert fingerprint(dataset) != before
+
+
+def test_the_fingerprint_sees_ids_and_times(little_run: Sections) -> None:
+    """A run's students and ranks are of these users and items, and a cut in time is of these times."""
+    dataset = load_split(Run.parse(little_run)).dataset
+    assert dataset.times is not None
+    renamed = IdMap([f"other-{item}" for item in dataset.items.raw], first=1)
+    others = [
+        replace(dataset, users=IdMap(dataset.users.raw.reverse(), first=0)),
+        replace(dataset, items=renamed),
+        replace(dataset, times=dataset.times + 1),
+        replace(dataset, times=None),
+    ]
+    assert len({fingerprint(each) for each in (dataset, *others)}) == 5
+    assert fingerprint(replace(dataset, titles=None)) == fingerprint(dataset)
+
+
+@pytest.mark.parametrize("column", ["user_id", "item_id", "timestamp"])
+def test_data_of_other_ids_or_times_are_not_evaluated_as_the_same(
+    little_run: Sections, tmp_path: Path, column: str
+) -> None:
+    rows = [(user, (user + step) % 12, step) for user in range(30) for step in range(5)]
+    clicks = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    clicks.write_csv(tmp_path / "clicks.csv")
+    run_training(Run.parse(little_run | {"data": {"path": str(tmp_path / "clicks.csv")}}), tmp_path / "run")
+    clicks.with_columns(pl.col(column) + 100).write_csv(tmp_path / "clicks.csv")
+    with pytest.raises(ArtefactError, match=r"the data are not those of the run .* then, .* now"):
+        evaluate_run(tmp_path / "run")
+
+
+def test_a_folder_that_notes_neither_ids_nor_times_is_still_read(little_run: Sections, tmp_path: Path) -> None:
+    """What it notes has to fit."""
+    dataset = load_split(Run.parse(little_run)).dataset
+    noted = fingerprint(dataset).partition(", ids")[0]
+    (tmp_path / RUN).write_text(json.dumps({"data": noted}))
+    check_data(tmp_path, dataset)
+    with pytest.raises(ArtefactError, match="the data are not those of the run"):
+        check_data(tmp_path, replace(dataset, sequences=dataset.sequences.without_newest(1)))

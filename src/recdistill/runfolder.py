@@ -8,6 +8,7 @@ last: with it, the run is finished.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -45,6 +46,7 @@ _log = logging.getLogger("recdistill.runfolder")
 
 RUN, EVALUATION, GROUPS, RESULTS, LEDGER = "run.json", "evaluation.npz", "groups.npz", "results.json", "ledger.sqlite"
 EPOCHS = "epochs"
+_IDS = ", ids "
 
 
 def claim(folder: Path, run: Run) -> None:
@@ -139,7 +141,8 @@ def check_data(folder: Path, dataset: Dataset) -> None:
             f"{folder / RUN} does not say which data the run began with ({_why(error)}); bring the file back as it "
             "was, or choose another folder"
         ) from error
-    if before != (now := fingerprint(dataset)):
+    now = fingerprint(dataset)
+    if before not in (now, now.partition(_IDS)[0]):  # earlier versions noted neither ids nor times
         raise ArtefactError(
             f"the data are not those of the run in {folder}: {before} then, {now} now; "
             "bring the old data back, or choose another folder"
@@ -147,9 +150,15 @@ def check_data(folder: Path, dataset: Dataset) -> None:
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Say how many users, items and interactions there are, and a hash of who took what in which order."""
+    """Say how many users, items and interactions there are, and hashes of their order, of the ids and of the times."""
     size = f"{dataset.n_users:,} users, {dataset.n_items:,} items, {dataset.n_interactions:,} interactions"
-    return f"{size}, {dataset.sequences.digest()}"
+    ids = json.dumps([dataset.users.raw.to_list(), dataset.items.raw.to_list()])
+    times = "unknown" if dataset.times is None else _hash(dataset.times.tobytes())
+    return f"{size}, {dataset.sequences.digest()}{_IDS}{_hash(ids.encode())}, times {times}"
+
+
+def _hash(held: bytes) -> str:
+    return hashlib.blake2b(held, digest_size=8).hexdigest()
 
 
 def save_results(folder: Path, evaluation: Evaluation, groups: Groups, facts: dict[str, Any]) -> None:
