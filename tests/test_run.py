@@ -363,17 +363,19 @@ def test_the_data_that_ship_are_not_read_like_a_file() -> None:
         load_dataset(Run.parse({"data": {"path": "shop", "user": "customer", "skip_bad_rows": True}}))
 
 
-def test_rows_that_are_left_out_are_told(little_run: Sections, tmp_path: Path) -> None:
+def test_rows_that_are_left_out_are_told_and_counted(little_run: Sections, tmp_path: Path) -> None:
     clicks = tmp_path / "clicks.csv"
     clicks.write_text(Path(little_run["data"]["path"]).read_text() + "c0,,9999\n" * 7)
     listener = Listener()
     run = Run.parse(little_run | {"data": {"path": str(clicks), "skip_bad_rows": True}})
-    load_split(run, listener)
-    (said,) = listener.said
+    result = run_training(run, tmp_path / "run", listener)
+    said = listener.said[0]
     assert said.startswith("7 rows that cannot be used are left out: ")
     assert said.count("clicks.csv row 48") == 5
     assert "row 481 (line 482): column 'item_id'" in said
     assert said.endswith("; and 2 more")
+    assert result.facts["skipped_rows"] == 7
+    assert evaluate_run(tmp_path / "run").facts["skipped_rows"] == 7
 
 
 @pytest.mark.parametrize("protocol", ["leave-one-out", "last-basket", "time-cut", "random"])

@@ -427,6 +427,7 @@ def _evaluate(
     facts = {
         **finite(facts),
         "protocol": split.protocol,
+        "skipped_rows": split.dataset.skipped_rows,
         "strata": groups.labels(),
         "unknown_users": int((~student.model.knows(np.unique(split.test.users))).sum()),
         "parameters": student.n_parameters,

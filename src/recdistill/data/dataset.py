@@ -255,6 +255,8 @@ class Dataset:
     """``(n_interactions,)`` parallel to ``sequences.items``; ``None`` if only the order is known."""
     titles: pl.Series | None = None
     """``(N,)`` a name for each item, in the order of ``items``."""
+    skipped_rows: int = 0
+    """Rows that could not be used and were left out when the data were read."""
 
     @property
     def n_users(self) -> int:

@@ -105,6 +105,7 @@ class Interactions:
             sequences=Sequences.from_offsets(dense[order] + np.int32(1), offsets),
             times=None if times is None else times[order],
             titles=None if items is None else _titles(items, item_map, item, title),
+            skipped_rows=self.skipped.height,
         )
 
 
