@@ -170,10 +170,8 @@ def without(ranking: Ranking, histories: Sequences, n_items: int) -> Ranking:
 
     The answer to the whole history cannot name them, so that they would count as disagreement.
     """
-    flat, offsets = histories.flat()
-    owner = np.repeat(np.arange(len(histories)), np.diff(offsets))
     rows = np.arange(len(ranking.items))[:, None]
-    seen = np.isin(rows * (n_items + 1) + ranking.items, owner * (n_items + 1) + flat)
+    seen = np.isin(rows * (n_items + 1) + ranking.items, histories.pairs(n_items))
     kept = np.where(seen, 0, ranking.items)
     order = np.argsort(kept == 0, axis=1, kind="stable")
     scores = None if ranking.scores is None else np.where(kept > 0, ranking.scores, -np.inf)[rows, order]

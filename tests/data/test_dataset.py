@@ -30,6 +30,10 @@ class TestSequences:
         assert [row.tolist() for row in self.ROWS.without_newest(1)] == [[1, 2], [], []]
         assert self.ROWS.newest(2).items is self.ROWS.items
 
+    def test_pairs_tell_rows_and_items_apart(self) -> None:
+        assert self.ROWS.pairs(4).tolist() == [1, 2, 3, 2 * 5 + 4]  # the second row is empty
+        assert self.ROWS.newest(1).pairs(9).tolist() == [3, 2 * 10 + 4]
+
     def test_flat_copies_the_rows_chosen(self) -> None:
         items, offsets = self.ROWS.take(np.array([2, 0])).newest(2).flat()
         assert items.tolist() == [4, 2, 3]

@@ -109,6 +109,11 @@ class Sequences:
         index = np.arange(offsets[-1]) + np.repeat(self.starts - offsets[:-1], lengths)
         return self.items[index], offsets
 
+    def pairs(self, n_items: int) -> Ints:
+        """``(n,)`` one number for each item of 1…``n_items`` in its row, rising with the row: row · (N + 1) + item."""
+        pairs: Ints = np.repeat(np.arange(len(self)), self.lengths) * (n_items + 1) + self.flat()[0]
+        return pairs
+
     def digest(self) -> str:
         """Return a hash of which items each row holds, in which order."""
         items, offsets = self.flat()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recdistill.data.dataset import Dataset, Sequences
+from recdistill.data.dataset import Dataset
 from recdistill.data.splits import Split, last_basket, leave_one_out, random_split, time_cut
 from recdistill.errors import DataError
 
@@ -65,7 +65,7 @@ def describe(dataset: Dataset) -> Description:
         mean_length=float(lengths.mean()),
         lengths={name: float(np.quantile(lengths, q)) for name, q in QUANTILES.items()},
         equal_times=_equal_times(dataset),
-        repeats=1 - len(np.unique(_pairs(sequences, dataset.n_items))) / n,
+        repeats=1 - len(np.unique(sequences.pairs(dataset.n_items))) / n,
         splits={name: _outcome(split, dataset) for name, split in SPLITS.items()},
     )
 
@@ -80,22 +80,15 @@ def _equal_times(dataset: Dataset) -> float | None:
     return float(equal.mean())
 
 
-def _pairs(rows: Sequences, n_items: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Return ``(n,)`` one number for each row and item."""
-    items, _ = rows.flat()
-    return np.repeat(np.arange(len(rows)), rows.lengths) * np.int64(n_items + 1) + items
-
-
 def _outcome(make: Callable[[Dataset], Split], dataset: Dataset) -> Outcome | str:
     try:
         split = make(dataset)
     except DataError as error:
         return str(error)
-    seen = np.isin(_pairs(split.test.targets, dataset.n_items), _pairs(split.test.histories, dataset.n_items))
     return Outcome(
         protocol=split.protocol,
         train_interactions=int(split.train.lengths.sum()),
         valid_cases=len(split.valid),
         test_cases=len(split.test),
-        seen_targets=float(seen.mean()),
+        seen_targets=float(split.test.seen_targets(dataset.n_items).mean()),
     )

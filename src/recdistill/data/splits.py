@@ -28,6 +28,10 @@ class Cases:
     def __len__(self) -> int:
         return len(self.users)
 
+    def seen_targets(self, n_items: int) -> npt.NDArray[np.bool_]:
+        """``(T,)`` which targets the history of their own case holds; where that is masked they cannot be found."""
+        return np.isin(self.targets.pairs(n_items), self.histories.pairs(n_items))
+
     def take(self, rows: npt.NDArray[np.integer]) -> Cases:
         """Return the chosen cases, in the order given; a view."""
         return Cases(self.users[rows], *(side.take(rows) for side in (self.histories, self.targets, self.masked)))

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from recdistill.data.dataset import Ints, Items, Sequences
@@ -87,10 +86,10 @@ def targets_of(cases: Cases, n_items: int) -> tuple[Items, Ints]:
         raise DataError("there are no cases to evaluate; check that the split left some")
     if cases.targets.lengths.min() == 0:
         raise DataError("a case has no target, so nothing can be found in its ranking; leave it out of the cases")
-    items, offsets = cases.targets.flat()
+    items, _ = cases.targets.flat()
     if items.min() < 1 or items.max() > n_items:
         raise DataError(f"a target is not among the items 1…{n_items}; cases and source must share ids")
-    keys = np.unique(_keys(offsets, items, n_items))
+    keys = np.unique(cases.targets.pairs(n_items))
     counts = np.bincount(keys // (n_items + 1), minlength=len(cases))
     return (keys % (n_items + 1)).astype(np.int32), np.concatenate([[0], np.cumsum(counts)])
 
@@ -134,16 +133,15 @@ def _rank_in_lists(
             "ask for longer lists, or report smaller ks."
         )
     ranking.check(n_items)
-    seen, seen_offsets = masked.flat()
     list_keys = np.arange(n_cases)[:, None] * (n_items + 1) + ranking.items
-    out = (ranking.items == 0) | np.isin(list_keys, _keys(seen_offsets, seen, n_items))
+    out = (ranking.items == 0) | np.isin(list_keys, masked.pairs(n_items))
     order = np.argsort(out, axis=1, kind="stable")
     lists: Items = np.take_along_axis(np.where(out, 0, ranking.items), order, axis=1)
 
     keys = np.arange(n_cases)[:, None] * (n_items + 1) + lists
     case = np.repeat(np.arange(n_cases), np.diff(offsets))
     by_key = np.argsort(keys, axis=None, kind="stable")
-    wanted = _keys(offsets, targets, n_items)
+    wanted = Sequences.from_offsets(targets, offsets).pairs(n_items)
     at = by_key[np.minimum(np.searchsorted(keys.ravel(), wanted, sorter=by_key), keys.size - 1)]
     found = keys.ravel()[at] == wanted
     ranks = np.where(found, at - case * keys.shape[1] + 1, MISS).astype(np.int32)
@@ -167,9 +165,3 @@ def _own_places(ranks: Ranks, offsets: Ints) -> Ranks:
     places = np.empty_like(ranks)
     places[order] = np.where(sorted_ranks == MISS, MISS, sorted_ranks - later)
     return places
-
-
-def _keys(offsets: Ints, items: Items, n_items: int) -> npt.NDArray[np.int64]:
-    """One number for each pair of row and item; rising with the row."""
-    keys: npt.NDArray[np.int64] = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)) * (n_items + 1) + items
-    return keys

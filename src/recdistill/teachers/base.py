@@ -206,15 +206,13 @@ class Teacher(ABC):
         given = [answers[row] for row in rows]
         row = np.repeat(np.array(rows, np.int64), [len(answer.items) for answer in given])
         dense = self._dense([item for answer in given for item in answer.items])
-        history, offsets = histories.flat()
-        owner = np.repeat(np.arange(len(histories)), np.diff(offsets))
-        width = int(max(dense.max(initial=0), history.max(initial=0))) + 1
+        last = int(max(dense.max(initial=0), histories.flat()[0].max(initial=0)))
 
-        cell = row * width + np.maximum(dense, 0)
+        cell = row * (last + 1) + np.maximum(dense, 0)
         first = np.zeros(len(cell), np.bool_)
         first[np.unique(cell, return_index=True)[1]] = True
         known = dense > 0
-        seen = np.isin(cell, owner * width + history) if self.exclude_history else np.zeros_like(known)
+        seen = np.isin(cell, histories.pairs(last)) if self.exclude_history else np.zeros_like(known)
         self._report(
             unknown=int((dense < 0).sum()),
             repeated=int((known & ~first).sum()),

@@ -114,9 +114,7 @@ class StoredTeacher(Teacher):
         row = np.repeat(np.arange(len(lists)), lists.lengths)
         at = np.arange(len(row)) + np.repeat(lists.starts - np.cumsum(lists.lengths) + lists.lengths, lists.lengths)
         if self.exclude_history:
-            taken, offsets = histories.flat()
-            owner = np.repeat(np.arange(len(histories)), np.diff(offsets))
-            kept = ~np.isin(self._cells(row, lists.items[at]), self._cells(owner, taken))
+            kept = ~np.isin(self._cells(row, lists.items[at]), histories.pairs(self.n_items))
             row, at = row[kept], at[kept]
         place = np.arange(len(row)) - np.searchsorted(row, row)
         row, at, place = row[place < k], at[place < k], place[place < k]
@@ -184,7 +182,7 @@ class StoredTeacher(Teacher):
     @cached_property
     def _by_cell(self) -> tuple[Ints, Scores]:
         """All cells that have a score, rising, and their scores."""
-        cells = self._cells(np.repeat(np.arange(len(self.lists)), self.lists.lengths), self.lists.items)
+        cells = self.lists.pairs(self.n_items)
         order = np.argsort(cells)
         return cells[order], self.values[order]
 
