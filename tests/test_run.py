@@ -378,6 +378,25 @@ def test_rows_that_are_left_out_are_told_and_counted(little_run: Sections, tmp_p
     assert evaluate_run(tmp_path / "run").facts["skipped_rows"] == 7
 
 
+@pytest.mark.parametrize("mask_seen", [True, False])
+def test_masked_test_targets_are_told_and_counted(
+    little_run: Sections, tmp_path: Path, capsys: pytest.CaptureFixture[str], mask_seen: bool
+) -> None:
+    """Zeros would look like those of a bad model."""
+    rows = [(user, (user + step) % 12, step) for user in range(30) for step in range(5)]
+    rows += [(user, user % 12 if user < 20 else (user + 5) % 12, 5) for user in range(30)]  # 20 take their first again
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(tmp_path / "clicks.csv")
+    sections = little_run | {"data": {"path": str(tmp_path / "clicks.csv")}, "split": {"mask_seen": mask_seen}}
+    listener = Listener()
+    result = run_training(Run.parse(sections), tmp_path / "run", listener)
+    print_result(result)
+    told = "20 of 30 test targets are in their own history, which is masked"
+    assert any(told in said for said in listener.said) == mask_seen
+    assert (told in " ".join(capsys.readouterr().out.split())) == mask_seen
+    facts = evaluate_run(tmp_path / "run").facts
+    assert (facts["targets"], facts["masked_targets"]) == (30, 20 if mask_seen else 0)
+
+
 @pytest.mark.parametrize("protocol", ["leave-one-out", "last-basket", "time-cut", "random"])
 def test_every_protocol_can_be_asked_for(little_run: Sections, protocol: str) -> None:
     split = load_split(Run.parse(little_run | {"split": {"protocol": protocol, "mask_seen": False}}))

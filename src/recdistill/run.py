@@ -51,6 +51,8 @@ from recdistill.trainer import Fit, Progress, Silent, TrainerSettings, fit
 
 _N_SHOWN = 5
 """Bad rows that are told of."""
+_MANY_MASKED = 0.05
+"""Share of test targets that cannot be found, from which on a run says so before it begins."""
 
 
 class Report(Progress, Protocol):
@@ -141,6 +143,11 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
             f"{folder}: {run.method.name} for {run.student.name}; {dataset.n_users:,} users, {dataset.n_items:,} "
             f"items, {len(split.train.flat()[0]):,} training interactions; {split.protocol}"
         )
+        if (masked := _masked_targets(split)) >= _MANY_MASKED * (targets := int(split.test.targets.lengths.sum())):
+            report.say(
+                f"{masked:,} of {targets:,} test targets are in their own history, which is masked, so that no model "
+                "finds them; for data with repeats set split.mask_seen = false"
+            )
         with ExitStack() as ledgers:
             if run.teacher is not None and teacher is not None:
                 teacher = keep_answers(run.teacher, teacher, folder, ledgers)
@@ -429,6 +436,8 @@ def _evaluate(
         "protocol": split.protocol,
         "skipped_rows": split.dataset.skipped_rows,
         "strata": groups.labels(),
+        "targets": len(found.targets),
+        "masked_targets": _masked_targets(split),
         "unknown_users": int((~student.model.knows(np.unique(split.test.users))).sum()),
         "parameters": student.n_parameters,
         "student_bytes": sum(file.stat().st_size for file in (folder / STUDENT).iterdir()),
@@ -438,6 +447,11 @@ def _evaluate(
     }
     save_results(folder, found, groups, facts)
     return Result(folder, run, found, groups, facts)
+
+
+def _masked_targets(split: Split) -> int:
+    """Count the test targets that are masked, as their own history holds them."""
+    return int(split.test.seen_targets(split.dataset.n_items).sum()) if split.masks_seen else 0
 
 
 def _by_stratum(evaluation: Evaluation, groups: Groups) -> dict[str, Evaluation]:

@@ -85,7 +85,7 @@ class SplitSettings(Settings):
     protocol: Literal["leave-one-out", "last-basket", "time-cut", "random"] = "leave-one-out"
     """How the data are cut."""
     mask_seen: bool = True
-    """Whether items of the history are left out of every ranking."""
+    """Whether items of the history are left out of every ranking; of data with repeats no repeat is found then."""
     at: Instant | None = None
     """For ``time-cut``: the instant, a number like the data's times, date or ISO text; by default after nine tenths."""
     valid_at: Instant | None = None

@@ -41,6 +41,11 @@ def print_result(result: Result, *, every_stratum: bool = False) -> None:
         console.print(
             f"{unknown:,} of the users have no training interaction: {result.run.student.name} lists nothing for them"
         )
+    if masked := result.facts.get("masked_targets"):
+        console.print(
+            f"{masked:,} of {result.facts['targets']:,} test targets are in their own history, which is masked: no "
+            "model finds them (split.mask_seen)"
+        )
     console.print(_cost(result))
     if asked := result.facts.get("beside_teacher"):
         _print_beside(console, asked)
