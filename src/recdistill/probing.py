@@ -23,7 +23,7 @@ from recdistill.data.dataset import Ints, Items, Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.evaluation.fidelity import rank_biased_overlap
 from recdistill.methods.base import Setting
-from recdistill.teachers.answers import Bools, Ranking, Scores
+from recdistill.teachers.answers import Ranking, Scores
 from recdistill.teachers.base import Teacher
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -45,12 +45,6 @@ class Probe:
     """``(M, R, K)`` the lists, best item first; 0 is padding, and fills what was not asked or not answered."""
     scores: Scores | None
     """``(M, R, K)`` the teacher's scores of them, −∞ under padding; ``None`` where it gives none."""
-
-    @property
-    def answered(self) -> Bools:
-        """``(M, R)`` where there is an answer; a scale that shows no less than the next one up has none of its own."""
-        answered: Bools = self.items[:, :, 0] > 0
-        return answered
 
     @property
     def full(self) -> Ranking:

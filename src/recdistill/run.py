@@ -244,7 +244,7 @@ def _train(
     started: bool,
 ) -> tuple[Student, Fit]:
     """Train what `set_up` has made, and join it with its items."""
-    setting = replace(setting, folder=folder, progress=report.preparing)
+    setting = replace(setting, progress=report.preparing)
 
     def validate(model: Model) -> float:
         return evaluate(model, split.valid, n_items=split.dataset.n_items, ks=(10,)).mean("ndcg", 10)

@@ -1,5 +1,4 @@
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,11 @@ from recdistill.data.dataset import Dataset, IdMap, Sequences
 from recdistill.errors import DataError
 
 
-def dataset(*, timed: bool = True, titled: bool = True) -> Dataset:
+def dataset(*, titled: bool = True) -> Dataset:
     return Dataset(
         users=IdMap(["ann", "bob"], first=0),
         items=IdMap([10, 20, 30], first=1),
         sequences=Sequences.from_lists([[3, 1], [2]]),
-        times=np.array([5, 6, 7]) if timed else None,
         titles=pl.Series("title", ["Ten", None, "Thirty"]) if titled else None,
     )
 
@@ -97,43 +95,6 @@ class TestIdMap:
             IdMap([1, 1], first=0)
 
 
-class TestSave:
-    def test_comes_back_the_same(self, tmp_path: Path) -> None:
-        dataset().save(tmp_path / "data")
-        found = Dataset.load(tmp_path / "data")
-        assert found.users.raw.to_list() == ["ann", "bob"]
-        assert found.items.raw.to_list() == [10, 20, 30]
-        assert [row.tolist() for row in found.sequences] == [[3, 1], [2]]
-        assert found.times is not None
-        assert found.times.tolist() == [5, 6, 7]
-        assert [found.title(item) for item in (1, 2, 3)] == ["Ten", "20", "Thirty"]
-
-    def test_large_arrays_are_mapped(self, tmp_path: Path) -> None:
-        dataset().save(tmp_path)
-        found = Dataset.load(tmp_path)
-        assert isinstance(found.sequences.items, np.memmap)
-        assert isinstance(found.times, np.memmap)
-
-    def test_without_times_and_titles_also_over_a_folder_that_had_them(self, tmp_path: Path) -> None:
-        dataset().save(tmp_path)
-        dataset(timed=False, titled=False).save(tmp_path)
-        found = Dataset.load(tmp_path)
-        assert found.times is None
-        assert found.titles is None
-
-    def test_times_stay_with_their_items_where_rows_are_views(self, tmp_path: Path) -> None:
-        whole = dataset()
-        view = Dataset(whole.users, whole.items, whole.sequences.newest(1), whole.times)  # items 1 and 2, at 6 and 7
-        view.save(tmp_path)
-        times = Dataset.load(tmp_path).times
-        assert times is not None
-        assert times.tolist() == [6, 7]
-
-    def test_a_folder_without_a_data_set_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="does not hold a saved data set"):
-            Dataset.load(tmp_path)
-
-    def test_a_folder_that_cannot_be_made_is_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "file").touch()
-        with pytest.raises(DataError, match="cannot write the data set"):
-            dataset().save(tmp_path / "file" / "folder")
+def test_an_item_without_a_title_is_called_by_its_id() -> None:
+    assert [dataset().title(item) for item in (1, 2, 3)] == ["Ten", "20", "Thirty"]
+    assert dataset(titled=False).title(1) == "10"

@@ -94,7 +94,7 @@ def test_rules_answer_what_the_budget_does_not_buy_but_not_everything(name: str,
             method.prepare(replace(asked(), teacher=LedgerTeacher(FakeTeacher(9), ledger, budget=0)))
         teacher = LedgerTeacher(FakeTeacher(9), ledger, budget=1)
         answers = probe(advised(replace(asked(), teacher=teacher), 0.5, k=5), k=5)
-        assert answers.answered[-1].sum() > teacher.rank_within_budget(HISTORIES, 5)[1].sum() == 1
+        assert len(answers.full.rows_answered) > teacher.rank_within_budget(HISTORIES, 5)[1].sum() == 1
 
 
 def circle(teacher: Teacher, n_cases: int = 120, n_items: int = 60) -> Setting:

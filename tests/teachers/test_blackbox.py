@@ -9,26 +9,42 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from recdistill.data.dataset import IdMap, Sequences
+from recdistill.data.dataset import IdMap, RawId, Sequences
 from recdistill.errors import SettingsError
 from recdistill.models.base import build_model
 from recdistill.serving.artefact import Student
-from recdistill.serving.blackbox import BlackBox, main, student_answers, teacher_answers
+from recdistill.serving.blackbox import Answerer, BlackBox, main, student_answers
+from recdistill.teachers.answers import Answer
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.http import HttpTeacher
 
 IDS = IdMap([f"i{n}" for n in range(1, 31)], first=1)
 
 
+def answers(teacher: FakeTeacher) -> Answerer:
+    """Let a teacher answer in raw ids; items that it does not know are passed over."""
+
+    def answer(histories: list[list[RawId]], k: int) -> list[Answer]:
+        rows = [IDS.find(history) for history in histories]
+        ranking = teacher.rank(Sequences.from_lists(row[row > 0] for row in rows), min(k, len(IDS)))
+        scores = [None] * len(rows) if ranking.scores is None else ranking.scores.tolist()
+        return [
+            Answer(IDS.decode(items[:n]), None if told is None else told[:n])
+            for items, told, n in zip(ranking.items, scores, ranking.lengths.tolist(), strict=True)
+        ]
+
+    return answer
+
+
 @pytest.mark.parametrize("port", [-1, 65_536, 99_999])
 def test_a_port_that_there_is_not_is_refused(port: int) -> None:
     with pytest.raises(SettingsError, match="there is no port"):
-        BlackBox(teacher_answers(FakeTeacher(30), IDS), port=port)
+        BlackBox(answers(FakeTeacher(30)), port=port)
 
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[BlackBox]:
-    with BlackBox(teacher_answers(FakeTeacher(30), IDS)) as box:
+    with BlackBox(answers(FakeTeacher(30))) as box:
         yield box
 
 
@@ -99,7 +115,7 @@ def test_a_teacher_asked_through_it_says_the_same_as_asked_directly(box: BlackBo
 
 
 def test_scores_are_given_where_asked_for() -> None:
-    with BlackBox(teacher_answers(FakeTeacher(30, gives_scores=True), IDS), scores=True) as box:
+    with BlackBox(answers(FakeTeacher(30, gives_scores=True)), scores=True) as box:
         scores = HttpTeacher(IDS, url=box.url, gives_scores=True).rank(Sequences.from_lists([[1]]), 2).scores
     assert scores is not None
     assert scores.tolist() == [[1.0, 0.5]]

@@ -6,8 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +28,7 @@ class Sequences:
     """
 
     items: Items
-    """``(n_interactions,)`` item ids in 1…N; may be memory-mapped."""
+    """``(n_interactions,)`` item ids in 1…N."""
     starts: Ints
     """``(R,)`` where each row begins in ``items``."""
     ends: Ints
@@ -277,53 +276,6 @@ class Dataset:
     def n_interactions(self) -> int:
         """Number of interactions."""
         return int(self.sequences.lengths.sum())
-
-    def save(self, folder: Path) -> None:
-        """Write everything into a folder, from which ``load`` can map the large arrays instead of reading them.
-
-        Raises:
-            DataError: when the folder cannot be written.
-        """
-        items, offsets = self.sequences.flat()
-        titles = pl.Series("title", [None] * self.n_items, pl.String) if self.titles is None else self.titles
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            np.save(folder / "sequences.npy", items)
-            np.save(folder / "offsets.npy", offsets)
-            if self.times is None:
-                (folder / "times.npy").unlink(missing_ok=True)
-            else:
-                same_rows = Sequences(cast(Items, self.times), self.sequences.starts, self.sequences.ends)
-                np.save(folder / "times.npy", same_rows.flat()[0])
-            pl.DataFrame({"id": self.users.raw}).write_parquet(folder / "users.parquet")
-            pl.DataFrame({"id": self.items.raw, "title": titles}).write_parquet(folder / "items.parquet")
-        except OSError as error:
-            raise DataError(f"cannot write the data set to {folder}: {error}") from error
-
-    @classmethod
-    def load(cls, folder: Path) -> Dataset:
-        """Open a folder written by ``save``; sequences and times are memory-mapped, so processes share one copy.
-
-        Raises:
-            DataError: when the folder does not hold a data set.
-        """
-        try:
-            sequences = np.load(folder / "sequences.npy", mmap_mode="r")
-            offsets = np.load(folder / "offsets.npy")
-            timed = (folder / "times.npy").exists()
-            times = np.load(folder / "times.npy", mmap_mode="r") if timed else None
-            users = pl.read_parquet(folder / "users.parquet")
-            items = pl.read_parquet(folder / "items.parquet")
-        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-            raise DataError(f"{folder} does not hold a saved data set: {error}") from error
-        titles = None if items["title"].null_count() == len(items) else items["title"]
-        return cls(
-            users=IdMap(users["id"], first=0),
-            items=IdMap(items["id"], first=1),
-            sequences=Sequences.from_offsets(sequences, offsets),
-            times=times,
-            titles=titles,
-        )
 
     def title(self, dense: int) -> str:
         """Return the item's title, or its raw id where no titles are known."""

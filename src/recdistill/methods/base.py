@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -53,8 +52,6 @@ class Setting:
     max_len: int | None = None
     """How many of a history's newest items the student reads; ``None`` for all."""
     seed: int = 0
-    folder: Path | None = None
-    """Where the run keeps its files, if it has a folder."""
     progress: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
     """Called as ``progress("probing", done, total)`` during long preparation."""
     valid: Cases | None = None

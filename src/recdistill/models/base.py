@@ -55,16 +55,6 @@ class Batch:
         """Pack plain lists of dense item ids."""
         return cls.from_sequences(Sequences.from_lists(histories))
 
-    @classmethod
-    def from_padded(cls, items: Tensor) -> Self:
-        """Pack ``items (B, L)``, where 0 is padding, on whichever side it stands."""
-        real = items > 0
-        offsets = torch.zeros(len(items) + 1, dtype=torch.int64, device=items.device)
-        torch.cumsum(real.sum(1), 0, out=offsets[1:])
-        if (offsets.diff() == 0).any():
-            raise DataError("a history is empty; a model needs at least one item to answer")
-        return cls(items[real].to(torch.int64), offsets)
-
     def newest(self, n: int) -> Self:
         """Keep at most the ``n`` newest items of each history.
 

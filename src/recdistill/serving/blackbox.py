@@ -20,14 +20,12 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Self, TypeAlias
 
-import numpy as np
 import torch
 
-from recdistill.data.dataset import IdMap, RawId, Sequences
+from recdistill.data.dataset import RawId
 from recdistill.errors import RecDistillError, SettingsError
 from recdistill.serving.artefact import Student
 from recdistill.teachers.answers import Answer
-from recdistill.teachers.base import Teacher
 
 Answerer: TypeAlias = Callable[[list[list[RawId]], int], list[Answer]]
 """Takes histories in raw ids and k, and answers each."""
@@ -44,23 +42,6 @@ def student_answers(student: Student) -> Answerer:
     def answer(histories: list[list[RawId]], k: int) -> list[Answer]:
         lists = student.recommend(histories, k, unknown="skip")
         return [Answer([entry.item for entry in one], [entry.score for entry in one]) for one in lists]
-
-    return answer
-
-
-def teacher_answers(teacher: Teacher, ids: IdMap) -> Answerer:
-    """Let any teacher that takes histories answer, in the ids given; items that are not among them are passed over."""
-
-    def answer(histories: list[list[RawId]], k: int) -> list[Answer]:
-        dense = ids.find([item for history in histories for item in history])
-        ends = np.cumsum([len(history) for history in histories])
-        rows = np.split(dense, ends[:-1])
-        ranking = teacher.rank(Sequences.from_lists(row[row > 0] for row in rows), min(k, len(ids)))
-        scores = ranking.scores
-        return [
-            Answer(ids.decode(ranking.items[row, :n]), None if scores is None else scores[row, :n].tolist())
-            for row, n in enumerate(ranking.lengths.tolist())
-        ]
 
     return answer
 
