@@ -8,7 +8,7 @@ import torch
 
 from recdistill.errors import SettingsError, TrainingError
 from recdistill.methods.base import build_method
-from recdistill.methods.hetcomp import HetComp, goes_on, list_distance, order_loss, seen_items, set_loss
+from recdistill.methods.hetcomp import HetComp, goes_on, list_distance, list_loss, seen_items, set_loss
 from recdistill.models.base import Batch, Model
 from recdistill.trainer import TrainerSettings, fit
 
@@ -44,7 +44,7 @@ def test_the_coarse_loss_by_hand() -> None:
 def test_the_fine_loss_by_hand() -> None:
     logits = torch.tensor([[99.0, math.log(3), 0.0, math.log(2), 0.0]])
     # First item 3 of 3, 1 and the others, then item 1 of it and the others.
-    loss = order_loss(logits, torch.tensor([[3, 1, 0]]), ALL)
+    loss = list_loss(logits, torch.tensor([[3, 1, 0]]), ALL)
     assert loss.item() == pytest.approx(-(math.log(2 / 7) + math.log(3 / 5)) / 2)
 
 
@@ -56,7 +56,7 @@ def test_items_of_the_history_need_not_stand_below() -> None:
     assert loss.item() == pytest.approx(math.log(1 + math.e))
 
 
-@pytest.mark.parametrize("loss", [set_loss, order_loss])
+@pytest.mark.parametrize("loss", [set_loss, list_loss])
 def test_it_vanishes_when_the_student_agrees_by_far_and_a_shift_changes_nothing(loss: object) -> None:
     assert callable(loss)
     logits, listed = torch.tensor([[0.0, 90.0, -50.0, 40.0, -60.0]]), torch.tensor([[1, 3]])
@@ -67,7 +67,7 @@ def test_it_vanishes_when_the_student_agrees_by_far_and_a_shift_changes_nothing(
     )
 
 
-@pytest.mark.parametrize("loss", [set_loss, order_loss])
+@pytest.mark.parametrize("loss", [set_loss, list_loss])
 @pytest.mark.parametrize("extreme", [1e4, -1e4])
 def test_loss_and_gradient_are_finite_at_extreme_scores(loss: object, extreme: float) -> None:
     assert callable(loss)
@@ -107,7 +107,7 @@ def test_users_go_on_when_the_student_has_come_close_and_then_learn_the_last_ord
     listed = torch.tensor([top(mf(1), user, 4, seen_items=False) for user in WITH_HISTORY])
     others = ~torch.stack([seen_items(Batch.from_lists([row]), 31)[0] for row in ([1, 2], [3], [4, 5, 6])])
     logits = scores_of(student)[WITH_HISTORY].clamp_min(-1e9)
-    expected = (order_loss(logits, listed[:, :2], others) + order_loss(logits, listed[:, :1], others)).mean() / 2
+    expected = (list_loss(logits, listed[:, :2], others) + list_loss(logits, listed[:, :1], others)).mean() / 2
     assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(expected.item(), rel=1e-4)
 
 

@@ -100,7 +100,7 @@ class HetComp(Distillation, name="hetcomp"):
             return 2 * set_loss(logits, listed, others).mean()
         k = listed.shape[1]
         heads = (listed[:, : -(-k // part)] for part in (2, 10))
-        return torch.stack([order_loss(logits, head, others) for head in heads]).sum(0).mean() / 2
+        return torch.stack([list_loss(logits, head, others) for head in heads]).sum(0).mean() / 2
 
 
 def goes_on(before: Tensor, now: Tensor, threshold: float) -> Tensor:
@@ -160,7 +160,7 @@ def set_loss(logits: Tensor, listed: Tensor, others: Tensor) -> Tensor:
     return surprise.sum(1) / real.sum(1).clamp_min(1)
 
 
-def order_loss(logits: Tensor, listed: Tensor, others: Tensor) -> Tensor:
+def list_loss(logits: Tensor, listed: Tensor, others: Tensor) -> Tensor:
     """Take `relaxed_ranking_loss` of a list above all that are not listed; shapes are those of `set_loss`."""
     below = _below(logits, listed, others)
     return relaxed_ranking_loss(logits.gather(1, listed), listed > 0, below, torch.ones_like(below, dtype=torch.bool))
