@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from recdistill.methods.lists import contains, draw_places, list_logits, places
+from recdistill.methods.lists import contains, draw_places, draw_unlisted, list_logits, places
 
 
 def test_places_count_from_0_and_what_is_missing_stands_behind_the_list() -> None:
@@ -46,3 +46,13 @@ def test_gradients_of_logits_are_those_of_the_plain_formula(dtype: torch.dtype, 
         torch.autograd.grad(ours, [queries, embeddings]), torch.autograd.grad(plain, [queries, embeddings]), strict=True
     ):
         torch.testing.assert_close(gradient, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_items_are_drawn_from_the_whole_catalogue_and_told_from_those_listed() -> None:
+    listed = torch.tensor([[2, 5, 0], [0, 0, 0]])
+    others, unlisted = draw_unlisted(listed, 400, 5, torch.Generator().manual_seed(0))
+    assert others.shape == unlisted.shape == (2, 400)
+    assert set(others.flatten().tolist()) == {1, 2, 3, 4, 5}
+    assert set(others[0][~unlisted[0]].tolist()) == {2, 5}
+    assert set(others[0][unlisted[0]].tolist()) == {1, 3, 4}
+    assert unlisted[1].all()

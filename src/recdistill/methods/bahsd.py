@@ -35,7 +35,7 @@ from recdistill.methods.contrast import info_nce
 from recdistill.methods.intents import WithIntents
 from recdistill.methods.kd import Answers, KDConfig, check_values, label_and_queries, list_loss, soft_targets
 from recdistill.methods.labels import LabelLoss
-from recdistill.methods.lists import contains, list_logits
+from recdistill.methods.lists import draw_unlisted, list_logits
 from recdistill.methods.opinion import Share
 from recdistill.methods.parts import ShownPrefixes, cut
 from recdistill.models.base import Batch, Model
@@ -346,14 +346,14 @@ class BAHSD(WithIntents, name="bahsd"):
     def _pairwise(self, student: Model, queries: Tensor, batch: TrainingBatch, weights: Tensor) -> Tensor:
         """Each agreed item above the next one, and above a random item that no answer lists."""
         (agreed, mixed), embeddings = self.agreed.of(batch.rows), student.item_embeddings()
-        others = torch.randint(1, len(embeddings), agreed.shape, generator=batch.generator).to(agreed.device)
         scales = torch.arange(self.n_scales, device=agreed.device)[:, None] * self.n_rows
         listed = self._of(scales + batch.rows, self.told.items).transpose(0, 1).flatten(1).long()
+        others, unlisted = draw_unlisted(listed, agreed.shape[1], student.n_items, batch.generator)
         loss = ranking_consistency(
             list_logits(queries, embeddings, agreed),
             mixed.exp(),
             list_logits(queries, embeddings, others),
-            ~contains(listed, others),
+            unlisted,
             margin=self.config.margin if self.config.ranking == "margin" else None,
         )
         return weights @ loss

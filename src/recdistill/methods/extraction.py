@@ -14,7 +14,7 @@ from recdistill.data.dataset import Ints, Items, Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.losses import ranking_consistency
 from recdistill.methods.base import Method, Setting, TrainingBatch
-from recdistill.methods.lists import list_logits
+from recdistill.methods.lists import draw_unlisted, list_logits
 from recdistill.models.base import Batch, Model
 from recdistill.probing import probe
 from recdistill.settings import Settings
@@ -140,9 +140,7 @@ class Extraction(Method, name="extraction"):
 
     def _order(self, states: Tensor, listed: Tensor, student: Model, generator: torch.Generator) -> Tensor:
         embeddings = student.item_embeddings()
-        others = torch.randint(1, len(embeddings), listed.shape, generator=generator)
-        owner = torch.arange(len(listed))[:, None] * len(embeddings)
-        unlisted = ~torch.isin(owner + others, owner + listed)
+        others, unlisted = draw_unlisted(listed, listed.shape[1], student.n_items, generator)
         points = (listed > 0) * torch.arange(listed.shape[1], 0, -1)
         listed, others, unlisted, points = (x.to(states.device) for x in (listed, others, unlisted, points))
         return ranking_consistency(

@@ -84,6 +84,22 @@ def _spread(weights: Tensor, queries: Tensor, items: Tensor, n_rows: int) -> Ten
     return torch.from_numpy(sparse.csc_array(parts, shape=(n_rows, n_lists)) @ queries.detach().numpy())
 
 
+def draw_unlisted(listed: Tensor, n: int, n_items: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw items evenly from the catalogue for each list, and say which of them it does not hold.
+
+    Args:
+        listed: ``(B, K)`` items; 0 is padding.
+        n: how many for each list; the same item may come twice.
+        n_items: N.
+        generator: the source of the draws.
+
+    Returns:
+        ``(B, n)`` the items, and which of them are in no place of their row's list.
+    """
+    others = torch.randint(1, n_items + 1, (len(listed), n), generator=generator).to(listed.device)
+    return others, ~contains(listed, others)
+
+
 def draw_places(logits: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """Draw places of each row without replacement, one after the other with chances ``softmax(logits)``.
 

@@ -10,7 +10,7 @@ from recdistill.losses import relaxed_ranking_loss
 from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.methods.kd import ListConfig, label_and_queries
 from recdistill.methods.labels import LabelLoss, as_lists, distinct_pairs
-from recdistill.methods.lists import contains, draw_places, list_logits
+from recdistill.methods.lists import contains, draw_places, draw_unlisted, list_logits
 from recdistill.models.base import Batch, Model
 from recdistill.probing import probe
 
@@ -61,8 +61,7 @@ class RRD(Method, name="rrd"):
         parts, queries, worth = label_and_queries(student, batch, self.label_loss, config.weight)
         listed = self.listed[batch.rows.to(self.listed.device)].long()
         chosen = draw_interesting(listed, config.n_interesting, config.rank_temperature, batch.generator)
-        others = torch.randint(1, len(embeddings), (len(listed), config.n_uninteresting), generator=batch.generator)
-        unlisted = ~contains(listed, others)
+        others, unlisted = draw_unlisted(listed, config.n_uninteresting, student.n_items, batch.generator)
         if not self.lists_history:
             whole = Batch.from_sequences(self.histories.take(batch.rows.cpu().numpy()))  # the batch may show less
             unlisted &= ~contains(as_lists(*distinct_pairs(whole, student.n_items), len(listed)), others)
