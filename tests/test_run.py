@@ -35,7 +35,7 @@ from recdistill.run import (
     set_up,
 )
 from recdistill.runfile import Run
-from recdistill.runfolder import EPOCHS, EVALUATION, GROUPS, LEDGER, RESULTS, RUN, check_data, fingerprint
+from recdistill.runfolder import EPOCHS, EVALUATION, GROUPS, LEDGER, RESULTS, RUN, fingerprint
 from recdistill.runteachers import local_teacher, open_teacher
 from recdistill.serving.artefact import Student
 from recdistill.serving.blackbox import BlackBox, student_answers
@@ -912,13 +912,3 @@ def test_data_of_other_ids_or_times_are_not_evaluated_as_the_same(
     clicks.with_columns(pl.col(column) + 100).write_csv(tmp_path / "clicks.csv")
     with pytest.raises(ArtefactError, match=r"the data are not those of the run .* then, .* now"):
         evaluate_run(tmp_path / "run")
-
-
-def test_a_folder_that_notes_neither_ids_nor_times_is_still_read(little_run: Sections, tmp_path: Path) -> None:
-    """What it notes has to fit."""
-    dataset = load_split(Run.parse(little_run)).dataset
-    noted = fingerprint(dataset).partition(", ids")[0]
-    (tmp_path / RUN).write_text(json.dumps({"data": noted}))
-    check_data(tmp_path, dataset)
-    with pytest.raises(ArtefactError, match="the data are not those of the run"):
-        check_data(tmp_path, replace(dataset, sequences=dataset.sequences.without_newest(1)))

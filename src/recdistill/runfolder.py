@@ -46,7 +46,6 @@ _log = logging.getLogger("recdistill.runfolder")
 
 RUN, EVALUATION, GROUPS, RESULTS, LEDGER = "run.json", "evaluation.npz", "groups.npz", "results.json", "ledger.sqlite"
 EPOCHS = "epochs"
-_IDS = ", ids "
 
 
 def claim(folder: Path, run: Run) -> None:
@@ -141,8 +140,7 @@ def check_data(folder: Path, dataset: Dataset) -> None:
             f"{folder / RUN} does not say which data the run began with ({_why(error)}); bring the file back as it "
             "was, or choose another folder"
         ) from error
-    now = fingerprint(dataset)
-    if before not in (now, now.partition(_IDS)[0]):  # earlier versions noted neither ids nor times
+    if before != (now := fingerprint(dataset)):
         raise ArtefactError(
             f"the data are not those of the run in {folder}: {before} then, {now} now; "
             "bring the old data back, or choose another folder"
@@ -154,7 +152,7 @@ def fingerprint(dataset: Dataset) -> str:
     size = f"{dataset.n_users:,} users, {dataset.n_items:,} items, {dataset.n_interactions:,} interactions"
     ids = json.dumps([dataset.users.raw.to_list(), dataset.items.raw.to_list()])
     times = "unknown" if dataset.times is None else _hash(dataset.times.tobytes())
-    return f"{size}, {dataset.sequences.digest()}{_IDS}{_hash(ids.encode())}, times {times}"
+    return f"{size}, {dataset.sequences.digest()}, ids {_hash(ids.encode())}, times {times}"
 
 
 def _hash(held: bytes) -> str:

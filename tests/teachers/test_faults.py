@@ -309,7 +309,9 @@ def test_a_key_that_is_refused_stops_the_asking_also_where_the_reply_cannot_be_r
 PAGES = {"body": {"history": "{history}", "page": "{page_number}", "n": "{k}"}, "max_k": 2}
 
 
-@pytest.mark.parametrize("status", ["404 Not Found", "400 Bad Request", "416 Range Not Satisfiable"])
+@pytest.mark.parametrize(
+    "status", ["404 Not Found", "400 Bad Request", "416 Range Not Satisfiable", "422 Unprocessable Content"]
+)
 def test_a_page_past_the_last_is_the_end_of_the_list(api: RawApi, tmp_path: Path, status: str) -> None:
     """Two whole pages are bought, and kept, where the API knows no third."""
     pages = {1: ["b", "c"], 2: ["d", "e"]}
