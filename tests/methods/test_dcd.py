@@ -1,11 +1,14 @@
 """Dual correction: what counts as ranked too low or too high, and what is made of it."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
 from recdistill.methods.dcd import DCD, rank_difference
 
-from .users import WITH_HISTORY, learn, mf, ready, scores_of, teacher_part, top
+from .users import WITH_HISTORY, N, learn, mf, ready, scores_of, teacher_part, top
 
 
 def test_ranks_are_compared_in_the_teachers_order() -> None:
@@ -27,6 +30,27 @@ def test_what_the_student_ranks_too_low_is_lifted_and_too_high_lowered() -> None
         assert all(too_low[item] < 0 for item in method.over[user].tolist())
         places = [theirs.index(item) for item in method.under[user].tolist()]
         assert places == sorted(places)  # in the teacher's order
+
+
+@pytest.mark.parametrize(("top_k", "temperature"), [(20, 2.0), (6, 4.0)], ids=["a long list", "a short one"])
+def test_items_are_drawn_by_how_far_the_ranks_lie_apart(top_k: int, temperature: float) -> None:
+    """P ∝ tanh(d / T); behind the student's list, five temperatures longer than the teacher's, all ranks are alike."""
+    teacher, student, n_draws = mf(1), mf(2), 400
+    method = ready("dcd", teacher, student, top_k=top_k, n_corrected=1, rank_temperature=temperature)
+    assert isinstance(method, DCD)
+    rng, rows = torch.Generator().manual_seed(0), np.array(WITH_HISTORY)
+    lifted = torch.zeros(len(rows), N + 1)
+    for _ in range(n_draws):
+        method.refresh(student, rows, rng)
+        lifted[torch.arange(len(rows)), method.under[rows, 0].long()] += 1 / n_draws
+    depth = top_k + round(5 * temperature)
+    for user, found in zip(WITH_HISTORY, lifted, strict=True):
+        own = top(student, user, depth, seen_items=False)
+        expected = torch.zeros(N + 1)
+        for place, item in enumerate(top(teacher, user, top_k, seen_items=False)):
+            rank = own.index(item) if item in own else depth
+            expected[item] = math.tanh(max(0, rank - place) / temperature)
+        torch.testing.assert_close(found, expected / expected.sum(), atol=0.08, rtol=0)
 
 
 def test_no_item_is_lifted_and_lowered_where_lists_are_shorter_than_what_is_drawn() -> None:

@@ -346,9 +346,11 @@ def test_every_model_that_reads_histories_can_be_the_student(name: str, pooling:
     assert all(part.isfinite() for part in parts.values())
 
 
-@pytest.mark.parametrize("extreme", [1e4, 0.0])
-def test_values_and_gradients_are_finite_at_extreme_vectors(extreme: float) -> None:
-    parts = intent_parts(**dict.fromkeys(OFF, 1.0))
+@pytest.mark.parametrize("extreme", [1e4, -1e4, 0.0])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("adversary", ["confusion", "reversal"])
+def test_values_and_gradients_are_finite_at_extreme_vectors(extreme: float, similarity: str, adversary: str) -> None:
+    parts = intent_parts(**dict.fromkeys(OFF, 1.0), similarity=similarity, adversary=adversary)
     z = torch.full((4, 3), extreme, requires_grad=True)
     loss = torch.stack(list(parts(z, (z, -z), torch.tensor([True, False, False, True])).values())).sum()
     assert loss.isfinite()

@@ -30,8 +30,15 @@ def test_rare_groups_get_more_pairs() -> None:
     assert pairs_by_group(counts, groups, 20, emphasis=0.0) == [10, 10]
 
 
+def test_the_most_popular_group_keeps_a_share() -> None:
+    """Turned around, 98 and 1 are 1 and 98: shares of .0101, raised to .1, and .9899."""
+    assert pairs_by_group(np.array([98, 1]), np.array([0, 1]), 1000, emphasis=1.0) == [92, 908]
+    assert 0.1 / (0.1 + 98 / 99) == pytest.approx(0.0918, abs=1e-4)
+
+
 def test_no_group_is_left_without_pairs() -> None:
-    assert pairs_by_group(np.array([98, 1]), np.array([0, 1]), 20, emphasis=1.0)[0] == pytest.approx(2, abs=1)
+    """Two pairs, of which the first group's share is .18."""
+    assert pairs_by_group(np.array([98, 1]), np.array([0, 1]), 2, emphasis=1.0) == [1, 2]
 
 
 def test_pairs_keep_the_teachers_order_and_prefer_the_head() -> None:

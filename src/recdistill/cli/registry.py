@@ -42,7 +42,7 @@ def settings(
         typer.Argument(help="Show only this one: `teacher` for all kinds, `teacher.http`.", metavar="SECTION"),
     ] = None,
 ) -> None:
-    """List what the sections of a run file hold, but for [method] and [student]: see `methods` and `models`."""
+    """List what the sections of a run file hold, but for those of methods and students: see `methods`, `models`."""
     from recdistill.runsections import TEACHERS, DataSettings, EvaluationSettings, SplitSettings
     from recdistill.teachers.signing import SIGNATURES
     from recdistill.trainer import TrainerSettings

@@ -53,7 +53,8 @@ class Distillation(Method):
 
     .. math:: L = L_{label} + \lambda \frac1B \sum_u L_{teacher}(u)
 
-    A user counts once a batch, however long the history is.
+    A user counts once a batch, however long the history is; with ``long_histories = "windows"`` so does each window,
+    which the teacher is asked about by itself.
     """
 
     Config = DistillationConfig
