@@ -72,9 +72,11 @@ EVERY = ("ce", "cd", "rrd", "de", "dcd", "hetcomp", "unkd", "htd", "rcekd", "ckd
 CORE = ("ce", "rrd", "dcd", "hetcomp", "rcekd", "ckd")
 ON_ALL = "on all items"
 """The variant of cross-entropy that learns the teacher's scores of all items."""
+ON_OTHERS = {"on the student's list": "student", "on both lists": "union"}
+"""The variants that learn them of other lists than the teacher's."""
 OPINION = "with a second opinion"
 """The variant that learns what the teacher and rules counted in the training histories say together."""
-APART = (ON_ALL, OPINION)
+APART = (ON_ALL, *ON_OTHERS, OPINION)
 """Variants that are tuned and compared as methods of their own."""
 RULES = "rules"
 """The row of the rules that second opinions come from, which learn nothing."""
@@ -240,8 +242,8 @@ class Row:
             settings |= _RCEKD.get((self.dataset, self.teacher, self.student), {})
         if self.split == LEAVE_ONE_OUT:
             settings["weight"] = _SEQUENCES.get(self.method, 1.0)
-        if self.variant == ON_ALL:
-            settings["on"] = "all"
+        if on := {ON_ALL: "all", **ON_OTHERS}.get(self.variant):
+            settings["on"] = on
         if self.method in ADVISED:
             settings["second_opinion"] = SHARE if self.variant == OPINION else 0.0
         settings["label_loss"] = {key: value for key, value in labels.items() if key != "name"}
@@ -267,7 +269,8 @@ class Cell:
         for method in self.methods:
             yield Row(self.dataset, self.split, self.teacher, self.student, method, seed=seed)
             if method == "ce":
-                yield Row(self.dataset, self.split, self.teacher, self.student, method, ON_ALL, seed)
+                for variant in (ON_ALL, *(ON_OTHERS if self.methods == EVERY else ())):
+                    yield Row(self.dataset, self.split, self.teacher, self.student, method, variant, seed)
             if method in ADVISED:
                 yield Row(self.dataset, self.split, self.teacher, self.student, method, OPINION, seed)
 

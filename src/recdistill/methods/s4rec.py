@@ -5,6 +5,12 @@ Source: Wei et al., "Leave No One Behind: Online Self-Supervised Self-Distillati
 gradients prototypes get; the defaults are this library's. The largest difference from the letter: vectors and
 prototypes are compared by their cosines (``similarity``), and the adversary confuses its classifier instead of
 reversing its gradient (``adversary``).
+
+The weights are the paper's, but what they weigh is not quite: its Eq. 1 is a sum over the positions of a history from
+the second on, ours a mean over all labels of the batch, those at the first position among them, while the other parts
+are means over histories here as there. So beside labels each of them counts about as many times more as a history has
+labels. Where long histories are read in windows, each window counts as a history, and those of one user are each
+other's negatives.
 """
 
 from __future__ import annotations
@@ -33,7 +39,7 @@ _log = logging.getLogger("recdistill.methods")
 
 
 class IntentConfig(Settings):
-    """Intents that all users share: what is learned of them, and how. A weight of 0 leaves its part out."""
+    """Intents that all users share: what is learned of them, and how. A weight of 0 leaves its part out, but labels."""
 
     cluster_weight: NonNegativeFloat = 0.01
     """Of the assignment to intents, which shapes them (α).
