@@ -133,6 +133,11 @@ def test_columns_may_have_other_names() -> None:
         stored(frame, user="who", item="what")
 
 
+def test_of_lists_without_scores_it_is_said_how_they_teach() -> None:
+    with pytest.raises(DataError, match="write minus the rank as the score, and learn it by a method of lists: 'kd'"):
+        stored(table(TOP).drop("score"))
+
+
 def test_the_identity_follows_the_scores_the_ids_and_what_is_told() -> None:
     assert stored(table(TOP[::-1])).identity == stored().identity
     others = [

@@ -129,6 +129,11 @@ def _missing_column(name: str, role: str, columns: dict[str, str], known: list[s
             " If rows have no times but are in order, read them with time=None "
             '(in a run file: time = ""; data describe: --no-time).'
         )
+    if role == "score":
+        problem += (
+            " Of lists without scores write minus the rank as the score, and learn it by a method of lists: 'kd' with "
+            "values = 'ranks', or 'rrd'."
+        )
     return problem
 
 
