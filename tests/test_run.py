@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,16 @@ def test_a_finished_run_is_not_run_again(finished: Result) -> None:
     assert listener.epochs == []
     assert "finished before" in listener.said[0]
     assert again.facts == json.loads(json.dumps(finished.facts))
+
+
+def test_a_finished_run_without_its_results_is_not_trained_over(finished: Result, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished.folder, tmp_path / "run"))
+    (folder / RESULTS).unlink()
+    for again in (partial(run_training, finished.run, folder), partial(Result.load, folder)):
+        with pytest.raises(ArtefactError, match=r"has lost its results.json.* student .* can be used without it"):
+            again()
+    student = "student/model.safetensors"
+    assert (folder / student).read_bytes() == (finished.folder / student).read_bytes()
 
 
 def test_a_run_that_was_stopped_goes_on_and_ends_the_same(finished: Result, tmp_path: Path) -> None:

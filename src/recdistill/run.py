@@ -33,6 +33,7 @@ from recdistill.runfolder import (
     alone,
     answers_elsewhere,
     check_data,
+    check_not_lost,
     claim,
     finite,
     load_groups,
@@ -130,6 +131,7 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
     if (folder / RESULTS).is_file():
         report.say(f"{folder}: finished before; to run it anew, choose another folder{answers_elsewhere(run, folder)}")
         return Result.load(folder)
+    check_not_lost(folder)
     device = find_device(run.training.device)
     split = load_same_split(run, folder, report)
     teacher = None if run.teacher is None else open_teacher(run.teacher, split, device)

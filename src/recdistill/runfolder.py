@@ -28,6 +28,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from recdistill import __version__, processes
+from recdistill.checkpoints import CHECKPOINT
 from recdistill.data.dataset import Dataset
 from recdistill.data.groups import Groups
 from recdistill.errors import ArtefactError, SettingsError
@@ -171,6 +172,19 @@ def save_results(folder: Path, evaluation: Evaluation, groups: Groups, facts: di
         _write_json(folder / RESULTS, facts)
 
 
+def check_not_lost(folder: Path) -> None:
+    """Make sure that a run without results was not finished once, so that no trained student is written over.
+
+    Raises:
+        ArtefactError: when its student is there, and no checkpoint that led to it.
+    """
+    if (folder / STUDENT).is_dir() and not (folder / CHECKPOINT).is_file():
+        raise ArtefactError(
+            f"{folder} has lost its {RESULTS}, which says that the run is finished; bring the file back, or run {RUN} "
+            f"anew in another folder. The student in {folder / STUDENT} can be used without it."
+        )
+
+
 def read_finished(folder: Path) -> tuple[Run, dict[str, Any]]:
     """Return the settings and the facts of a finished run.
 
@@ -180,6 +194,7 @@ def read_finished(folder: Path) -> tuple[Run, dict[str, Any]]:
     if not (folder / RUN).is_file():
         raise ArtefactError(f"{folder} holds no run: it has no {RUN}; give the folder that a run was written to")
     if not (folder / RESULTS).is_file():
+        check_not_lost(folder)
         raise ArtefactError(f"the run in {folder} is not finished; start it again with the same settings to go on")
     try:
         facts: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
