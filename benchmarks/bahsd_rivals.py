@@ -76,7 +76,7 @@ def _advised_rivals() -> Iterator[tuple[Row, Row]]:
         yield ours, Row(dataset, model, model, "teacher", variant=OPINION)
         yield from ((ours, replace(ours, variant=variant)) for variant in (PLAIN, HALF, TENTH))
         yield replace(ours, variant=HALF), replace(ours, variant="")
-        for method, variant in (("kd", ""), ("kd", OPINION), ("bahsd", ""), ("extraction", EQUAL)):
+        for method, variant in (("kd", ""), ("kd", OPINION), ("bahsd", ""), ("rrd", ""), ("extraction", EQUAL)):
             if method in METHODS[regime]:
                 yield ours, replace(ours, method=method, variant=variant)
     for dataset, model in itertools.product(DATASETS, MODELS):
