@@ -65,7 +65,7 @@ def main() -> None:
         compare()
     elif arguments.tune:
         for row in dict.fromkeys(row.tuned_as for row in rows if not row.tuned_before):
-            tune(row, arguments.trials)
+            tune(row, arguments.trials if row.student else 1)  # a teacher keeps the authors' settings
     elif arguments.search is not None:
         for row, changes in itertools.product(rows, grid(arguments.search)):
             search(row, changes)
