@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from recdistill.batches import Batches
 from recdistill.checkpoints import METRICS
@@ -761,6 +762,20 @@ def test_a_method_that_needs_scores_refuses_a_teacher_without_them(finished: Res
     with pytest.raises(SettingsError, match="which teacher 'fake' does not give"):
         method.check(sasrec, FakeTeacher(3, gives_scores=True))
     method.check(sasrec, LocalTeacher(Student.load(finished.folder).model))
+
+
+@pytest.mark.parametrize("name", ["sasrec", "mf"])
+def test_the_seed_of_the_training_draws_the_first_weights(little_run: Sections, name: str) -> None:
+    run = Run.parse(little_run | {"model": {"name": name, "dim": 4}})
+    split = load_split(run)
+
+    def first_weights(seed: int) -> torch.Tensor:
+        training = TrainerSettings(seed=seed)
+        student = set_up(split, run.student, run.method, training, teacher=None)[0]
+        return torch.cat([weights.flatten() for weights in student.parameters()])
+
+    assert torch.equal(first_weights(1), first_weights(1))
+    assert not torch.isclose(first_weights(0), first_weights(1)).all()
 
 
 def test_long_histories_are_learned_from_in_windows_and_asked_about(little_run: Sections) -> None:

@@ -10,7 +10,6 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import polars as pl
-import torch
 
 from recdistill.checkpoints import CHECKPOINT
 from recdistill.data.dataset import Dataset, Ints, Sequences
@@ -296,9 +295,7 @@ def set_up(
             it was trained on what the split holds out.
     """
     learner = Method.registry[method.name](method.config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(training.seed)
-        model = build_model(student.name, split.dataset.n_items, student.config, train=split.train)
+    model = build_model(student.name, split.dataset.n_items, student.config, train=split.train, seed=training.seed)
     learner.check(model, teacher)
     if start is not None:
         check_fits("model to start from", start, split)
