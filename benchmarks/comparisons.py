@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,23 +107,22 @@ class Kept:
 
 
 def renew(path: Path, tests: Iterable[Values]) -> None:
-    """Write tests into a table of them, over those of the same two rows; a test of more seeds stays.
+    """Write tests into a table of them, over those of the same two rows.
 
-    So nothing is lost that was tested before ranks were kept, or is tested elsewhere.
+    What is not tested now stays: it was tested before ranks were kept, or elsewhere.
     """
-    pairs: dict[tuple[str, ...], list[Values]] = {}
-    for test in ResultTable(path, COLUMNS).rows():
-        pairs.setdefault(tuple(test[name] for name in PAIR), []).append(test)
-    found: dict[tuple[str, ...], list[Values]] = {}
-    for test in tests:
-        found.setdefault(tuple(str(test.get(name, "")) for name in PAIR), []).append(test)
-    for pair, new in found.items():
-        if pair not in pairs or new[0]["seeds"] >= int(pairs[pair][0]["seeds"]):
-            pairs[pair] = new
+    pairs = _by_pair(ResultTable(path, COLUMNS).rows()) | _by_pair(tests)
     partial = path.with_suffix(".part")
     partial.unlink(missing_ok=True)
     ResultTable(partial, COLUMNS).append(*(test for pair in pairs.values() for test in pair))
     partial.replace(path)
+
+
+def _by_pair(tests: Iterable[Mapping[str, object]]) -> dict[tuple[str, ...], list[Mapping[str, object]]]:
+    pairs: dict[tuple[str, ...], list[Mapping[str, object]]] = {}
+    for test in tests:
+        pairs.setdefault(tuple(str(test.get(name, "")) for name in PAIR), []).append(test)
+    return pairs
 
 
 def _fingerprint(found: Evaluation) -> str:

@@ -71,7 +71,7 @@ def test_rows_are_kept_apart_by_seed_under_names_that_every_system_takes(
     assert kept.seeds_of_both(Row(), Row("8:1:1/bahsd/λ = 1"), (0, 1, 2)) == [0]
 
 
-def test_a_test_replaces_the_one_of_the_same_rows_unless_that_has_more_seeds(tmp_path: Path) -> None:
+def test_a_test_replaces_the_one_of_the_same_rows_and_others_stay(tmp_path: Path) -> None:
     path = tmp_path / "paired.csv"
 
     def test(method: str, seeds: int, gain: float) -> Values:
@@ -83,4 +83,4 @@ def test_a_test_replaces_the_one_of_the_same_rows_unless_that_has_more_seeds(tmp
     whole = dict.fromkeys(COLUMNS, "")
     for tests in ([("a", 1, 1.0), ("b", 3, 2.0), ("c", 1, 3.0)], [("b", 2, 4.0), ("d", 1, 5.0), ("a", 1, 6.0)]):
         renew(path, [{**whole, **test(*each)} for each in tests])
-    assert found() == [("a", "1", "6"), ("b", "3", "2"), ("c", "1", "3"), ("d", "1", "5")]
+    assert found() == [("a", "1", "6"), ("b", "2", "4"), ("c", "1", "3"), ("d", "1", "5")]
