@@ -23,12 +23,12 @@ from recdistill.data.benchmark_data import load_benchmark
 from recdistill.data.dataset import Ints, Items
 from recdistill.data.groups import Groups
 from recdistill.data.splits import Split, leave_one_out
-from recdistill.evaluation.believing import SHARES
 from recdistill.methods.bahsd import BAHSDConfig
 from recdistill.methods.base import Setting
+from recdistill.methods.believing import SHARES
 from recdistill.methods.kd import Answers, soft_targets
 from recdistill.methods.opinion import rules_beside
-from recdistill.probing import Floats, consensus, consistency, peakedness, probe, stack
+from recdistill.methods.probing import Floats, consensus, consistency, peakedness, probe, stack
 from recdistill.runteachers import local_teacher
 from recdistill.teachers.ensemble import fuse
 

@@ -34,7 +34,7 @@ from benchmarks.results import FOLDER, QUALITY, ResultTable
 
 from recdistill.data.splits import Split
 from recdistill.evaluation.fidelity import agreement
-from recdistill.evaluation.scoring import top_k
+from recdistill.models.scoring import top_k
 from recdistill.teachers.local import LocalTeacher
 from recdistill.teachers.rules import RulesTeacher
 from recdistill.trainer import EpochRow

@@ -1,19 +1,51 @@
-"""Settings of all tests, and a little shop for tests of whole runs."""
+"""Settings of all tests, a model whose scores are a table, and a little shop for tests of whole runs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pytest
+import torch
 from hypothesis import settings
+from torch import Tensor
+
+from recdistill.models.base import Batch, Model
+from recdistill.settings import Settings
+
+Table = Sequence[Sequence[float]] | npt.NDArray[np.floating]
 
 # The same examples in every run, and no time limit for one of them: the machine may be busy.
 settings.register_profile("recdistill", deadline=None, derandomize=True)
 settings.load_profile("recdistill")
 
 N_CUSTOMERS, N_PRODUCTS = 60, 12
+
+
+class TableModel(Model):
+    """Row u of the table holds the scores of user u for items 1…N, so that every rank can be read off."""
+
+    reads = "user"
+
+    def __init__(self, table: Table) -> None:
+        super().__init__(Settings(), len(table[0]))
+        self.table = torch.tensor(np.asarray(table), dtype=torch.float32)
+
+    def encode(self, batch: Batch) -> Tensor:
+        assert batch.users is not None
+        return self.table[batch.users]
+
+    def item_embeddings(self) -> Tensor:
+        return torch.cat([torch.zeros(1, self.n_items), torch.eye(self.n_items)])
+
+
+@pytest.fixture
+def table_model() -> Callable[[Table], Model]:
+    return TableModel
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ from recdistill.errors import ArtefactError, RecDistillError, SettingsError
 from recdistill.evaluation.results import Evaluation
 from recdistill.labelling import label
 from recdistill.methods.base import build_method
+from recdistill.methods.probing import probe
 from recdistill.models.base import build_model
-from recdistill.probing import probe
 from recdistill.run import (
     Quiet,
     Result,

@@ -18,8 +18,8 @@ from benchmarks.peers.machine import CpuTimes, Load
 from recdistill.data.dataset import Sequences
 from recdistill.data.splits import Cases
 from recdistill.evaluation.full_ranking import evaluate
-from recdistill.evaluation.scoring import top_k
 from recdistill.models.base import build_model
+from recdistill.models.scoring import top_k
 
 TOP_K = 20
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from recdistill.teachers.answers import Ranking
+    from recdistill.rankings import Ranking
 
 
 class RecDistillError(Exception):

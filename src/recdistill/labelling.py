@@ -17,15 +17,16 @@ import numpy.typing as npt
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.data.splits import Split
 from recdistill.errors import SettingsError
-from recdistill.evaluation.believing import Belief
 from recdistill.methods.base import Method, Setting, default_method
+from recdistill.methods.believing import Belief
 from recdistill.methods.opinion import SecondOpinionConfig, rules_beside, weigh_answers
+from recdistill.rankings import Ranking
 from recdistill.run import Report, ask_about_test, load_same_split, load_split, set_up_run
 from recdistill.runfile import Run
 from recdistill.runfolder import alone, claim, note
 from recdistill.runsections import TeacherSettings
 from recdistill.runteachers import keep_answers, open_teacher
-from recdistill.teachers.answers import Answer, Outcome, Ranking
+from recdistill.teachers.answers import Answer, Outcome
 from recdistill.teachers.base import Deputy, Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.http import HttpTeacher

@@ -7,9 +7,9 @@ from benchmarks.premise import PARTS, Answered, ask, black_box, compare_shares, 
 from benchmarks import premise
 from recdistill.data.embedded import load_shop
 from recdistill.data.splits import Split, leave_one_out
-from recdistill.evaluation.believing import SHARES
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.methods.base import Setting
+from recdistill.methods.believing import SHARES
 from recdistill.models.base import build_model
 from recdistill.serving.artefact import Student
 from recdistill.teachers.local import LocalTeacher

@@ -1,41 +1,12 @@
-"""A model whose scores are a table, so that every rank can be read off."""
+"""Cases whose targets are told."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-import torch
-from torch import Tensor
 
 from recdistill.data.dataset import Sequences
 from recdistill.data.splits import Cases
-from recdistill.models.base import Batch, Model
-from recdistill.settings import Settings
-
-Table = Sequence[Sequence[float]] | npt.NDArray[np.floating]
-
-
-class TableModel(Model):
-    """Row u of the table holds the scores of user u for items 1…N."""
-
-    reads = "user"
-
-    def __init__(self, table: Table) -> None:
-        super().__init__(Settings(), len(table[0]))
-        self.table = torch.tensor(np.asarray(table), dtype=torch.float32)
-
-    def encode(self, batch: Batch) -> Tensor:
-        assert batch.users is not None
-        return self.table[batch.users]
-
-    def item_embeddings(self) -> Tensor:
-        return torch.cat([torch.zeros(1, self.n_items), torch.eye(self.n_items)])
-
-
-@pytest.fixture
-def table_model() -> Callable[[Table], Model]:
-    return TableModel
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from recdistill.data.splits import Cases
 from recdistill.evaluation.beside import Answered, ask_about, beside
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.models.base import Model
-from recdistill.teachers.answers import Ranking
+from recdistill.rankings import Ranking
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher

@@ -10,7 +10,7 @@ from recdistill.data.splits import Cases
 from recdistill.evaluation import footprint as measured
 from recdistill.evaluation.footprint import footprint
 from recdistill.models.base import build_model
-from recdistill.teachers.answers import Ranking
+from recdistill.rankings import Ranking
 
 HISTORIES = Sequences.from_lists([[1], [2], [3]])
 CASES = Cases(np.array([2, 0, 1]), HISTORIES, HISTORIES, Sequences.empty(3))

@@ -16,10 +16,10 @@ from recdistill.errors import DataError, SettingsError, TeacherError, TrainingEr
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.metrics import MISS, Floats
 from recdistill.evaluation.results import Evaluation
-from recdistill.evaluation.scoring import top_k
 from recdistill.models.base import Batch, Model
+from recdistill.models.scoring import top_k
+from recdistill.rankings import Ranking
 from recdistill.settings import Settings
-from recdistill.teachers.answers import Ranking
 from recdistill.teachers.base import Teacher
 
 Make = Callable[..., Model]

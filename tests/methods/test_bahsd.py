@@ -20,8 +20,8 @@ from recdistill.methods.bahsd import (
     same_histories,
 )
 from recdistill.methods.base import Setting, TrainingBatch, build_method
+from recdistill.methods.probing import Probe
 from recdistill.models.base import Batch, Model, build_model
-from recdistill.probing import Probe
 from recdistill.teachers.fake import FakeTeacher
 
 N = 8

@@ -14,7 +14,7 @@ from recdistill.errors import SettingsError
 from recdistill.methods.base import Setting, TrainingBatch, build_method
 from recdistill.methods.kd import KD, Answers, list_kl, rank_logits, soft_targets
 from recdistill.models.base import Batch, Model, build_model
-from recdistill.teachers.answers import Ranking
+from recdistill.rankings import Ranking
 from recdistill.teachers.fake import FakeTeacher
 
 N = 6

@@ -16,10 +16,10 @@ from recdistill.methods.bahsd import BAHSD, BAHSDConfig
 from recdistill.methods.base import Setting, build_method
 from recdistill.methods.kd import KD
 from recdistill.methods.opinion import HALF, Share, advised
+from recdistill.methods.probing import probe
 from recdistill.methods.rrd import RRD
 from recdistill.methods.scored import Distillation, TeacherView
 from recdistill.models.base import build_model
-from recdistill.probing import probe
 from recdistill.teachers.answers import Bools
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher

@@ -14,8 +14,17 @@ from hypothesis import strategies as st
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.methods.base import Setting
-from recdistill.probing import Probe, consensus, consistency, fill_unmeasured, look_back, peakedness, probe, without
-from recdistill.teachers.answers import Ranking
+from recdistill.methods.probing import (
+    Probe,
+    consensus,
+    consistency,
+    fill_unmeasured,
+    look_back,
+    peakedness,
+    probe,
+    without,
+)
+from recdistill.rankings import Ranking
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.ledger import Ledger

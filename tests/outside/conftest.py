@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 import recdistill as rd
 from recdistill.data.dataset import Items, RawId, Sequences
 from recdistill.evaluation.fidelity import agreement
-from recdistill.evaluation.scoring import top_k
+from recdistill.models.scoring import top_k
 
 N_CUSTOMERS, N_PRODUCTS = 600, 300
 

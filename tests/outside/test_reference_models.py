@@ -16,7 +16,7 @@ from implicit.cpu.bpr import BayesianPersonalizedRanking
 
 import recdistill as rd
 from recdistill.models.mf import MFConfig
-from recdistill.teachers.answers import Ranking
+from recdistill.rankings import Ranking
 
 from .conftest import Piece
 from .test_implicit import matrix

@@ -8,7 +8,7 @@ import pytest
 
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import SettingsError, TeacherError
-from recdistill.teachers.answers import Ranking
+from recdistill.rankings import Ranking
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher, fuse
 from recdistill.teachers.fake import FakeTeacher

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
-from recdistill.teachers.answers import Answer, Failure, Outcome, Ranking, Take
+from recdistill.rankings import Ranking
+from recdistill.teachers.answers import Answer, Failure, Outcome, Take
 from recdistill.teachers.callable import CallableTeacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.fake import FakeTeacher

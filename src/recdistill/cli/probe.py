@@ -10,8 +10,8 @@ import typer
 from recdistill.cli.common import Out, Overrides, RunFile, folder_for, reporting
 
 if TYPE_CHECKING:
-    from recdistill.evaluation.believing import Belief
     from recdistill.labelling import Plan
+    from recdistill.methods.believing import Belief
 
 
 def probe(

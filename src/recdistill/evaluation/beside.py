@@ -14,7 +14,7 @@ from recdistill.evaluation.fidelity import agreement
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import Evaluation, compare, strata
 from recdistill.models.base import Model
-from recdistill.teachers.answers import Ranking
+from recdistill.rankings import Ranking
 from recdistill.teachers.base import Teacher
 
 _COMPARED = ("ndcg", "hr")

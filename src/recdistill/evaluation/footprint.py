@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 
 from recdistill.data.splits import Cases
-from recdistill.evaluation.scoring import top_k
 from recdistill.models.base import Model
+from recdistill.models.scoring import top_k
 
 _CASES = 1000
 """Cases that speed is measured on."""

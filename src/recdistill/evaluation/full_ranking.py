@@ -22,9 +22,9 @@ from recdistill.data.splits import Cases
 from recdistill.errors import DataError, SettingsError, TeacherError
 from recdistill.evaluation.metrics import MISS, Ranks
 from recdistill.evaluation.results import Evaluation
-from recdistill.evaluation.scoring import best, score_blocks
 from recdistill.models.base import Model
-from recdistill.teachers.answers import Ranking
+from recdistill.models.scoring import best, score_blocks
+from recdistill.rankings import Ranking
 from recdistill.teachers.base import Teacher
 
 

@@ -38,8 +38,7 @@ from recdistill.methods.labels import LabelLoss
 from recdistill.methods.lists import draw_unlisted, list_logits
 from recdistill.methods.opinion import Share
 from recdistill.methods.parts import ShownPrefixes, cut
-from recdistill.models.base import Batch, Model
-from recdistill.probing import (
+from recdistill.methods.probing import (
     Floats,
     Unmeasured,
     check_told,
@@ -52,6 +51,7 @@ from recdistill.probing import (
     shown_at,
     stack,
 )
+from recdistill.models.base import Batch, Model
 from recdistill.teachers.base import Teacher
 
 _TRUTH = TypeAdapter(bool)

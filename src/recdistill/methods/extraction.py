@@ -15,8 +15,8 @@ from recdistill.errors import SettingsError, TeacherError
 from recdistill.losses import ranking_consistency
 from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.methods.lists import draw_unlisted, list_logits
+from recdistill.methods.probing import probe
 from recdistill.models.base import Batch, Model
-from recdistill.probing import probe
 from recdistill.settings import Settings
 from recdistill.teachers.base import Teacher
 

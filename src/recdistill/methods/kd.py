@@ -16,10 +16,10 @@ from recdistill.methods.intents import WithIntents, WithIntentsConfig, learn_log
 from recdistill.methods.labels import LabelLoss, LabelLossConfig
 from recdistill.methods.lists import list_logits
 from recdistill.methods.opinion import HALF, SecondOpinionConfig, advised
+from recdistill.methods.probing import probe
 from recdistill.methods.s4rec import IntentParts
 from recdistill.models.base import Model
-from recdistill.probing import probe
-from recdistill.teachers.answers import Ranking
+from recdistill.rankings import Ranking
 from recdistill.teachers.base import Teacher
 
 Values: TypeAlias = Literal["auto", "scores", "ranks"]

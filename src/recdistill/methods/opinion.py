@@ -12,11 +12,12 @@ from pydantic import Field
 from recdistill.data.dataset import Sequences
 from recdistill.data.splits import Cases
 from recdistill.errors import SettingsError
-from recdistill.evaluation.believing import DEPTH, Belief, weigh, weigh_lists
 from recdistill.methods.base import Setting
-from recdistill.probing import probe
+from recdistill.methods.believing import DEPTH, Belief, weigh, weigh_lists
+from recdistill.methods.probing import probe
+from recdistill.rankings import Ranking
 from recdistill.settings import Settings
-from recdistill.teachers.answers import Bools, Ranking
+from recdistill.teachers.answers import Bools
 from recdistill.teachers.base import Deputy, Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.rules import RulesTeacher

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import SettingsError, TeacherError
-from recdistill.evaluation.believing import DEPTH
-from recdistill.evaluation.scoring import top_k
 from recdistill.methods.base import Method, Setting, TrainingBatch
+from recdistill.methods.believing import DEPTH
 from recdistill.methods.labels import LabelLoss, LabelLossConfig, as_lists, distinct_pairs
 from recdistill.methods.opinion import SecondOpinionConfig, advised
+from recdistill.methods.probing import probe, without
 from recdistill.models.base import Batch, Model
-from recdistill.probing import probe, without
+from recdistill.models.scoring import top_k
 from recdistill.teachers.base import Teacher, scorer_of_some
 
 

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save
 from recdistill import __version__
 from recdistill.data.dataset import Dataset, IdMap, Ints, RawId, Sequences
 from recdistill.errors import ArtefactError, DataError, SettingsError
-from recdistill.evaluation.scoring import top_k
 from recdistill.files import write_whole
 from recdistill.models.base import Bools, Model, UserModel, build_model
+from recdistill.models.scoring import top_k
+from recdistill.rankings import Ranking
 from recdistill.settings import Settings
-from recdistill.teachers.answers import Ranking
 
 CARD, WEIGHTS, ITEMS, USERS = "model.json", "model.safetensors", "items.parquet", "users.parquet"
 FOLDER = "student"

@@ -15,7 +15,8 @@ import polars as pl
 
 from recdistill.data.dataset import IdMap, Ints, RawId, Sequences
 from recdistill.errors import TeacherError
-from recdistill.teachers.answers import Answer, Bools, Failure, Outcome, Ranking, Request, Scorer, Scores, Take, Vectors
+from recdistill.rankings import Ranking, Scores
+from recdistill.teachers.answers import Answer, Bools, Failure, Outcome, Request, Scorer, Take, Vectors
 
 _log = logging.getLogger("recdistill.teachers")
 

@@ -12,8 +12,9 @@ from scipy.special import logsumexp
 
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import SettingsError
-from recdistill.evaluation.scoring import GROUP, best
-from recdistill.teachers.answers import Bools, Ranking, Scorer, Scores
+from recdistill.models.scoring import GROUP, best
+from recdistill.rankings import Ranking, Scores
+from recdistill.teachers.answers import Bools, Scorer
 from recdistill.teachers.base import Teacher, scorer_of_some
 
 _NUMBERS = 4 << 20

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from recdistill.data.dataset import Items, Sequences
 from recdistill.errors import TeacherError
-from recdistill.teachers.answers import Ranking
+from recdistill.rankings import Ranking
 from recdistill.teachers.base import Teacher
 
 Rule = Callable[[Items, int], Sequence[int]]

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from recdistill.data.dataset import Sequences
 from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
-from recdistill.teachers.answers import Bools, Failure, Outcome, Ranking, Request
+from recdistill.rankings import Ranking
+from recdistill.teachers.answers import Bools, Failure, Outcome, Request
 from recdistill.teachers.base import Deputy, Teacher
 from recdistill.teachers.errand import Errand
 from recdistill.teachers.ledger import Ledger

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import TeacherError
-from recdistill.evaluation.scoring import top_k
 from recdistill.models.base import Batch, Model
-from recdistill.teachers.answers import Bools, Ranking, Scorer, Scores, Vectors
+from recdistill.models.scoring import top_k
+from recdistill.rankings import Ranking, Scores
+from recdistill.teachers.answers import Bools, Scorer, Vectors
 from recdistill.teachers.base import Teacher
 
 _HISTORIES = 1024

@@ -16,8 +16,9 @@ from scipy import sparse
 
 from recdistill.data.dataset import Ints, Items, Sequences
 from recdistill.errors import DataError, SettingsError
-from recdistill.evaluation.scoring import GROUP, best
-from recdistill.teachers.answers import Ranking, Scorer, Scores
+from recdistill.models.scoring import GROUP, best
+from recdistill.rankings import Ranking, Scores
+from recdistill.teachers.answers import Scorer
 from recdistill.teachers.base import Teacher
 
 _NUMBERS = 4 << 20

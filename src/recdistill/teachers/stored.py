@@ -17,7 +17,8 @@ from recdistill.data.dataset import IdMap, Ints, RawId, Sequences
 from recdistill.data.files import Source, file_bytes, open_tables
 from recdistill.data.interactions import describe_bad_rows, first_problems, label
 from recdistill.errors import TeacherError
-from recdistill.teachers.answers import Bools, Ranking, Scorer, Scores
+from recdistill.rankings import Ranking, Scores
+from recdistill.teachers.answers import Bools, Scorer
 from recdistill.teachers.base import Teacher
 
 _log = logging.getLogger("recdistill.teachers")

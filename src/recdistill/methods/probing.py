@@ -23,7 +23,7 @@ from recdistill.data.dataset import Ints, Items, Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.evaluation.fidelity import rank_biased_overlap
 from recdistill.methods.base import Setting
-from recdistill.teachers.answers import Ranking, Scores
+from recdistill.rankings import Ranking, Scores
 from recdistill.teachers.base import Teacher
 
 Floats: TypeAlias = npt.NDArray[np.float64]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from recdistill.data.splits import Cases
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import compare
-from recdistill.teachers.answers import Ranking
+from recdistill.rankings import Ranking
 from recdistill.teachers.ensemble import fuse
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

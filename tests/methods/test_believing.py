@@ -7,8 +7,8 @@ import pytest
 
 from recdistill.data.dataset import Sequences
 from recdistill.data.splits import Cases
-from recdistill.evaluation.believing import SHARES, weigh_lists
-from recdistill.teachers.answers import Ranking
+from recdistill.methods.believing import SHARES, weigh_lists
+from recdistill.rankings import Ranking
 
 HISTORIES = Sequences.from_lists([[1], [2], [3], [4]])
 CASES = Cases(np.arange(4), HISTORIES, Sequences.from_lists([[6], [7], [8], [9]]), HISTORIES)

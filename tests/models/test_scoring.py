@@ -10,9 +10,9 @@ from torch import Tensor
 
 from recdistill.data.dataset import Sequences
 from recdistill.errors import DataError, TrainingError
-from recdistill.evaluation import scoring
-from recdistill.evaluation.scoring import best, score_blocks, top_k
+from recdistill.models import scoring
 from recdistill.models.base import Batch, Model
+from recdistill.models.scoring import best, score_blocks, top_k
 from recdistill.settings import Settings
 
 Make = Callable[..., Model]
