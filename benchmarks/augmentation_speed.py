@@ -27,12 +27,12 @@ from torch import Tensor
 
 from recdistill import __version__
 from recdistill.augmentations import AugmentationConfig, two_views
-from recdistill.batches import Batches
 from recdistill.data.dataset import Sequences
 from recdistill.methods.cl4srec import CL4SRecAugmentation
 from recdistill.methods.contrast import encode_views, pool
 from recdistill.models.base import Batch, Model, build_model
-from recdistill.trainer import tune_allocator
+from recdistill.training.batches import Batches
+from recdistill.training.loop import tune_allocator
 
 DATASET, MAX_LEN = "amazon-beauty", 50
 BATCH_SIZES = (256, 512)

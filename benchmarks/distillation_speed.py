@@ -2,10 +2,10 @@
 
 MF students of 20 dimensions at the authors' settings, on data of theirs, and a SASRec of 16; every measurement is a
 process of its own, and methods take turns, so that a slow minute of the machine hits them alike. An epoch is what
-`recdistill.trainer.fit` does in one, looking at the student's lists included, validation not. Where a method looks at a
-part of the users each epoch (``/refresh-10``), whole rounds of them are averaged. What a teacher says costs the same
-whether it is trained or not, so it is not. The setting ``refresh`` is one look at the lists of all users, and nothing
-else after the teacher was asked.
+`recdistill.training.loop.fit` does in one, looking at the student's lists included, validation not. Where a method
+looks at a part of the users each epoch (``/refresh-10``), whole rounds of them are averaged. What a teacher says costs
+the same whether it is trained or not, so it is not. The setting ``refresh`` is one look at the lists of all users, and
+nothing else after the teacher was asked.
 
 ``ratio``: seconds over those of the bare student (``labels``) in the same repeat; RCE-KD's must not pass 1.3, and the
 refresh on Gowalla 3 GiB. Run ``python -m benchmarks.distillation_speed``.

@@ -17,7 +17,6 @@ from typing import Any, Protocol, TypeVar
 import torch
 from benchmarks.results import ResultTable
 
-from recdistill.checkpoints import CHECKPOINT
 from recdistill.cli.progress import Reporter
 from recdistill.data.dataset import Dataset
 from recdistill.data.groups import Groups
@@ -29,7 +28,9 @@ from recdistill.runfile import Run
 from recdistill.serving.artefact import Student
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.local import LocalTeacher
-from recdistill.trainer import EpochRow, Fit, TrainerSettings
+from recdistill.training.checkpoints import CHECKPOINT
+from recdistill.training.progress import EpochRow, Fit
+from recdistill.training.settings import TrainerSettings
 
 WORK = Path("runs/quality")
 """Checkpoints, also of what is finished, so that nothing is trained twice."""

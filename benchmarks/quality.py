@@ -17,7 +17,7 @@ from recdistill.data.benchmark_data import load_benchmark
 from recdistill.data.splits import Cases, Split, leave_one_out
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import Evaluation
-from recdistill.trainer import Fit
+from recdistill.training.progress import Fit
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ from recdistill.evaluation.fidelity import agreement
 from recdistill.models.scoring import top_k
 from recdistill.teachers.local import LocalTeacher
 from recdistill.teachers.rules import RulesTeacher
-from recdistill.trainer import EpochRow
+from recdistill.training.progress import EpochRow
 
 RESULTS, PAIRED, OVERLAP = (FOLDER / f"rcekd{part}.csv" for part in ("", "_paired", "_overlap"))
 KEPT = Kept.of("rcekd")

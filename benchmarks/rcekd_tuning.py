@@ -17,7 +17,6 @@ from benchmarks.experiments import StoppedError, Values, by_stratum, commit, fol
 from benchmarks.rcekd_rows import CELL, FILE_ORDER, LEAVE_ONE_OUT, SHUFFLED, Row, short
 from benchmarks.results import FOLDER, ResultTable
 
-from recdistill.checkpoints import METRICS
 from recdistill.data.benchmark_data import load_benchmark
 from recdistill.data.splits import Cases, Split, leave_one_out, random_split
 from recdistill.errors import TrainingError
@@ -26,7 +25,8 @@ from recdistill.evaluation.results import Evaluation
 from recdistill.models.base import Model
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.local import LocalTeacher
-from recdistill.trainer import EpochRow
+from recdistill.training.checkpoints import METRICS
+from recdistill.training.progress import EpochRow
 
 if TYPE_CHECKING:
     import optuna

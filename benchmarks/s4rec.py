@@ -39,7 +39,6 @@ from benchmarks.results import FOLDER, QUALITY, ResultTable
 from benchmarks.s4rec_rows import IN_PAPER, OURS, PUBLISHED_FIGURES, SEEDS, TABLES, Row, ablation, core
 from torch import Tensor
 
-from recdistill.checkpoints import CHECKPOINT
 from recdistill.data.benchmark_data import load_benchmark
 from recdistill.data.dataset import Ints
 from recdistill.data.groups import Mask, head_users
@@ -53,6 +52,7 @@ from recdistill.methods.s4rec import S4Rec
 from recdistill.run import set_up
 from recdistill.runfile import Run
 from recdistill.serving.artefact import Student
+from recdistill.training.checkpoints import CHECKPOINT
 
 RESULTS, SEARCH, PAIRED, PUBLISHED, CLUSTERS, MAP = (
     FOLDER / f"s4rec{part}.csv" for part in ("", "_search", "_paired", "_published", "_clusters", "_map")

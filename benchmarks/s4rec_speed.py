@@ -1,8 +1,9 @@
 """How much longer does an epoch take with what S4Rec and its rivals add to the labels?
 
 SASRec with the settings of ``s4rec``; every measurement is a process of its own, and methods take turns, so that a slow
-minute of the machine hits them alike. An epoch is what `recdistill.trainer.fit` does in one, K-means at its beginning
-included, validation not. ``s4rec-kmeans`` is S4Rec with K-means instead of online clustering, and nothing else changed.
+minute of the machine hits them alike. An epoch is what `recdistill.training.loop.fit` does in one, K-means at its
+beginning included, validation not. ``s4rec-kmeans`` is S4Rec with K-means instead of online clustering, and nothing
+else changed.
 
 ``ratio``: seconds over those of labels alone (``labels``) on the same base loss in the same repeat. S4Rec's must not
 pass 3.2; the paper says that K-means takes 1.5 times as long as online clustering, or longer. And S4Rec's training on

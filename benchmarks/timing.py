@@ -24,7 +24,9 @@ from recdistill.data.splits import leave_one_out
 from recdistill.errors import RecDistillError
 from recdistill.methods.base import Method, Setting
 from recdistill.models.base import Model
-from recdistill.trainer import EpochRow, Silent, TrainerSettings, fit
+from recdistill.training.loop import fit
+from recdistill.training.progress import EpochRow, Silent
+from recdistill.training.settings import TrainerSettings
 
 MIN_EPOCHS = 3
 """Epochs that are measured at least, after the first, which warms up."""

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from recdistill import trainer
+from recdistill.training import loop
 
 FAR = torch.device("meta")
 _MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
@@ -110,5 +110,5 @@ def far_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     with monkeypatch.context() as patch, warnings.catch_warnings(), _Far(), _FarLiterals():  # type: ignore[no-untyped-call]
         warnings.filterwarnings("ignore", "for .* copying from a non-meta parameter", UserWarning)  # they are copied
         patch.setattr(torch.optim, "Adam", lambda groups, *, fused, **rest: adam(groups, **rest))
-        patch.setattr(trainer, "_generator", lambda seed, device="cpu": generator().manual_seed(seed))
+        patch.setattr(loop, "_generator", lambda seed, device="cpu": generator().manual_seed(seed))
         yield FAR

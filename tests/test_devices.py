@@ -14,7 +14,7 @@ from recdistill.errors import SettingsError
 from recdistill.models.base import build_model
 from recdistill.run import run_distillation, run_training
 from recdistill.runfile import Run
-from recdistill.trainer import TrainerSettings
+from recdistill.training.settings import TrainerSettings
 
 from .far import far_device
 

@@ -14,15 +14,14 @@ LAYERS = (  # from the top; what stands in one row knows nothing of each other
     ("runteachers",),
     ("runfolder",),
     ("runfile",),
-    ("runsections", "trainer", "serving"),
-    ("batches", "checkpoints"),
+    ("runsections", "training", "serving"),
     ("methods",),
     ("evaluation", "augmentations", "clustering"),
     ("teachers",),
     ("models",),
     ("losses", "rankings"),
     ("data",),
-    ("settings", "registry", "files", "devices", "consoles", "processes"),
+    ("settings", "registry", "files", "devices", "consoles"),
     ("errors",),
 )
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}

@@ -14,8 +14,6 @@ import polars as pl
 import pytest
 import torch
 
-from recdistill.batches import Batches
-from recdistill.checkpoints import METRICS
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.data.embedded import load_shop
 from recdistill.data.splits import leave_one_out
@@ -45,7 +43,10 @@ from recdistill.tables import print_result
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.local import LocalTeacher
 from recdistill.teachers.rules import RulesTeacher
-from recdistill.trainer import EpochRow, TrainerSettings
+from recdistill.training.batches import Batches
+from recdistill.training.checkpoints import METRICS
+from recdistill.training.progress import EpochRow
+from recdistill.training.settings import TrainerSettings
 
 Sections = dict[str, Any]
 

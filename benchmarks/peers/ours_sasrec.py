@@ -1,4 +1,4 @@
-"""Our SASRec, trained by `recdistill.trainer.fit`; prints the seconds of an epoch and where they go.
+"""Our SASRec, trained by `recdistill.training.loop.fit`; prints the seconds of an epoch and where they go.
 
 Whole epochs are timed, batches included, from the end of one validation to the start of the next.
 """
@@ -20,7 +20,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from recdistill.data.dataset import Sequences
 from recdistill.methods.base import Method, Setting, build_method
 from recdistill.models.base import Model, build_model
-from recdistill.trainer import TrainerSettings, fit
+from recdistill.training.loop import fit
+from recdistill.training.settings import TrainerSettings
 
 LOSSES: dict[str, dict[str, Any]] = {
     "full-softmax": {"loss": "softmax"},

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from recdistill.teachers.local import LocalTeacher as LocalTeacher
     from recdistill.teachers.rules import RulesTeacher as RulesTeacher
     from recdistill.teachers.stored import StoredTeacher as StoredTeacher
-    from recdistill.trainer import TrainerSettings as TrainerSettings
+    from recdistill.training.settings import TrainerSettings as TrainerSettings
 
 __all__ = [
     "BAHSD",
@@ -143,7 +143,7 @@ _HOMES = {
     "StoredTeacher": "teachers.stored:StoredTeacher",
     "Student": "serving.artefact:Student",
     "Supervised": "methods.supervised:Supervised",
-    "TrainerSettings": "trainer:TrainerSettings",
+    "TrainerSettings": "training.settings:TrainerSettings",
     "UnKD": "methods.unkd:UnKD",
     "distill": "api:distill",
     "evaluate": "evaluation.full_ranking:evaluate",

@@ -27,7 +27,7 @@ from recdistill.settings import Settings
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
-from recdistill.trainer import TrainerSettings
+from recdistill.training.settings import TrainerSettings
 
 Data: TypeAlias = Split | Dataset | Interactions | Source
 """Interactions in any form; what is not split yet is split leave-one-out."""

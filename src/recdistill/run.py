@@ -11,7 +11,6 @@ from typing import Any, Protocol, Self
 import numpy as np
 import polars as pl
 
-from recdistill.checkpoints import CHECKPOINT
 from recdistill.data.dataset import Dataset, Ints, Sequences
 from recdistill.data.embedded import load_shop
 from recdistill.data.groups import Groups
@@ -47,7 +46,10 @@ from recdistill.serving.artefact import Student
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.ledger_teacher import LedgerTeacher
-from recdistill.trainer import Fit, Progress, Silent, TrainerSettings, fit
+from recdistill.training.checkpoints import CHECKPOINT
+from recdistill.training.loop import fit
+from recdistill.training.progress import Fit, Progress, Silent
+from recdistill.training.settings import TrainerSettings
 
 _N_SHOWN = 5
 """Bad rows that are told of."""

@@ -29,7 +29,7 @@ from recdistill.runsections import (
 )
 from recdistill.settings import Settings, nearest
 from recdistill.teachers.client import TransportSettings
-from recdistill.trainer import TrainerSettings
+from recdistill.training.settings import TrainerSettings
 
 _BARE = re.compile(r"[^\s\"'\[\]{},=#]+")
 """Text that may stand without quotes after ``--set name=``."""

@@ -27,8 +27,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from recdistill import __version__, processes
-from recdistill.checkpoints import CHECKPOINT
+from recdistill import __version__
 from recdistill.data.dataset import Dataset
 from recdistill.data.groups import Groups
 from recdistill.errors import ArtefactError, SettingsError
@@ -39,6 +38,8 @@ from recdistill.runfile import Run
 from recdistill.runsections import ApiTeacher
 from recdistill.serving.artefact import FOLDER as STUDENT
 from recdistill.serving.artefact import Student
+from recdistill.training import processes
+from recdistill.training.checkpoints import CHECKPOINT
 
 if sys.platform != "win32":
     import fcntl

@@ -11,8 +11,8 @@ from benchmarks.results import SPEED, ResultTable
 from benchmarks.timing import made_up
 
 from benchmarks import augmentation_speed
-from recdistill.batches import Batches
 from recdistill.models.base import build_model
+from recdistill.training.batches import Batches
 
 TRAIN, N_ITEMS = made_up()
 TIMES: Times = {

@@ -19,7 +19,7 @@ from recdistill.runteachers import local_teacher
 from recdistill.serving.artefact import Student
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.rules import RulesTeacher
-from recdistill.trainer import EpochRow, Fit
+from recdistill.training.progress import EpochRow, Fit
 
 from .conftest import Found
 

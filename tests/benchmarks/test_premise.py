@@ -14,7 +14,7 @@ from recdistill.models.base import build_model
 from recdistill.serving.artefact import Student
 from recdistill.teachers.local import LocalTeacher
 from recdistill.teachers.rules import RulesTeacher
-from recdistill.trainer import Fit
+from recdistill.training.progress import Fit
 
 
 def test_a_signal_that_sorts_hits_within_a_band_has_an_auc_of_one() -> None:

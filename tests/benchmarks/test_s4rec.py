@@ -36,7 +36,6 @@ from benchmarks.s4rec_rows import (
 )
 
 from benchmarks import experiments, s4rec, s4rec_rows
-from recdistill.checkpoints import CHECKPOINT
 from recdistill.data.interactions import read_interactions
 from recdistill.data.splits import Split, leave_one_out
 from recdistill.methods.base import Method, Setting
@@ -44,6 +43,7 @@ from recdistill.methods.iclrec import ICLRec
 from recdistill.methods.s4rec import S4Rec
 from recdistill.models.base import build_model
 from recdistill.registry import import_all
+from recdistill.training.checkpoints import CHECKPOINT
 
 from .conftest import Found
 

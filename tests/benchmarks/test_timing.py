@@ -10,7 +10,8 @@ from benchmarks.timing import TRIES, EnoughError, Epochs, made_up, quietest, spe
 
 from benchmarks import timing
 from recdistill.errors import DataError
-from recdistill.trainer import EpochRow, TrainerSettings
+from recdistill.training.progress import EpochRow
+from recdistill.training.settings import TrainerSettings
 
 
 def test_the_first_epoch_is_left_out_and_rounds_are_whole() -> None:

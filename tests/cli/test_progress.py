@@ -8,7 +8,8 @@ from rich.console import Console
 
 from recdistill.cli.common import reporting
 from recdistill.cli.progress import Reporter
-from recdistill.trainer import EpochRow, TrainerSettings
+from recdistill.training.progress import EpochRow
+from recdistill.training.settings import TrainerSettings
 
 
 def row(epoch: int, validation: float | None = 0.25) -> EpochRow:

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from recdistill.augmentations import two_views
-from recdistill.batches import Batches
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Method, Setting, TrainingBatch
@@ -15,6 +14,7 @@ from recdistill.methods.cl4srec import CL4SRec, CL4SRecConfig
 from recdistill.methods.contrast import nt_xent
 from recdistill.methods.supervised import Supervised
 from recdistill.models.base import Model, build_model
+from recdistill.training.batches import Batches
 
 N = 9
 TRAIN = Sequences.from_lists([(start + step) % N + 1 for step in range(4 + start % 5)] for start in range(N))

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from recdistill import losses
-from recdistill.batches import Batches
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Method, Setting, TrainingBatch, build_method
@@ -22,7 +21,10 @@ from recdistill.settings import Settings
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.local import LocalTeacher
-from recdistill.trainer import Progress, TrainerSettings, fit
+from recdistill.training.batches import Batches
+from recdistill.training.loop import fit
+from recdistill.training.progress import Progress
+from recdistill.training.settings import TrainerSettings
 
 from ..far import FAR, far_device
 from .training import assert_stopping_changes_nothing

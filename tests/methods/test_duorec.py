@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from recdistill.augmentations import join
-from recdistill.batches import Batches
 from recdistill.data.dataset import Sequences
 from recdistill.methods.base import Method, Setting, TrainingBatch, build_method
 from recdistill.methods.contrast import encode_views, nt_xent
 from recdistill.methods.duorec import Prefixes
 from recdistill.models.base import Batch, Model, build_model
+from recdistill.training.batches import Batches
 
 N = 9
 ROWS = [[1, 2, 9], [3, 4, 9, 5], [6], [], [7, 9, 8, 9], [2, 3], [1, 5]]

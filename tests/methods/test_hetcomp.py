@@ -10,7 +10,8 @@ from recdistill.errors import SettingsError, TrainingError
 from recdistill.methods.base import build_method
 from recdistill.methods.hetcomp import HetComp, goes_on, list_distance, list_loss, seen_items, set_loss
 from recdistill.models.base import Batch, Model
-from recdistill.trainer import TrainerSettings, fit
+from recdistill.training.loop import fit
+from recdistill.training.settings import TrainerSettings
 
 from .users import WITH_HISTORY, learn, mf, ready, scores_of, setting, teacher_part, top
 

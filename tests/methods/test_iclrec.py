@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from recdistill.augmentations import two_views
-from recdistill.batches import Batches
 from recdistill.clustering import k_means
 from recdistill.data.dataset import Sequences
 from recdistill.methods.base import Setting, TrainingBatch, build_method
 from recdistill.methods.contrast import Pooling, Similarity, encode_all, encode_views, nt_xent, pool
 from recdistill.methods.iclrec import ICLRec, intent_loss
 from recdistill.models.base import Batch, Model, build_model
+from recdistill.training.batches import Batches
 
 from .training import passes
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from recdistill.batches import Batches
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Setting, TrainingBatch, build_method
@@ -19,7 +18,10 @@ from recdistill.runfile import Run
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.local import LocalTeacher
-from recdistill.trainer import Progress, TrainerSettings, fit
+from recdistill.training.batches import Batches
+from recdistill.training.loop import fit
+from recdistill.training.progress import Progress
+from recdistill.training.settings import TrainerSettings
 
 from .training import assert_stopping_changes_nothing, passes
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from recdistill.batches import Batches
 from recdistill.losses import relaxed_ranking_loss
 from recdistill.methods.base import Method, TrainingBatch, build_method
 from recdistill.methods.rrd import draw_interesting
 from recdistill.models.base import Model
+from recdistill.training.batches import Batches
 
 from .users import ROWS, TRAIN, WITH_HISTORY, mf, ready, scores_of, setting, top
 

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recdistill.augmentations import two_views
-from recdistill.batches import Batches
 from recdistill.clustering import sinkhorn
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
@@ -28,7 +27,10 @@ from recdistill.methods.s4rec import (
     reverse_gradient,
 )
 from recdistill.models.base import Model, build_model
-from recdistill.trainer import Progress, TrainerSettings, fit
+from recdistill.training.batches import Batches
+from recdistill.training.loop import fit
+from recdistill.training.progress import Progress
+from recdistill.training.settings import TrainerSettings
 
 from .training import assert_stopping_changes_nothing, passes
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from recdistill.batches import Batches
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Setting, TrainingBatch
@@ -16,6 +15,7 @@ from recdistill.methods.smoothing import Smoothing
 from recdistill.models.base import Model, build_model
 from recdistill.models.bert4rec import BERT4Rec
 from recdistill.teachers.rules import RulesTeacher
+from recdistill.training.batches import Batches
 
 ROWS = [[1, 2, 3, 4, 5], [2, 3, 6], [], [3, 4, 6, 1], [5, 1, 2], [7]]
 N = 8

@@ -14,7 +14,8 @@ from recdistill.teachers.base import Teacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
-from recdistill.trainer import TrainerSettings, fit
+from recdistill.training.loop import fit
+from recdistill.training.settings import TrainerSettings
 
 N, BUDGET = 9, 3
 TRAIN = Sequences.from_lists([(user + step) % N + 1 for step in range(3)] for user in range(8))

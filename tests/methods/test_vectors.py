@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from recdistill.batches import Batches
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.methods.base import TrainingBatch, build_method
@@ -17,6 +16,7 @@ from recdistill.methods.htd import HTD, topology_loss
 from recdistill.methods.vectors import Experts, Vecs, VectorDistillation, squared_distance
 from recdistill.models.base import Model, build_model
 from recdistill.teachers.local import LocalTeacher
+from recdistill.training.batches import Batches
 
 from .users import TRAIN, WITH_HISTORY, N, learn, mf, ready, setting, teacher_part
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recdistill.models.base import Batch, Model
-from recdistill.trainer import Progress, Silent
+from recdistill.training.progress import Progress, Silent
 
 
 def passes(transformer: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -9,12 +9,12 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from recdistill.batches import Batches
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.methods.base import Method, Setting, TrainingBatch, build_method
 from recdistill.models.base import Model, build_model
 from recdistill.teachers.local import LocalTeacher
 from recdistill.teachers.stored import StoredTeacher
+from recdistill.training.batches import Batches
 
 ROWS = [[1, 2], [3], [], [4, 5, 6]]
 """Histories of four users; one has none."""

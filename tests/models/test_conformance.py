@@ -14,7 +14,8 @@ from recdistill.models.base import Batch, Model, build_model
 from recdistill.models.layers import Dropout
 from recdistill.models.transformer import Transformer
 from recdistill.registry import import_all
-from recdistill.trainer import TrainerSettings, fit
+from recdistill.training.loop import fit
+from recdistill.training.settings import TrainerSettings
 
 N_ITEMS = 12
 SHAPES: list[tuple[str, dict[str, Any]]] = [

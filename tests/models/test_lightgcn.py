@@ -13,7 +13,8 @@ from recdistill.methods.base import Setting, build_method
 from recdistill.models import lightgcn
 from recdistill.models.base import Batch, Model, build_model
 from recdistill.models.lightgcn import LightGCN, normalised_adjacency, propagate
-from recdistill.trainer import TrainerSettings, fit
+from recdistill.training.loop import fit
+from recdistill.training.settings import TrainerSettings
 
 TRAIN = Sequences.from_lists([[1, 2, 2], [2]])
 """Two users and two items: u0 took 1 and 2 (2 twice, which is one edge), u1 took 2."""

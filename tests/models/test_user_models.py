@@ -16,7 +16,8 @@ from recdistill.methods.base import Setting, build_method
 from recdistill.models.base import Batch, Model, build_model
 from recdistill.registry import import_all
 from recdistill.teachers.local import LocalTeacher
-from recdistill.trainer import TrainerSettings, fit
+from recdistill.training.loop import fit
+from recdistill.training.settings import TrainerSettings
 
 N_ITEMS = 12
 SHAPES: list[tuple[str, dict[str, Any]]] = [

@@ -13,14 +13,15 @@ from rich.text import Text
 from recdistill.consoles import plain_console
 
 if TYPE_CHECKING:
-    from recdistill.trainer import EpochRow, TrainerSettings
+    from recdistill.training.progress import EpochRow
+    from recdistill.training.settings import TrainerSettings
 
 _SILENCE = 10.0
 """Seconds after which a plain line is printed even in the middle of an epoch."""
 
 
 class Reporter:
-    """Tells of preparation, steps and epochs; what the trainer calls ``Progress``."""
+    """Tells of preparation, steps and epochs; what the training calls ``Progress``."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or plain_console(stderr=True)

@@ -45,7 +45,7 @@ def settings(
     """List what the sections of a run file hold, but for those of methods and students: see `methods`, `models`."""
     from recdistill.runsections import TEACHERS, DataSettings, EvaluationSettings, SplitSettings
     from recdistill.teachers.signing import SIGNATURES
-    from recdistill.trainer import TrainerSettings
+    from recdistill.training.settings import TrainerSettings
 
     sections: dict[str, type[Settings]] = {
         "data": DataSettings,

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recdistill import processes
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.models.base import Batch
+from recdistill.training import processes
 
 
 class Batches:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,14 +19,15 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from recdistill import losses
-from recdistill.batches import Batches
-from recdistill.checkpoints import CHECKPOINT, METRICS
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError, TrainingError
 from recdistill.methods.base import Method, Setting, TrainingBatch, build_method
 from recdistill.methods.supervised import Supervised
 from recdistill.models.base import Model, build_model
-from recdistill.trainer import EpochRow, Fit, TrainerSettings, fit
+from recdistill.training.checkpoints import CHECKPOINT, METRICS
+from recdistill.training.loop import fit
+from recdistill.training.progress import EpochRow, Fit
+from recdistill.training.settings import TrainerSettings
 
 from ..far import far_device
 
@@ -141,53 +141,6 @@ def test_warm_up_and_cosine_follow_their_formula() -> None:
     last = 4 * n_steps
     expected = [(s + 1) / 3 if s < 3 else 0.5 * (1 + math.cos(math.pi * (s - 3) / (last - 3))) for s in at]
     assert [row.learning_rate for row in rows] == pytest.approx(expected)
-
-
-def test_batches_label_each_item_with_its_successor() -> None:
-    train = Sequences.from_lists([[1, 2, 3], [4], [5, 6, 7, 8, 9]])
-    without = Batches(train, batch_size=9, max_len=3, reads_last=False)
-    assert without.rows.tolist() == [0, 2]
-    batch, labels, rows = without.of(without.rows)
-    assert (batch.items.tolist(), labels.tolist(), rows.tolist()) == ([1, 2, 6, 7, 8], [2, 3, 7, 8, 9], [0, 2])
-    batch, labels, rows = Batches(train, batch_size=9, max_len=3, reads_last=True).of(np.array([2, 1]))
-    assert (batch.items.tolist(), labels.tolist(), rows.tolist()) == ([7, 8, 9, 4], [8, 9, 0, 0], [2, 1])
-
-
-def test_an_epoch_reads_every_user_once_in_a_fresh_order() -> None:
-    batches = Batches(Sequences.from_lists(ROWS), batch_size=16, max_len=5, reads_last=False)
-    first, second = ([row for *_, rows in batches.epoch(0, epoch) for row in rows.tolist()] for epoch in (0, 1))
-    assert sorted(first) == sorted(second) == list(range(40))
-    assert first != second
-
-
-@pytest.mark.parametrize("reads_last", [False, True])
-def test_shortened_histories_are_newest_parts_of_every_length(reads_last: bool) -> None:
-    train = Sequences.from_lists([[1, 2, 3, 4, 5]] * 60)
-    batches = Batches(train, batch_size=7, max_len=3, reads_last=reads_last, shorten=1.0)
-    items, labels = ([3, 4, 5], [4, 5, 0]) if reads_last else ([2, 3, 4], [3, 4, 5])
-    found = set()
-    for batch, following, _ in batches.epoch(0, 0):
-        for start, end in pairwise(batch.offsets.tolist()):
-            n = end - start
-            assert batch.items[start:end].tolist() == items[-n:]
-            assert following[start:end].tolist() == labels[-n:]
-            found.add(n)
-    assert found == {1, 2, 3}
-
-
-def test_a_share_of_the_histories_is_shortened_and_others_each_epoch() -> None:
-    train = Sequences.from_lists([list(range(1, 21))] * 400)
-    batches = Batches(train, batch_size=400, max_len=None, reads_last=True, shorten=0.5)
-
-    def lengths(epoch: int) -> dict[int, int]:
-        return {
-            row: length
-            for batch, _, rows in batches.epoch(0, epoch)
-            for row, length in zip(rows.tolist(), batch.lengths.tolist(), strict=True)
-        }
-
-    assert lengths(0) == lengths(0) != lengths(1)
-    assert 150 < sum(length < 20 for length in lengths(0).values()) < 230  # one of twenty draws is the whole
 
 
 def test_a_model_that_reads_the_user_has_nothing_to_shorten() -> None:
@@ -396,7 +349,8 @@ from pathlib import Path
 from recdistill.data.dataset import Sequences
 from recdistill.methods.base import Setting, build_method
 from recdistill.models.base import build_model
-from recdistill.trainer import TrainerSettings, fit
+from recdistill.training.settings import TrainerSettings
+from recdistill.training.loop import fit
 torch.set_num_threads(1)
 rows = [[(user * 7 + step) % 50 + 1 for step in range(2 + user % 9)] for user in range(600)]
 student = build_model("sasrec", 50, {"dim": 16, "max_len": 10, "dropout": 0.3})
@@ -436,20 +390,6 @@ def test_a_killed_process_ends_with_the_same_weights(tmp_path: Path) -> None:
         torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("undisturbed", "killed")
     )
     assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-def test_each_process_has_a_share_of_a_batch_of_fewer_rows_than_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven rows by five, among four: the last batch is one of two."""
-    batches = Batches(Sequences.from_lists([[1, 2, 3]] * 7), batch_size=5, max_len=5, reads_last=False)
-    monkeypatch.setattr("recdistill.processes.world_size", lambda: 4)
-    shares = []
-    for rank in range(4):
-        monkeypatch.setattr("recdistill.processes.rank", lambda rank=rank: rank)
-        shares.append([rows.tolist() for _, _, rows in batches.epoch(0, 0)])
-    first, last = zip(*shares, strict=True)
-    assert sorted(map(len, first)) == [1, 1, 1, 2]
-    assert [len(rows) for rows in last] == [1, 1, 1, 1]
-    assert {row for rows in (*first, *last) for row in rows} == set(range(7))
 
 
 def _share(rank: int, folder: str) -> None:
