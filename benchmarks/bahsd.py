@@ -41,8 +41,8 @@ from recdistill.evaluation.fidelity import agreement
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import Evaluation
 from recdistill.models.base import Model
-from recdistill.runfile import Run
-from recdistill.runteachers import local_teacher
+from recdistill.runs.file import Run
+from recdistill.runs.teachers import local_teacher
 from recdistill.serving.artefact import Student
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher

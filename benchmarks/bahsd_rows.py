@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from benchmarks.experiments import SMOOTHING, Recipe, Values, changed, find_recipe, path_of
 
-from recdistill.runfile import Run
+from recdistill.runs.file import Run
 
 STUDENT_SEED = 100
 """Added to a student's seed, so that it shares neither first weights nor order of users with its teacher."""

@@ -28,7 +28,7 @@ from benchmarks.timing import made_up, measure_all, quietest, speed_options, spe
 from recdistill.data.dataset import Sequences
 from recdistill.methods.base import Method, Setting
 from recdistill.models.base import Model, build_model
-from recdistill.runfile import Run
+from recdistill.runs.file import Run
 from recdistill.teachers.local import LocalTeacher
 
 BARE, REFRESH = "labels", "refresh"

@@ -23,8 +23,8 @@ from recdistill.data.groups import Groups
 from recdistill.data.splits import Split, leave_one_out
 from recdistill.evaluation.results import Evaluation, strata, table
 from recdistill.models.base import Model, build_model
-from recdistill.run import learn
-from recdistill.runfile import Run
+from recdistill.runs.file import Run
+from recdistill.runs.learning import learn
 from recdistill.serving.artefact import Student
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.local import LocalTeacher

@@ -29,7 +29,7 @@ from recdistill.methods.believing import SHARES
 from recdistill.methods.kd import Answers, soft_targets
 from recdistill.methods.opinion import rules_beside
 from recdistill.methods.probing import Floats, consensus, consistency, peakedness, probe, stack
-from recdistill.runteachers import local_teacher
+from recdistill.runs.teachers import local_teacher
 from recdistill.teachers.ensemble import fuse
 
 COLUMNS = ("dataset", "teacher", "signal", "band", "part", "users", "low", "high", "hit_rate", "auc", "p", "commit")

@@ -49,8 +49,8 @@ from recdistill.evaluation.results import Evaluation
 from recdistill.methods.contrast import encode_all
 from recdistill.methods.iclrec import ICLRec
 from recdistill.methods.s4rec import S4Rec
-from recdistill.run import set_up
-from recdistill.runfile import Run
+from recdistill.runs.file import Run
+from recdistill.runs.learning import set_up
 from recdistill.serving.artefact import Student
 from recdistill.training.checkpoints import CHECKPOINT
 

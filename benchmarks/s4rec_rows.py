@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.experiments import SMOOTHED, Recipe, Values, changed, find_recipe, path_of
 
-from recdistill.runfile import Run
+from recdistill.runs.file import Run
 
 DATASETS, SEEDS = ("amazon-toys", "amazon-beauty", "ml-1m", "amazon-sports"), (0, 1, 2)
 """Cheapest first."""

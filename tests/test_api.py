@@ -6,7 +6,7 @@ import pytest
 
 import recdistill as rd
 from recdistill.errors import SettingsError
-from recdistill.runfile import Run
+from recdistill.runs.file import Run
 
 SMALL = rd.SASRec(dim=8, n_blocks=1, max_len=8)
 FEW = rd.TrainerSettings(epochs=3, batch_size=16, learning_rate=0.01)
@@ -108,7 +108,7 @@ def test_a_method_can_be_given_again(teacher: rd.Student, split: rd.Split) -> No
 
 
 def test_python_and_a_run_file_give_the_same(teacher: rd.Student, little_run: dict[str, Any], tmp_path: Path) -> None:
-    from recdistill.run import run_training
+    from recdistill.runs.execute import run_training
 
     run_training(Run.parse(little_run), tmp_path / "run")
     again = rd.Student.load(tmp_path / "run")

@@ -8,8 +8,9 @@ from rich.console import Console
 from recdistill import demo
 from recdistill.demo import Plan, run_demo, serve
 from recdistill.errors import TeacherError
-from recdistill.run import Quiet, Result, run_training
-from recdistill.runfile import Run
+from recdistill.runs.execute import Result, run_training
+from recdistill.runs.file import Run
+from recdistill.runs.reports import Quiet
 
 
 class Listener(Quiet):

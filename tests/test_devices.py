@@ -8,12 +8,13 @@ import pytest
 import torch
 
 import recdistill as rd
-from recdistill import losses, run
+from recdistill import losses
 from recdistill.devices import find_device, on_device
 from recdistill.errors import SettingsError
 from recdistill.models.base import build_model
-from recdistill.run import run_distillation, run_training
-from recdistill.runfile import Run
+from recdistill.runs import execute
+from recdistill.runs.execute import run_distillation, run_training
+from recdistill.runs.file import Run
 from recdistill.training.settings import TrainerSettings
 
 from .far import far_device
@@ -123,7 +124,7 @@ def test_a_run_on_another_device_ends_with_the_same_student(
     settings = Run.parse(little_run | {"model": model, "teacher": section, "method": {"name": method}})
     here = run_distillation(settings, tmp_path / "here")
     with far_device(monkeypatch) as far:
-        monkeypatch.setattr(run, "find_device", lambda name: far)
+        monkeypatch.setattr(execute, "find_device", lambda name: far)
         there = run_distillation(settings, tmp_path / "there")
     students = [rd.Student.load(result.folder).model for result in (here, there)]
     assert {parameter.device.type for parameter in students[1].parameters()} == {"cpu"}

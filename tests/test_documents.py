@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recdistill.runfile import Run
+from recdistill.runs.file import Run
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(path for folder in (".", "docs", "benchmarks") for path in (ROOT / folder).glob("*.md"))

@@ -18,10 +18,11 @@ from recdistill.methods.supervised import Supervised
 from recdistill.models.base import Model
 from recdistill.models.sasrec import SASRecConfig
 from recdistill.registry import import_all
-from recdistill.run import Report, learn
-from recdistill.runfile import Choice
-from recdistill.runfolder import LEDGER
-from recdistill.runteachers import local_teacher
+from recdistill.runs.file import Choice
+from recdistill.runs.folder import LEDGER
+from recdistill.runs.learning import learn
+from recdistill.runs.reports import Report
+from recdistill.runs.teachers import local_teacher
 from recdistill.serving.artefact import Student
 from recdistill.settings import Settings
 from recdistill.teachers.base import Teacher

@@ -24,9 +24,11 @@ from recdistill.consoles import result_console
 from recdistill.data.splits import Split
 from recdistill.errors import TeacherError
 from recdistill.evaluation.footprint import footprint
-from recdistill.run import Report, Result, load_split, run_distillation, run_training
-from recdistill.runfile import Run
-from recdistill.runsections import Values
+from recdistill.runs.data import load_split
+from recdistill.runs.execute import Result, run_distillation, run_training
+from recdistill.runs.file import Run
+from recdistill.runs.reports import Report
+from recdistill.runs.sections import Values
 from recdistill.serving.artefact import CARD, WEIGHTS, Student, find
 from recdistill.tables import comparison_table, difference_table, size_and_speed_table
 

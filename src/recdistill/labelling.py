@@ -21,11 +21,14 @@ from recdistill.methods.base import Method, Setting, default_method
 from recdistill.methods.believing import Belief
 from recdistill.methods.opinion import SecondOpinionConfig, rules_beside, weigh_answers
 from recdistill.rankings import Ranking
-from recdistill.run import Report, ask_about_test, load_same_split, load_split, set_up_run
-from recdistill.runfile import Run
-from recdistill.runfolder import alone, claim, note
-from recdistill.runsections import TeacherSettings
-from recdistill.runteachers import keep_answers, open_teacher
+from recdistill.runs.data import load_same_split, load_split
+from recdistill.runs.execute import ask_about_test
+from recdistill.runs.file import Run
+from recdistill.runs.folder import alone, claim, note
+from recdistill.runs.learning import set_up_run
+from recdistill.runs.reports import Report
+from recdistill.runs.sections import TeacherSettings
+from recdistill.runs.teachers import keep_answers, open_teacher
 from recdistill.teachers.answers import Answer, Outcome
 from recdistill.teachers.base import Deputy, Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher

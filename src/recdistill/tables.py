@@ -13,7 +13,7 @@ from recdistill.errors import SettingsError
 from recdistill.evaluation.results import Evaluation
 from recdistill.evaluation.results import compare as compare_pair
 from recdistill.evaluation.significance import bootstrap_interval
-from recdistill.run import Result
+from recdistill.runs.execute import Result
 from recdistill.serving.artefact import Recommendation
 
 _NAMES = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR", "recall": "Recall"}
@@ -135,7 +135,7 @@ def size_and_speed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One row a model, or file of scores: how large it is, and how many users it answers in a second.
 
     Args:
-        rows: as `recdistill.runteachers.side_by_side` gives them.
+        rows: as `recdistill.runs.teachers.side_by_side` gives them.
     """
     table = Table(box=None, pad_edge=False)
     table.add_column("", style="bold")

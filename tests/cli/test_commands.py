@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from recdistill import __version__
-from recdistill.run import Result, run_training
-from recdistill.runfile import Run
+from recdistill.runs.execute import Result, run_training
+from recdistill.runs.file import Run
 from recdistill.serving.artefact import Recommendation
 from recdistill.tables import print_recommendations
 from recdistill.teachers.presets import presets

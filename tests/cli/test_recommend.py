@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from recdistill.run import run_training
-from recdistill.runfile import Run
+from recdistill.runs.execute import run_training
+from recdistill.runs.file import Run
 
 from .shell import call
 

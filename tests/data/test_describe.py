@@ -4,7 +4,7 @@ import pytest
 from recdistill.data.dataset import Dataset
 from recdistill.data.describe import Outcome, describe
 from recdistill.data.interactions import Interactions
-from recdistill.runsections import SplitSettings
+from recdistill.runs.sections import SplitSettings
 
 
 def dataset(rows: list[tuple[int, int, int]], *, timed: bool = True) -> Dataset:

@@ -14,7 +14,7 @@ from recdistill.methods.base import Setting, TrainingBatch, build_method
 from recdistill.methods.intents import WithIntents, learn_logs
 from recdistill.methods.labels import LabelLoss, LabelLossConfig
 from recdistill.models.base import Batch, Model, build_model
-from recdistill.runfile import Run
+from recdistill.runs.file import Run
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.local import LocalTeacher

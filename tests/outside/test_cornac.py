@@ -21,8 +21,8 @@ import pytest
 import recdistill as rd
 from recdistill.data.dataset import IdMap, RawId
 from recdistill.errors import SettingsError
-from recdistill.run import run_distillation
-from recdistill.runfile import Run
+from recdistill.runs.execute import run_distillation
+from recdistill.runs.file import Run
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 

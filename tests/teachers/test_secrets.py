@@ -19,7 +19,7 @@ from werkzeug import Request, Response
 from recdistill.cli import main
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import SettingsError, TeacherError
-from recdistill.runfolder import LEDGER
+from recdistill.runs.folder import LEDGER
 from recdistill.teachers import signing
 from recdistill.teachers.exchange import Call
 from recdistill.teachers.http import HttpConfig, HttpTeacher

@@ -20,7 +20,7 @@ from werkzeug import Request, Response
 
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import RecDistillError, SettingsError, TeacherError
-from recdistill.runfile import Run
+from recdistill.runs.file import Run
 from recdistill.teachers.exchange import Call, Reply
 from recdistill.teachers.http import HttpConfig, HttpTeacher
 from recdistill.teachers.shapes import DeclaredShape

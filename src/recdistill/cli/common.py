@@ -38,7 +38,7 @@ def folder_for(file: Path, out: Path | None) -> Path:
 
     An earlier run thus goes on where its answers are, which are not paid for again.
     """
-    from recdistill.runfolder import RUN
+    from recdistill.runs.folder import RUN
 
     if out is not None:
         return out

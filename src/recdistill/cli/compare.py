@@ -16,7 +16,7 @@ def compare(
     k: Annotated[int, typer.Option("-k", help="Length of the lists that are looked at.", min=1)] = 10,
 ) -> None:
     """Show runs side by side: all, head and tail users, 95 % intervals, and paired tests against the first run."""
-    from recdistill.run import Result
+    from recdistill.runs.execute import Result
     from recdistill.tables import print_comparison
 
     print_comparison([Result.load(run) for run in runs], metrics=metric or ["ndcg", "hr"], k=k)

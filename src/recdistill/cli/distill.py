@@ -7,8 +7,8 @@ from recdistill.cli.common import Out, Overrides, RunFile, folder_for, reporting
 
 def distill(run: RunFile, out: Out = None, overrides: Overrides = None) -> None:
     """Train a student from a teacher, an API, a model of your own or stored scores, and evaluate it."""
-    from recdistill.run import run_distillation
-    from recdistill.runfile import Run
+    from recdistill.runs.execute import run_distillation
+    from recdistill.runs.file import Run
     from recdistill.tables import print_result
 
     folder = folder_for(run, out)

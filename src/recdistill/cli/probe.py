@@ -22,7 +22,7 @@ def probe(
 ) -> None:
     """Ask a run's API what training will want to know, and keep the answers; trains nothing."""
     from recdistill.labelling import label, plan
-    from recdistill.runfile import Run
+    from recdistill.runs.file import Run
 
     folder, settings = folder_for(run, out), Run.read(run, overrides or ())
     if dry_run:

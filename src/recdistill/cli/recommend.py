@@ -59,9 +59,9 @@ def recommend(
 
 def _history_of(user: str, folder: Path) -> list[RawId]:
     """Return all items of a user in the data that a run was trained on."""
-    from recdistill.run import load_dataset
-    from recdistill.runfile import Run
-    from recdistill.runfolder import RUN
+    from recdistill.runs.data import load_dataset
+    from recdistill.runs.file import Run
+    from recdistill.runs.folder import RUN
 
     if not (folder / RUN).is_file():
         raise SettingsError(f"{folder} is no run's folder, so it does not know whose data it was; use --history")

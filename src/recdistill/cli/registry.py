@@ -30,7 +30,7 @@ def models(name: Name = None) -> None:
     """List the models with their settings."""
     from recdistill.models.base import Model
     from recdistill.registry import import_all
-    from recdistill.runsections import StartSettings
+    from recdistill.runs.sections import StartSettings
 
     import_all("recdistill.models")
     show("model", {each: (cls.__doc__, [cls.Config, StartSettings]) for each, cls in Model.registry.items()}, name)
@@ -43,7 +43,7 @@ def settings(
     ] = None,
 ) -> None:
     """List what the sections of a run file hold, but for those of methods and students: see `methods`, `models`."""
-    from recdistill.runsections import TEACHERS, DataSettings, EvaluationSettings, SplitSettings
+    from recdistill.runs.sections import TEACHERS, DataSettings, EvaluationSettings, SplitSettings
     from recdistill.teachers.signing import SIGNATURES
     from recdistill.training.settings import TrainerSettings
 

@@ -7,8 +7,8 @@ from recdistill.cli.common import Out, Overrides, RunFile, folder_for, reporting
 
 def train(run: RunFile, out: Out = None, overrides: Overrides = None) -> None:
     """Train a model on interactions alone, and evaluate it."""
-    from recdistill.run import run_training
-    from recdistill.runfile import Run
+    from recdistill.runs.execute import run_training
+    from recdistill.runs.file import Run
     from recdistill.tables import print_result
 
     folder = folder_for(run, out)

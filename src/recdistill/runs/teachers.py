@@ -17,8 +17,8 @@ from recdistill.devices import on_device
 from recdistill.errors import SettingsError
 from recdistill.evaluation.footprint import footprint
 from recdistill.models.base import Model
-from recdistill.runfolder import kept_models, ledger_file
-from recdistill.runsections import ApiTeacher, Ensemble, FileTeacher, RulesSettings, RunTeacher, TeacherSettings
+from recdistill.runs.folder import kept_models, ledger_file
+from recdistill.runs.sections import ApiTeacher, Ensemble, FileTeacher, RulesSettings, RunTeacher, TeacherSettings
 from recdistill.serving.artefact import Origin, Student
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher

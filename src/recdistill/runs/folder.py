@@ -34,8 +34,8 @@ from recdistill.errors import ArtefactError, SettingsError
 from recdistill.evaluation.results import Evaluation
 from recdistill.files import write_whole
 from recdistill.models.base import Model
-from recdistill.runfile import Run
-from recdistill.runsections import ApiTeacher
+from recdistill.runs.file import Run
+from recdistill.runs.sections import ApiTeacher
 from recdistill.serving.artefact import FOLDER as STUDENT
 from recdistill.serving.artefact import Student
 from recdistill.training import processes
@@ -44,7 +44,7 @@ from recdistill.training.checkpoints import CHECKPOINT
 if sys.platform != "win32":
     import fcntl
 
-_log = logging.getLogger("recdistill.runfolder")
+_log = logging.getLogger("recdistill.runs.folder")
 
 RUN, EVALUATION, GROUPS, RESULTS, LEDGER = "run.json", "evaluation.npz", "groups.npz", "results.json", "ledger.sqlite"
 EPOCHS = "epochs"

@@ -15,7 +15,7 @@ from recdistill.errors import SettingsError
 from recdistill.methods.base import Method
 from recdistill.models.base import Model
 from recdistill.registry import import_all
-from recdistill.runsections import (
+from recdistill.runs.sections import (
     TEACHERS,
     ApiTeacher,
     DataSettings,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from recdistill.errors import SettingsError
-from recdistill.runfile import Run, override
-from recdistill.runsections import ApiTeacher, Ensemble, FileTeacher, RunTeacher
+from recdistill.runs.file import Run, override
+from recdistill.runs.sections import ApiTeacher, Ensemble, FileTeacher, RunTeacher
 
 API = {"kind": "http", "url": "https://shop.example/recommend"}
 RUN = {"kind": "run", "folder": "runs/big"}

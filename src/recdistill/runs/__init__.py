@@ -1,0 +1,1 @@
+"""Runs: what they are told, what they read, how they learn, and the folder that they leave."""
