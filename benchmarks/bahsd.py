@@ -43,7 +43,7 @@ from recdistill.evaluation.results import Evaluation
 from recdistill.models.base import Model
 from recdistill.runs.file import Run
 from recdistill.runs.teachers import local_teacher
-from recdistill.serving.artefact import Student
+from recdistill.serving.student import Student
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.ledger import Ledger

@@ -25,7 +25,7 @@ from recdistill.evaluation.results import Evaluation, strata, table
 from recdistill.models.base import Model, build_model
 from recdistill.runs.file import Run
 from recdistill.runs.learning import learn
-from recdistill.serving.artefact import Student
+from recdistill.serving.student import Student
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.local import LocalTeacher
 from recdistill.training.checkpoints import CHECKPOINT

@@ -51,7 +51,7 @@ from recdistill.methods.iclrec import ICLRec
 from recdistill.methods.s4rec import S4Rec
 from recdistill.runs.file import Run
 from recdistill.runs.learning import set_up
-from recdistill.serving.artefact import Student
+from recdistill.serving.student import Student
 from recdistill.training.checkpoints import CHECKPOINT
 
 RESULTS, SEARCH, PAIRED, PUBLISHED, CLUSTERS, MAP = (

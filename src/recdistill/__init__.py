@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from recdistill.models.lightgcn import LightGCNConfig as LightGCN
     from recdistill.models.mf import MFConfig as MF  # noqa: N814
     from recdistill.models.sasrec import SASRecConfig as SASRec
-    from recdistill.serving.artefact import Student as Student
+    from recdistill.serving.student import Student as Student
     from recdistill.teachers.callable import CallableTeacher as CallableTeacher
     from recdistill.teachers.ensemble import EnsembleTeacher as EnsembleTeacher
     from recdistill.teachers.http import HttpTeacher as HttpTeacher
@@ -141,7 +141,7 @@ _HOMES = {
     "SASRec": "models.sasrec:SASRecConfig",
     "Split": "data.splits:Split",
     "StoredTeacher": "teachers.stored:StoredTeacher",
-    "Student": "serving.artefact:Student",
+    "Student": "serving.student:Student",
     "Supervised": "methods.supervised:Supervised",
     "TrainerSettings": "training.settings:TrainerSettings",
     "UnKD": "methods.unkd:UnKD",

@@ -23,7 +23,7 @@ from recdistill.runs.folder import LEDGER
 from recdistill.runs.learning import learn
 from recdistill.runs.reports import Report
 from recdistill.runs.teachers import local_teacher
-from recdistill.serving.artefact import Student
+from recdistill.serving.student import Student
 from recdistill.settings import Settings
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ledger import Ledger

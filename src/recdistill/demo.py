@@ -29,7 +29,8 @@ from recdistill.runs.execute import Result, run_distillation, run_training
 from recdistill.runs.file import Run
 from recdistill.runs.reports import Report
 from recdistill.runs.sections import Values
-from recdistill.serving.artefact import CARD, WEIGHTS, Student, find
+from recdistill.serving.artefact import CARD, WEIGHTS, find
+from recdistill.serving.student import Student
 from recdistill.tables import comparison_table, difference_table, size_and_speed_table
 
 TEACHER, FIRST, LABELS, KD, BAHSD = "teacher", "first-stage", "labels", "kd", "bahsd"

@@ -14,7 +14,7 @@ from recdistill.evaluation.results import Evaluation
 from recdistill.evaluation.results import compare as compare_pair
 from recdistill.evaluation.significance import bootstrap_interval
 from recdistill.runs.execute import Result
-from recdistill.serving.artefact import Recommendation
+from recdistill.serving.student import Recommendation
 
 _NAMES = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR", "recall": "Recall"}
 _STRATA = ("all", "head", "tail")

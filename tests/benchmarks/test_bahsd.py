@@ -16,7 +16,7 @@ from recdistill.data.embedded import load_shop
 from recdistill.data.splits import leave_one_out
 from recdistill.models.base import build_model
 from recdistill.runs.teachers import local_teacher
-from recdistill.serving.artefact import Student
+from recdistill.serving.student import Student
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.rules import RulesTeacher
 from recdistill.training.progress import EpochRow, Fit

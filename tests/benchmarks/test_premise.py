@@ -11,7 +11,7 @@ from recdistill.evaluation.full_ranking import evaluate
 from recdistill.methods.base import Setting
 from recdistill.methods.believing import SHARES
 from recdistill.models.base import build_model
-from recdistill.serving.artefact import Student
+from recdistill.serving.student import Student
 from recdistill.teachers.local import LocalTeacher
 from recdistill.teachers.rules import RulesTeacher
 from recdistill.training.progress import Fit

@@ -9,7 +9,7 @@ import pytest
 from recdistill import __version__
 from recdistill.runs.execute import Result, run_training
 from recdistill.runs.file import Run
-from recdistill.serving.artefact import Recommendation
+from recdistill.serving.student import Recommendation
 from recdistill.tables import print_recommendations
 from recdistill.teachers.presets import presets
 

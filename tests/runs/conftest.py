@@ -8,8 +8,8 @@ import pytest
 
 from recdistill.runs.execute import Result, run_training
 from recdistill.runs.file import Run
-from recdistill.serving.artefact import Student
 from recdistill.serving.blackbox import BlackBox, student_answers
+from recdistill.serving.student import Student
 
 from .listener import Sections
 

@@ -13,7 +13,7 @@ from recdistill.runs.execute import Result, evaluate_run, run_distillation, run_
 from recdistill.runs.file import Run
 from recdistill.runs.folder import EVALUATION, GROUPS, RESULTS, RUN
 from recdistill.runs.teachers import local_teacher
-from recdistill.serving.artefact import Student
+from recdistill.serving.student import Student
 from recdistill.tables import print_result
 from recdistill.training.checkpoints import METRICS
 

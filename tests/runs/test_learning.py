@@ -18,7 +18,7 @@ from recdistill.runs.data import load_split
 from recdistill.runs.execute import Result, run_training
 from recdistill.runs.file import Run
 from recdistill.runs.learning import learn, set_up
-from recdistill.serving.artefact import Student
+from recdistill.serving.student import Student
 from recdistill.tables import print_result
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.local import LocalTeacher

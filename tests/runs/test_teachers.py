@@ -20,8 +20,8 @@ from recdistill.runs.file import Run
 from recdistill.runs.folder import EPOCHS, LEDGER
 from recdistill.runs.reports import Quiet
 from recdistill.runs.teachers import local_teacher, open_teacher
-from recdistill.serving.artefact import Student
 from recdistill.serving.blackbox import BlackBox
+from recdistill.serving.student import Student
 from recdistill.tables import print_result
 from recdistill.teachers.local import LocalTeacher
 from recdistill.teachers.rules import RulesTeacher

@@ -12,7 +12,7 @@ from torch import Tensor
 from recdistill.data.dataset import Dataset, IdMap, Sequences
 from recdistill.errors import ArtefactError, DataError
 from recdistill.models.base import Batch, Model, build_model
-from recdistill.serving.artefact import Student
+from recdistill.serving.student import Student
 from recdistill.settings import Settings
 
 

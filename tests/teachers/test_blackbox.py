@@ -12,8 +12,8 @@ import pytest
 from recdistill.data.dataset import IdMap, RawId, Sequences
 from recdistill.errors import SettingsError
 from recdistill.models.base import build_model
-from recdistill.serving.artefact import Student
 from recdistill.serving.blackbox import Answerer, BlackBox, main, student_answers
+from recdistill.serving.student import Student
 from recdistill.teachers.answers import Answer
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.http import HttpTeacher

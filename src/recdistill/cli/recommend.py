@@ -37,7 +37,7 @@ def recommend(
     A student that reads the user, such as mf, is asked with --user, any other with --history; a run's folder knows the
     histories of its users, so that there --user is enough for both.
     """
-    from recdistill.serving.artefact import Student
+    from recdistill.serving.student import Student
     from recdistill.tables import print_recommendations
 
     if (history is None) == (user is None):

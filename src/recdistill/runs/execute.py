@@ -36,7 +36,7 @@ from recdistill.runs.learning import set_up_run, train_student
 from recdistill.runs.reports import Quiet, Report
 from recdistill.runs.teachers import keep_answers, open_teacher, side_by_side
 from recdistill.serving.artefact import FOLDER as STUDENT
-from recdistill.serving.artefact import Student
+from recdistill.serving.student import Student
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.ledger_teacher import LedgerTeacher

@@ -37,7 +37,7 @@ from recdistill.models.base import Model
 from recdistill.runs.file import Run
 from recdistill.runs.sections import ApiTeacher
 from recdistill.serving.artefact import FOLDER as STUDENT
-from recdistill.serving.artefact import Student
+from recdistill.serving.student import Student
 from recdistill.training import processes
 from recdistill.training.checkpoints import CHECKPOINT
 

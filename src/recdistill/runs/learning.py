@@ -18,7 +18,7 @@ from recdistill.runs.file import Choice, Run
 from recdistill.runs.folder import EPOCHS
 from recdistill.runs.reports import Quiet, Report
 from recdistill.runs.teachers import check_fits
-from recdistill.serving.artefact import Student
+from recdistill.serving.student import Student
 from recdistill.teachers.base import Teacher
 from recdistill.training.loop import fit
 from recdistill.training.progress import Fit

@@ -19,7 +19,8 @@ from recdistill.evaluation.footprint import footprint
 from recdistill.models.base import Model
 from recdistill.runs.folder import kept_models, ledger_file
 from recdistill.runs.sections import ApiTeacher, Ensemble, FileTeacher, RulesSettings, RunTeacher, TeacherSettings
-from recdistill.serving.artefact import Origin, Student
+from recdistill.serving.artefact import Origin
+from recdistill.serving.student import Student
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.http import HttpTeacher

@@ -24,7 +24,7 @@ import torch
 
 from recdistill.data.dataset import RawId
 from recdistill.errors import RecDistillError, SettingsError
-from recdistill.serving.artefact import Student
+from recdistill.serving.student import Student
 from recdistill.teachers.answers import Answer
 
 Answerer: TypeAlias = Callable[[list[list[RawId]], int], list[Answer]]
