@@ -26,9 +26,9 @@ from recdistill.data.splits import Split, leave_one_out
 from recdistill.methods.bahsd import BAHSDConfig
 from recdistill.methods.base import Setting
 from recdistill.methods.believing import SHARES
-from recdistill.methods.kd import Answers, soft_targets
 from recdistill.methods.opinion import rules_beside
 from recdistill.methods.probing import Floats, consensus, consistency, peakedness, probe, stack
+from recdistill.methods.soft_lists import Answers, soft_targets
 from recdistill.runs.teachers import local_teacher
 from recdistill.teachers.ensemble import fuse
 

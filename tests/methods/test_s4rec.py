@@ -16,16 +16,16 @@ from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Setting, TrainingBatch, build_method
 from recdistill.methods.contrast import Pooling, encode_views, pool
-from recdistill.methods.s4rec import (
+from recdistill.methods.intents import (
     IntentConfig,
     IntentParts,
-    S4Rec,
     cluster_distillation_loss,
     clustering_loss,
     head_rows,
     intent_contrast,
     reverse_gradient,
 )
+from recdistill.methods.s4rec import S4Rec
 from recdistill.models.base import Model, build_model
 from recdistill.training.batches import Batches
 from recdistill.training.loop import fit

@@ -32,8 +32,7 @@ from recdistill.errors import SettingsError
 from recdistill.losses import ranking_consistency
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.contrast import info_nce
-from recdistill.methods.intents import WithIntents
-from recdistill.methods.kd import Answers, KDConfig, check_values, label_and_queries, list_loss, soft_targets
+from recdistill.methods.kd import KDConfig, check_values, list_loss
 from recdistill.methods.labels import LabelLoss
 from recdistill.methods.lists import draw_unlisted, list_logits
 from recdistill.methods.opinion import Share
@@ -51,6 +50,8 @@ from recdistill.methods.probing import (
     shown_at,
     stack,
 )
+from recdistill.methods.soft_lists import Answers, label_and_queries, soft_targets
+from recdistill.methods.with_intents import WithIntents
 from recdistill.models.base import Batch, Model
 from recdistill.teachers.base import Teacher
 

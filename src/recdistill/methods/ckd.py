@@ -7,9 +7,9 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from recdistill.methods.base import Setting, TrainingBatch
-from recdistill.methods.kd import Answers, list_kl
 from recdistill.methods.opinion import Share
 from recdistill.methods.scored import Distillation, DistillationConfig, TeacherView, blocks
+from recdistill.methods.soft_lists import Answers, list_kl
 from recdistill.models.base import Model
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from recdistill.data.dataset import Ints
 from recdistill.losses import subset_cross_entropy
 from recdistill.methods.base import Setting, TrainingBatch
-from recdistill.methods.intents import WithIntents, WithIntentsConfig, learn_logs
 from recdistill.methods.lists import contains, draw_places, list_logits
 from recdistill.methods.scored import GuidedConfig, GuidedDistillation, TeacherView, student_lists
+from recdistill.methods.with_intents import WithIntents, WithIntentsConfig, learn_logs
 from recdistill.models.base import Model
 
 Form: TypeAlias = Literal["paper", "code"]

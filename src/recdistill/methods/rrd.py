@@ -8,10 +8,10 @@ from torch import Tensor
 
 from recdistill.losses import relaxed_ranking_loss
 from recdistill.methods.base import Method, Setting, TrainingBatch
-from recdistill.methods.kd import ListConfig, label_and_queries
 from recdistill.methods.labels import LabelLoss, as_lists, distinct_pairs
 from recdistill.methods.lists import contains, draw_places, draw_unlisted, list_logits
 from recdistill.methods.probing import probe
+from recdistill.methods.soft_lists import ListConfig, label_and_queries
 from recdistill.models.base import Batch, Model
 
 

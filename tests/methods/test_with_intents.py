@@ -11,8 +11,8 @@ from torch import Tensor
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Setting, TrainingBatch, build_method
-from recdistill.methods.intents import WithIntents, learn_logs
 from recdistill.methods.labels import LabelLoss, LabelLossConfig
+from recdistill.methods.with_intents import WithIntents, learn_logs
 from recdistill.models.base import Batch, Model, build_model
 from recdistill.runs.file import Run
 from recdistill.teachers.base import Teacher
