@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import recdistill as rd
-from recdistill import losses
 from recdistill.devices import find_device, on_device
 from recdistill.errors import SettingsError
+from recdistill.losses import precision
 from recdistill.models.base import build_model
 from recdistill.runs import execute
 from recdistill.runs.execute import run_distillation, run_training
@@ -117,7 +117,7 @@ def test_a_run_on_another_device_ends_with_the_same_student(
     method: str, little_run: Sections, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Teacher and student work there, by lists, scores or vectors; what is saved is read on the CPU."""
-    monkeypatch.setattr(losses, "_multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(precision, "_multiplies_bf16", lambda device: False)
     model = little_run["model"] | {"dropout": 0.0}
     teacher = run_training(Run.parse(little_run | {"model": model}), tmp_path / "teacher").folder
     section = {"kind": "run", "folder": str(teacher)}

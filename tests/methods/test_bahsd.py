@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
-from recdistill.losses import ranking_consistency
+from recdistill.losses.ranking import ranking_consistency
 from recdistill.methods.bahsd import (
     BAHSD,
     BAHSDConfig,

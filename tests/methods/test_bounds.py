@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recdistill.losses import subset_cross_entropy
+from recdistill.losses.ranking import subset_cross_entropy
 
 MANY, FEW = 300, 5
 Figure: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recdistill.losses import subset_cross_entropy
+from recdistill.losses.ranking import subset_cross_entropy
 from recdistill.methods.ce import CE, full_cross_entropy
 from recdistill.models.base import Model
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from recdistill import losses
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
+from recdistill.losses import precision
 from recdistill.methods.base import Method, Setting, TrainingBatch, build_method
 from recdistill.methods.labels import LabelLossConfig
 from recdistill.models.base import Batch, Model, build_model
@@ -262,7 +262,7 @@ def test_it_learns_the_same_on_another_device(
     name: str, model: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All draws but dropout's are those of the CPU, so that nothing but the order of sums may differ."""
-    monkeypatch.setattr(losses, "_multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(precision, "_multiplies_bf16", lambda device: False)
     trainer = TrainerSettings(epochs=2, batch_size=14)
 
     def parts_of_epochs(device: torch.device) -> list[dict[str, float]]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recdistill.losses import subset_cross_entropy
+from recdistill.losses.ranking import subset_cross_entropy
 from recdistill.methods.rcekd import RCEKD, beyond, closure_counts, fusion_share, padding_last, rce_loss
 from recdistill.models.base import Model
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recdistill.losses import relaxed_ranking_loss
+from recdistill.losses.ranking import relaxed_ranking_loss
 from recdistill.methods.base import Method, TrainingBatch, build_method
 from recdistill.methods.rrd import draw_interesting
 from recdistill.models.base import Model

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from recdistill import losses
 from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError, TrainingError
+from recdistill.losses import precision
 from recdistill.methods.base import Method, Setting, TrainingBatch, build_method
 from recdistill.methods.supervised import Supervised
 from recdistill.models.base import Model, build_model
@@ -247,7 +247,7 @@ def _stop_after(
 
 def test_a_run_goes_on_on_another_device_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is in a checkpoint goes to where it is needed: weights, their mean, the best, the optimiser's moments."""
-    monkeypatch.setattr(losses, "_multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(precision, "_multiplies_bf16", lambda device: False)
     undisturbed, _ = _fit(epochs=5, values=[0.1, 0.5, 0.3, 0.2, 0.4], dropout=0.0, average=0.5)
     _stop_after(tmp_path, epochs=1, dropout=0.0, average=0.5)
     with far_device(monkeypatch) as far:

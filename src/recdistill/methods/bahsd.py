@@ -29,7 +29,7 @@ from torch import Tensor
 
 from recdistill.data.dataset import Ints, Sequences
 from recdistill.errors import SettingsError
-from recdistill.losses import ranking_consistency
+from recdistill.losses.ranking import ranking_consistency
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.contrast import info_nce
 from recdistill.methods.kd import KDConfig, check_values, list_loss

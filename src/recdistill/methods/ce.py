@@ -9,7 +9,9 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from recdistill.data.dataset import Ints
-from recdistill.losses import Precision, list_cross_entropy, subset_cross_entropy
+from recdistill.losses.precision import Precision
+from recdistill.losses.ranking import subset_cross_entropy
+from recdistill.losses.softmax import list_cross_entropy
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.lists import contains, list_logits
 from recdistill.methods.scored import (

@@ -7,7 +7,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from recdistill.data.dataset import Ints
-from recdistill.losses import relaxed_ranking_loss
+from recdistill.losses.ranking import relaxed_ranking_loss
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.lists import contains, draw_places, list_logits, places
 from recdistill.methods.scored import GuidedConfig, GuidedDistillation, n_asked, student_lists, teacher_lists

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recdistill.data.dataset import Ints, Items, Sequences
 from recdistill.errors import SettingsError, TeacherError
-from recdistill.losses import ranking_consistency
+from recdistill.losses.ranking import ranking_consistency
 from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.methods.lists import draw_unlisted, list_logits
 from recdistill.methods.probing import probe

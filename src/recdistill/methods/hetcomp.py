@@ -8,7 +8,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from recdistill.losses import relaxed_ranking_loss
+from recdistill.losses.ranking import relaxed_ranking_loss
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.lists import contains
 from recdistill.methods.scored import Distillation, DistillationConfig, filled, student_lists, teacher_lists

@@ -7,7 +7,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from recdistill.errors import SettingsError
-from recdistill.losses import order_loss
+from recdistill.losses.ranking import order_loss
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.labels import LabelLoss
 from recdistill.methods.lists import list_logits

@@ -11,13 +11,8 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from recdistill.errors import SettingsError
-from recdistill.losses import (
-    Precision,
-    compute_dtype,
-    list_cross_entropy,
-    sampled_softmax_loss,
-    softmax_cross_entropy,
-)
+from recdistill.losses.precision import Precision, compute_dtype
+from recdistill.losses.softmax import list_cross_entropy, sampled_softmax_loss, softmax_cross_entropy
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.smoothing import Smoothing
 from recdistill.models.base import Batch, Model

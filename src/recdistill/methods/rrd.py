@@ -6,7 +6,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from recdistill.losses import relaxed_ranking_loss
+from recdistill.losses.ranking import relaxed_ranking_loss
 from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.methods.labels import LabelLoss, as_lists, distinct_pairs
 from recdistill.methods.lists import contains, draw_places, draw_unlisted, list_logits

@@ -9,7 +9,8 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from recdistill.losses import Precision, list_cross_entropy
+from recdistill.losses.precision import Precision
+from recdistill.losses.softmax import list_cross_entropy
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.intents import IntentParts
 from recdistill.methods.labels import LabelLoss, LabelLossConfig

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from recdistill.losses import Precision, compute_dtype
+from recdistill.losses.precision import Precision, compute_dtype
 from recdistill.models.base import Batch
 
 
@@ -66,7 +66,7 @@ def pack_rows(batch: Batch, *, min_len: int, causal: bool, newest_first: bool = 
     row_len = max(min_len, int(lengths.max(initial=1)))
     starts = _place(lengths, row_len)
     n_rows = int(starts.max(initial=-1)) // row_len + 1
-    n_rows += -n_rows % max(1, n_rows // 16)  # few different shapes, see `losses._rounded`
+    n_rows += -n_rows % max(1, n_rows // 16)  # few different shapes, see `losses.softmax._rounded`
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
     slots = torch.from_numpy(np.repeat(starts, lengths) + within)
     place = np.repeat(lengths - 1, lengths) - within if newest_first else within

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from recdistill.losses import Precision
+from recdistill.losses.precision import Precision
 from recdistill.models.base import Batch, Model
 from recdistill.models.layers import Block, Dropout, Rows, init_weights, pack_rows
 from recdistill.settings import Settings

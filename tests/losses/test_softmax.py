@@ -7,15 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recdistill import losses
-from recdistill.losses import list_cross_entropy, order_loss, sampled_softmax_loss, softmax_cross_entropy
+from recdistill.losses import softmax
+from recdistill.losses.precision import Precision
+from recdistill.losses.softmax import list_cross_entropy, sampled_softmax_loss, softmax_cross_entropy
 
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, the last one short, in every test."""
-    monkeypatch.setattr(losses, "_ROUND", 4)
-    monkeypatch.setattr(losses, "_CHUNK_ELEMENTS", 12 * 30)
+    monkeypatch.setattr(softmax, "_ROUND", 4)
+    monkeypatch.setattr(softmax, "_CHUNK_ELEMENTS", 12 * 30)
 
 
 def _problem(n_rows: int = 31, n_items: int = 30, dim: int = 5) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,7 +86,7 @@ def test_lists_of_nobody_cost_nothing() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_extreme_logits_stay_finite(precision: losses.Precision) -> None:
+def test_extreme_logits_stay_finite(precision: Precision) -> None:
     """A listed item whose softmax is 0 must not make the loss infinite."""
     states, embeddings, labels = _problem()
     loss = softmax_cross_entropy(states * 1e4, embeddings, labels, precision=precision)
@@ -122,12 +123,3 @@ def test_sampled_softmax_matches_its_formula() -> None:
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(_gradients(ours, states, embeddings), _gradients(theirs, states, embeddings), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-
-
-def test_order_is_learned_between_neighbours_of_different_worth() -> None:
-    logits = torch.tensor([[2.0, 1.9, 3.0, 9.0], [1.0, 1.0, 1.0, 1.0], [5.0, 1.0, 0.0, 0.0]])
-    worth = torch.tensor([[4.0, 3.0, 2.0, 2.0], [1.0, 1.0, 1.0, 1.0], [-1.0, -2.0, -torch.inf, -torch.inf]])
-    expected = [(0.4 + 1.6) / 2, 0.0, 0.0]  # leads of 0.1 and −1.1 where 0.5 is wanted
-    assert order_loss(logits, worth, margin=0.5).tolist() == pytest.approx(expected)
-    smooth = (math.log1p(math.exp(-0.1)) + math.log1p(math.exp(1.1))) / 2
-    assert order_loss(logits, worth, margin=None)[0].item() == pytest.approx(smooth)

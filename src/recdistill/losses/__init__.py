@@ -1,0 +1,1 @@
+"""Functions of tensors that two or more methods learn by."""
