@@ -82,6 +82,43 @@ def test_a_passing_fault_is_sent_again(api: RawApi, fault: Script, kind: str) ->
     assert asked.client.calls == {kind: 1, "answered": 1}
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        response(b"{}", "400 Bad Request", x_amzn_ErrorType="ThrottlingException:http://internal.amazon.com/coral/"),
+        response({"__type": "com.amazon.coral.availability#ThrottlingException"}, "400 Bad Request"),
+        response({"__type": "ThrottlingException"}, "403 Forbidden"),
+    ],
+    ids=["header", "body", "403"],
+)
+def test_what_says_that_it_is_too_much_passes_under_any_status(api: RawApi, fault: Script) -> None:
+    """Else questions would be refused for good that an API was only too busy for."""
+    first(api, fault)
+    throttling = {"codes": ["ThrottlingException"], "header": "x-amzn-ErrorType", "member": "__type"}
+    asked = teacher(api, throttling=throttling, permanent=(400,))
+    waiting = [Request(0, ["a"])]
+    (((_, outcome),),) = asked.answers(lambda n: [waiting.pop()] if waiting else [], 2)
+    assert isinstance(outcome, Answer)
+    assert asked.client.calls == {"throttled": 1, "answered": 1}
+    assert asked.client.window.free(0) < 8
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        response({"__type": "ValidationException", "message": "no ThrottlingException"}, "400 Bad Request"),
+        response(b"ThrottlingException", "400 Bad Request"),
+        response({"__type": ["ThrottlingExceptionOfMine"]}, "400 Bad Request"),
+    ],
+    ids=["another", "no json", "part of a word"],
+)
+def test_what_says_something_else_does_not_pass(api: RawApi, fault: Script) -> None:
+    api.answer = lambda body: fault
+    outcome = ask(api, throttling={"codes": ["ThrottlingException"], "header": "x-type", "member": "__type"})
+    assert isinstance(outcome, Failure)
+    assert (outcome.final, len(api.asked)) == (True, 1)
+
+
 def test_what_was_cut_or_late_may_have_been_paid_for(api: RawApi) -> None:
     api.answer = lambda body: [None]
     outcome = ask(api, attempts=2)

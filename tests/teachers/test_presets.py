@@ -127,6 +127,18 @@ def test_amazons_own_model_of_the_service_takes_the_request(name: str) -> None:
         assert set(call["request"]["body"]) <= set(shape.members)
 
 
+@pytest.mark.parametrize("name", [name for name in presets() if name.startswith("personalize")])
+def test_amazon_says_under_status_400_that_it_is_asked_too_much(name: str) -> None:
+    """These are the errors that its own library sends again, and the name it has for them under a status of 400."""
+    from botocore.retries.standard import ThrottledRetryableChecker
+
+    throttling = config(name).throttling
+    assert throttling is not None
+    assert throttling.is_told({"x-amzn-ErrorType": "ThrottlingException"}, b"")
+    assert throttling.is_told({}, b'{"__type": "com.amazon.coral.availability#TooManyRequestsException"}')
+    assert set(throttling.codes) - {"RequestExpired"} <= set(ThrottledRetryableChecker._THROTTLED_ERROR_CODES)
+
+
 @pytest.mark.parametrize("name", presets())
 def test_what_was_dumped_is_the_same_api_without_the_preset(name: str) -> None:
     """A run that is taken up again must not depend on what a preset says by then."""

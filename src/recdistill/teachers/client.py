@@ -11,7 +11,7 @@ nobody: no connection                                  sent again, after a wait 
 nothing within ``timeout``, not even slowly            sent again, after a wait that doubles              perhaps
 a connection cut before or within the reply            sent again, after a wait that doubles              perhaps
 408, 425, 500, 502, 504, …: a passing error            sent again, after a wait that doubles              no
-429, 503: too much                                     nobody sends anything until the wait is over, then no
+429, 503, what ``throttling`` names: too much           nobody sends anything until the wait is over, then no
                                                        half as many at once; sent again
 ``Retry-After``, as seconds or as a date to come       that wait instead of ours                          no
 the same, longer than ``longest_wait``                 a failure; after 429 and 503 nothing more is sent  no
@@ -68,7 +68,7 @@ from recdistill.teachers.loop import PrivateLoop
 from recdistill.teachers.meter import Charge, Meter, Pace, Unsent
 from recdistill.teachers.walk import Streak, Walk
 from recdistill.teachers.window import Window
-from recdistill.teachers.wire import Refused, Wire
+from recdistill.teachers.wire import Refused, Throttling, Wire
 
 _POLL = 0.02
 """Seconds between two looks at whether another thread's call has landed."""
@@ -96,6 +96,8 @@ class TransportSettings(Settings):
     fetched is refused."""
     permanent: tuple[Annotated[int, Field(ge=400, le=599)], ...] = ()
     """Statuses that another try does not help, though it usually does: 500 where that means a user it does not know."""
+    throttling: Throttling | None = None
+    """What an error of any status says where it is one like 429: sent again, more slowly."""
     first_wait: Annotated[float, Field(ge=0)] = 0.5
     """Seconds before the first retry; doubles each time, plus a random part as long, up to ``longest_wait``."""
     longest_wait: PositiveFloat = 60.0

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import AfterValidator
 
 from recdistill.errors import TeacherError
 
@@ -105,6 +107,15 @@ class Path:
 
     def _missing(self, wanted: str, found: Any) -> TeacherError:
         return TeacherError(f"nothing at {self.text!r}: there should be {wanted}, but it is {describe(found)}")
+
+
+def _checked(path: str) -> str:
+    Path.parse(path)
+    return path
+
+
+OnePath: TypeAlias = Annotated[str, AfterValidator(_checked)]
+"""A path, as settings hold it."""
 
 
 def describe(value: Any) -> str:

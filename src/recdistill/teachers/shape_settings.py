@@ -18,7 +18,7 @@ from recdistill.data.dataset import IdMap
 from recdistill.data.files import open_tables
 from recdistill.errors import SettingsError
 from recdistill.settings import Settings
-from recdistill.teachers.paths import Path
+from recdistill.teachers.paths import OnePath, Path
 from recdistill.teachers.presets import with_preset
 from recdistill.teachers.secrets import address_parts, names_secrets, sounds_secret, variables, without_secrets
 from recdistill.teachers.signing import Signature
@@ -55,11 +55,6 @@ _TAKEN = set().union(*_SHOWS.values()) | _PLACES | {"k", "gives_scores", "sessio
 """The placeholders that have a meaning already."""
 
 
-def _checked_path(path: str) -> str:
-    Path.parse(path)
-    return path
-
-
 def _checked_list(path: str) -> str:
     if not Path.parse(path).leads_to_many:
         raise ValueError(f"{path!r} leads to one value; add [*] where the list is, as in items[*]")
@@ -76,7 +71,6 @@ def _history_and_k() -> JsonValue:
     return {"history": "{history}", "k": "{k}"}
 
 
-OnePath: TypeAlias = Annotated[str, AfterValidator(_checked_path)]
 ListPath: TypeAlias = Annotated[str, AfterValidator(_checked_list)]
 IdFormat: TypeAlias = Annotated[str, AfterValidator(_checked_format)]
 IdFile: TypeAlias = Annotated[str, AfterValidator(lambda path: str(File(path).absolute()))]

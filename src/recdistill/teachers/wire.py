@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import re
@@ -20,8 +21,10 @@ import httpx2
 
 from recdistill import __version__
 from recdistill.errors import SettingsError, TeacherError
+from recdistill.settings import Settings
 from recdistill.teachers.exchange import Call, Reply, Shape
 from recdistill.teachers.loop import PrivateLoop
+from recdistill.teachers.paths import OnePath, Path
 
 if TYPE_CHECKING:
     from recdistill.teachers.client import TransportSettings
@@ -95,6 +98,25 @@ class Refused(Exception):
     def final(self) -> bool:
         """Whether it lies in the question, so that it would fare no better another time."""
         return not self.again and not self.fatal
+
+
+class Throttling(Settings):
+    """By what an error says that too much is asked where its status does not, as with Amazon, whose is 400."""
+
+    codes: tuple[str, ...]
+    """What it is called then, as a word of what lies at either place below."""
+    header: str | None = None
+    """The header that names the error."""
+    member: OnePath | None = None
+    """Where the body names it."""
+
+    def is_told(self, headers: Mapping[str, str], body: bytes) -> bool:
+        """Say whether an error is such a one."""
+        named = [headers.get(self.header, "")] if self.header else []
+        if self.member:
+            with suppress(ValueError, RecursionError, TeacherError):
+                named += map(str, Path.parse(self.member).all(json.loads(body)))
+        return any(code in re.split(r"\W+", name) for name in named for code in self.codes)
 
 
 class Wire:
@@ -216,16 +238,18 @@ class Wire:
             target = self.hide(response.headers.get("Location", "nowhere"))
             reason += f"; it redirects to {target!r}, which is not followed: give the final address"
             return Refused("redirect", reason)
-        if status in (401, 403):
+        throttled = self.settings.throttling is not None and self.settings.throttling.is_told(response.headers, body)
+        if status in (401, 403) and not throttled:
             reason += "; check the headers, the signature, and the environment variables they name"
             return Refused(str(status), reason, fatal=True)
-        if status not in _RETRIED or status in self.settings.permanent:
+        if not throttled and (status not in _RETRIED or status in self.settings.permanent):
             return Refused(str(status), reason, status=status)
         wait = retry_after(response.headers.get("Retry-After"))
         if wait is not None and wait > self.settings.longest_wait:
             reason += f"; it asks to wait {wait:,.0f} s, more than longest_wait ({self.settings.longest_wait:g} s)"
-        heard, too_much = status not in _NOT_HEARD, status in _TOO_MUCH
-        return Refused(str(status), reason, heard=heard, again=True, wait=wait, too_much=too_much)
+        kind, too_much = ("throttled", True) if throttled else (str(status), status in _TOO_MUCH)
+        heard = not too_much and status not in _NOT_HEARD
+        return Refused(kind, reason, heard=heard, again=True, wait=wait, too_much=too_much)
 
     def excerpt(self, body: bytes) -> str:
         """Return the beginning of a body in one line, without secrets."""
