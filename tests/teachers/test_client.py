@@ -410,6 +410,59 @@ def test_questions_that_failed_among_answers_do_not_end_the_next_run(
     assert len(api.asked) == 100 + asked_again
 
 
+class Lame(Paged):
+    """Reads each reply, and finds an answer to those questions alone whose row is a multiple of the batch's size."""
+
+    def converse(self, requests: Sequence[Request], k: int) -> Conversation:
+        answers = yield from super().converse(requests, k)
+        return [
+            answer if request.row % self.batch_size == 0 else Failure("quota exceeded")
+            for request, answer in zip(requests, answers, strict=True)
+        ]
+
+
+class Wrong(Paged):
+    """Can read no reply."""
+
+    def converse(self, requests: Sequence[Request], k: int) -> Conversation:
+        yield from super().converse(requests, k)
+        raise TeacherError("nothing at 'predictions[*]'")
+
+
+@pytest.mark.parametrize(("charge", "asked", "spent"), [("queries", 10, 10), ("rows", 10, 10), ("calls", 64, 1)])
+def test_a_reply_to_several_questions_that_cannot_be_read_costs_ten_of_them(
+    api: RawApi, ledger: Ledger, charge: Charge, asked: int, spent: int
+) -> None:
+    """Not eight batches of 64, or ten; where calls are charged, one may as well be full."""
+    keeper = LedgerTeacher(Paying(Wrong(api.url, 64), charge=charge), ledger, budget=2000)
+    with pytest.raises(TeacherError, match=f"gave up after {asked} failed requests in a row"):
+        keeper.rank(histories(1000), 1)
+    assert [len(body["rows"]) for body in api.asked] == [asked]
+    assert keeper.stats().spent == spent
+
+
+def test_every_question_of_a_call_that_failed_counts(api: RawApi) -> None:
+    """After one answer ten batches of eight would be eighty failures, where thirteen are a hundred."""
+    api.answer = lambda body: GOOD if len(api.asked) == 1 else response(b"", "301 Moved", Location="http://x.example")
+    with pytest.raises(TeacherError, match="gave up after 104 failed requests in a row"):
+        Paying(Paged(api.url, 8), concurrency=1).rank(histories(400), 1)
+    assert len(api.asked) == 1 + 13
+
+
+def test_calls_that_fail_on_most_of_their_questions_are_given_up(api: RawApi, ledger: Ledger) -> None:
+    """One good answer in each of them would keep the asking going to the end of the budget."""
+    keeper = LedgerTeacher(Paying(Lame(api.url, 8), concurrency=1), ledger, budget=2000)
+    with pytest.raises(TeacherError, match=r"gave up after 10 calls in a row most of .*: quota exceeded"):
+        keeper.rank(histories(800), 1)
+    assert (keeper.stats().answers, keeper.stats().spent) == (10, 80)
+
+
+def test_calls_that_fail_on_half_of_their_questions_are_not_given_up(api: RawApi) -> None:
+    outcomes: list[Outcome] = []
+    collect(Paying(Lame(api.url, 2)), 40, outcomes)
+    assert sum(isinstance(outcome, Answer) for _, outcome in outcomes) == 20
+
+
 def test_an_api_that_answers_now_and_then_is_not_dead(api: RawApi) -> None:
     api.answer = lambda body: GOOD if len(api.asked) % 4 == 0 else [0.05, None]
     teacher = Paying(Paged(api.url), dead_after=0.4, concurrency=1, attempts=10)

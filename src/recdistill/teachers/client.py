@@ -39,8 +39,9 @@ items twice, unknown or of the history; any Unicode    an answer, kept as it is;
                                                        and counted, each time that it is read
 ``give_up_after`` failures in a row, ten times as      what is in flight is finished, nothing more is
 many of questions refused each for what it is by an    sent, and a `TeacherError` says so
-API that has answered; or nothing but calls that did
-not get through for ``dead_after`` seconds
+API that has answered; so many calls in a row that
+fail on most of their questions; or nothing but calls
+that did not get through for ``dead_after`` seconds
 =====================================================  =================================================  ==========
 """
 
@@ -104,7 +105,9 @@ class TransportSettings(Settings):
     """Most seconds between two calls for one request; where the API's Retry-After asks for more, asking ends."""
     give_up_after: PositiveInt = 10
     """Failed requests in a row after which no more are sent; ten times as many where an API that has answered others
-    refuses each for what it is, though not by what is no JSON, and of those that failed in an earlier run."""
+    refuses each for what it is, though not by what is no JSON, and of those that failed in an earlier run. Also so many
+    calls in a row each of which brought failures for most of its questions. The first call about several questions
+    carries no more than these, unless calls are charged, and none goes with it."""
     dead_after: PositiveFloat = 120.0
     """Seconds of nothing but calls that did not get through, after which no more are sent; waits that the API asked for
     do not count, and neither does what it refuses for good."""
@@ -185,9 +188,12 @@ class _Walk(Walk):
         meter: Meter,
         hide: Callable[[str], str],
     ) -> None:
-        super().__init__(take, shape.batch_size)
         self.client = client
         self.settings = settings = client.settings
+        self.trying = shape.batch_size > 1 and not (client.has_answered or meter.has_answered)
+        """Whether nobody knows yet that a reply to several questions can be read."""
+        small = self.trying and settings.charge != "calls"
+        super().__init__(take, min(shape.batch_size, settings.give_up_after) if small else shape.batch_size)
         self.window = client.window
         self.calls = client.calls
         self.shape = shape
@@ -196,13 +202,16 @@ class _Walk(Walk):
         self.hide = hide
         self.landed = asyncio.Event()
         self.streak = Streak(settings.give_up_after)
+        self.poor_in_a_row = 0
+        """Calls about several questions most of which failed."""
         self.too_much_in_a_row = 0
         self.failing_since: float | None = None
         self.wire = Wire(settings, shape, hide, client.certificates)
 
     def room(self, in_flight: int) -> int:
-        """Return how many more conversations may begin."""
-        return self.window.free(in_flight)
+        """Return how many more conversations may begin; the first about several questions is alone."""
+        free = self.window.free(in_flight)
+        return min(free, 1 - in_flight) if self.trying else free
 
     async def ask(self, requests: list[Request]) -> list[Outcome]:
         """Ask about some requests, call after call, until there are outcomes or no hope of any."""
@@ -214,8 +223,7 @@ class _Walk(Walk):
                 replace(outcome, final=True) if isinstance(outcome, Failure) else outcome
                 for outcome in await self._talk(requests, tally)
             ]
-            self.streak.end()
-            self.client.has_answered = True
+            self._note_outcomes(outcomes)
         except Refused as refused:
             if len(requests) > 1 and self._may_lie_in_one(refused):
                 return await self._ask_by_halves(requests, tally.calls)
@@ -411,6 +419,19 @@ class _Walk(Walk):
         first, longest = self.settings.first_wait, self.settings.longest_wait
         return min(longest, first * 2.0 ** min(attempt - 1, 30) + random.uniform(0, first))
 
+    def _note_outcomes(self, outcomes: Sequence[Answer | Failure]) -> None:
+        """Take note of what a reply brought, and stop asking where replies hold failures for the most part."""
+        asked = [outcome for outcome in outcomes if outcome.calls]
+        failed = [outcome for outcome in asked if isinstance(outcome, Failure)]
+        if len(failed) < len(asked):
+            self.streak.end()
+            self.client.has_answered = True
+            self.trying, self.batch_size = False, self.shape.batch_size
+        self.poor_in_a_row = self.poor_in_a_row + 1 if 2 * len(failed) > len(asked) > 1 else 0
+        if self.poor_in_a_row >= self.settings.give_up_after:
+            why = f"gave up after {self.poor_in_a_row} calls in a row most of whose questions failed (give_up_after)"
+            self._give_up(why, failed[-1])
+
     def _count_failure(self, refused: Refused, requests: list[Request]) -> None:
         """Stop asking where it makes no sense any more."""
         if refused.fatal:
@@ -419,8 +440,8 @@ class _Walk(Walk):
         little = (refused.final and refused.kind != "garbled" and answers) or all(
             request.failed_before for request in requests
         )
-        if n := self.streak.add(little=little):
+        if n := self.streak.add(len(requests), little=little):
             self._give_up(f"gave up after {n} failed requests in a row (give_up_after)", refused)
 
-    def _give_up(self, why: str, last: Refused) -> None:
+    def _give_up(self, why: str, last: Refused | Failure) -> None:
         self.give_up(TeacherError(self.hide(f"{why}; the last: {last.reason}")))

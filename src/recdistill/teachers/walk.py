@@ -63,9 +63,9 @@ class Streak:
         """Take note of an answer."""
         self._failed = {False: 0, True: 0}
 
-    def add(self, *, little: bool) -> int:
-        """Take note of a failure; return how many of its kind there were where they are too many, else 0."""
-        self._failed[little] += 1
+    def add(self, n: int = 1, *, little: bool) -> int:
+        """Take note of n failures; return how many of their kind there were where they are too many, else 0."""
+        self._failed[little] += n
         return self._failed[little] if self._failed[little] >= self.most * (_BORNE if little else 1) else 0
 
 
