@@ -315,6 +315,18 @@ def test_waits_that_the_api_asked_for_are_no_failures(api: RawApi) -> None:
     assert len(Paying(Paged(api.url), dead_after=0.2).rank(histories(1), 1)) == 1
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_status_that_is_permanent_lies_in_the_question_whatever_else_it_may_mean(api: RawApi, status: int) -> None:
+    """As 403 for a user who has opted out."""
+    api.answer = lambda body: response(b"opted out", f"{status} No") if body["rows"] == [3] else GOOD
+    outcomes: list[Outcome] = []
+    collect(Paying(Paged(api.url), permanent=(status,), concurrency=1), 8, outcomes)
+    assert [(request.row, outcome.final) for request, outcome in outcomes if isinstance(outcome, Failure)] == [
+        (3, True)
+    ]
+    assert len(outcomes) == 8
+
+
 def test_an_api_that_refuses_slowly_is_not_dead(api: RawApi) -> None:
     """It lives, and does not know some users."""
     api.answer = lambda body: GOOD if body["rows"] == [7] else [0.05, response(b"who?", "404 Not Found"), None]

@@ -17,7 +17,7 @@ a connection cut before or within the reply            sent again, after a wait 
 the same, longer than ``longest_wait``                 a failure; after 429 and 503 nothing more is sent  no
 a step of a session: cut, late, 500, 502, 504, …       the session is replayed under a new name, after   as above
                                                        the same wait
-401, 403: the key is refused                           a failure, and nothing more is sent                no
+401, 403: the key is refused, unless ``permanent``     a failure, and nothing more is sent                no
 401 to a token that was fetched                        sent again at once, once, with a new token         no
 a call that cannot be signed: no token, no package     a failure, and nothing more is sent                no
 a header that HTTP does not allow                      a failure, and nothing more is sent                no
@@ -96,7 +96,8 @@ class TransportSettings(Settings):
     """Most sendings of one call, the first included, and most replays of a session; one more where a token that was
     fetched is refused."""
     permanent: tuple[Annotated[int, Field(ge=400, le=599)], ...] = ()
-    """Statuses that another try does not help, though it usually does: 500 where that means a user it does not know."""
+    """Statuses that lie in the question, though they usually pass or end the asking: 500 where that means a user whom
+    it does not know, 403 one who has opted out."""
     throttling: Throttling | None = None
     """What an error of any status says where it is one like 429: sent again, more slowly."""
     first_wait: Annotated[float, Field(ge=0)] = 0.5

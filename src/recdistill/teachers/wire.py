@@ -29,6 +29,7 @@ from recdistill.teachers.paths import OnePath, Path
 if TYPE_CHECKING:
     from recdistill.teachers.client import TransportSettings
 
+_KEY_REFUSED = {401, 403}
 _RETRIED = {408, 425, 429, *range(500, 600)}
 _TOO_MUCH = {429, 503}
 _NOT_HEARD = {408, 425, *_TOO_MUCH}
@@ -238,11 +239,12 @@ class Wire:
             target = self.hide(response.headers.get("Location", "nowhere"))
             reason += f"; it redirects to {target!r}, which is not followed: give the final address"
             return Refused("redirect", reason)
+        permanent = status in self.settings.permanent
         throttled = self.settings.throttling is not None and self.settings.throttling.is_told(response.headers, body)
-        if status in (401, 403) and not throttled:
+        if status in _KEY_REFUSED and not throttled and not permanent:
             reason += "; check the headers, the signature, and the environment variables they name"
             return Refused(str(status), reason, fatal=True)
-        if not throttled and (status not in _RETRIED or status in self.settings.permanent):
+        if not throttled and (status not in _RETRIED or permanent):
             return Refused(str(status), reason, status=status)
         wait = retry_after(response.headers.get("Retry-After"))
         if wait is not None and wait > self.settings.longest_wait:
