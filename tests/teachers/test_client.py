@@ -327,6 +327,15 @@ def test_a_status_that_is_permanent_lies_in_the_question_whatever_else_it_may_me
     assert len(outcomes) == 8
 
 
+def test_one_slow_call_does_not_end_what_goes_well_beside_it(api: RawApi) -> None:
+    """Though it takes longer until it is given up than the API may be silent."""
+    api.answer = lambda body: [2.0, GOOD] if body["rows"] == [0] else [0.02, GOOD]
+    outcomes: list[Outcome] = []
+    collect(Paying(Paged(api.url), timeout=0.5, dead_after=0.3, attempts=2, concurrency=2), 100, outcomes)
+    assert [request.row for request, outcome in outcomes if isinstance(outcome, Failure)] == [0]
+    assert len(outcomes) == 100
+
+
 def test_an_api_that_refuses_slowly_is_not_dead(api: RawApi) -> None:
     """It lives, and does not know some users."""
     api.answer = lambda body: GOOD if body["rows"] == [7] else [0.05, response(b"who?", "404 Not Found"), None]

@@ -110,8 +110,8 @@ class TransportSettings(Settings):
     calls in a row each of which brought failures for most of its questions. The first call about several questions
     carries no more than these, unless calls are charged, and none goes with it."""
     dead_after: PositiveFloat = 120.0
-    """Seconds of nothing but calls that did not get through, after which no more are sent; waits that the API asked for
-    do not count, and neither does what it refuses for good."""
+    """Seconds of nothing but calls that did not get through, from the end of the first of them, after which no more are
+    sent; waits that the API asked for do not count, and neither does what it refuses for good."""
     largest_reply: PositiveInt = 16 * 1024 * 1024
     """Bytes of a reply, unpacked, beyond which it is not read on and the request fails."""
 
@@ -391,10 +391,8 @@ class _Walk(Walk):
         if refused.final:
             self.failing_since = None
             return None
-        alive_until = sent_at if refused.wait is None else now + refused.wait
-        self.failing_since = alive_until if self.failing_since is None else self.failing_since
-        if refused.wait is not None:
-            self.failing_since = max(self.failing_since, alive_until)
+        if self.failing_since is None or refused.wait is not None:
+            self.failing_since = max(self.failing_since or now, now + (refused.wait or 0.0))
         wait = self._back_off(attempt) if refused.wait is None else refused.wait
         if now - self.failing_since > self.settings.dead_after:
             self._give_up(f"gave up after {self.settings.dead_after:g} s of failed calls only (dead_after)", refused)
