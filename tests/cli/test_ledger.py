@@ -16,7 +16,7 @@ from recdistill.teachers.answers import Answer, Failure
 from recdistill.teachers.callable import CallableTeacher
 from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.ledger import Ledger
-from recdistill.teachers.ledger_records import Question, digest
+from recdistill.teachers.ledger_records import Question, Terms, digest
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 
 from .shell import call
@@ -256,7 +256,8 @@ def test_requests_of_a_dead_process_are_named(capsys: pytest.CaptureFixture[str]
     """Until somebody asks them anew."""
     code = (
         "import os, sys; from recdistill.teachers.ledger import Ledger; ledger = Ledger(sys.argv[1]);"
-        "ledger.book(ledger.page('circle', 2, 0), [b'0123456789abcdef'], None); os._exit(0)"
+        "from recdistill.teachers.ledger_records import Terms;"
+        "ledger.book(ledger.page('circle', 2, 0), [b'0123456789abcdef'], Terms()); os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, str(file)], check=True, env=dict(os.environ))
     code_, out, _ = call(capsys, "ledger", "verify", file)
@@ -267,7 +268,7 @@ def test_requests_of_a_dead_process_are_named(capsys: pytest.CaptureFixture[str]
 def test_requests_of_a_living_process_are_not(capsys: pytest.CaptureFixture[str], file: Path) -> None:
     with Ledger(file) as ledger:
         page = ledger.page("circle", 2, 0)
-        ledger.book(page, [b"0123456789abcdef"], None)
+        ledger.book(page, [b"0123456789abcdef"], Terms())
         assert call(capsys, "ledger", "verify", file)[0] == 0
 
 
@@ -279,7 +280,7 @@ def test_what_was_refused_for_good_is_forgotten(capsys: pytest.CaptureFixture[st
     with Ledger(file) as ledger:
         page = ledger.page("api", 5, 0)
         questions = [Question(digest(text), text) for text in ('{"history":[1]}', '{"history":[2]}', '{"history":[3]}')]
-        ledger.book(page, [question.digest for question in questions], None)
+        ledger.book(page, [question.digest for question in questions], Terms())
         outcomes: list[Answer | Failure] = [Failure("who?", final=True), Failure("busy"), Answer([7])]
         ledger.settle(page, zip(questions, outcomes, strict=True))
     assert re.search(r"failures +2, 1 of them for good\n", call(capsys, "ledger", "stats", file)[1])

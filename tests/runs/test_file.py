@@ -273,6 +273,15 @@ def test_an_api_that_would_be_known_by_another_name_is_a_difference() -> None:
     assert parse(teacher=both(FILE, API)).differences(parse(teacher=both(FILE, moved))) == [said]
 
 
+@pytest.mark.parametrize("other", [{"budget": 6}, {"budget": 5, "charge": "calls"}, {}])
+def test_rounds_of_an_api_share_a_budget_and_what_it_counts(other: dict[str, Any]) -> None:
+    """Else it would be no ceiling for both."""
+    with pytest.raises(SettingsError, match=r"members that are teacher .* share a budget, but it is 5 of"):
+        parse(teacher=both(API | {"budget": 5}, API | {"round": 1} | other))
+    parse(teacher=both(API | {"budget": 5}, API | {"round": 1, "budget": 5}))
+    parse(teacher=both(API | {"budget": 5}, API | {"round": 1, "ledger": "/b"} | other))
+
+
 def test_members_of_an_ensemble_differ_one_by_one() -> None:
     ledgers = [parse(teacher=both(API | {"ledger": f"/{name}"}, FILE)) for name in "ab"]
     assert ledgers[0].differences(ledgers[1]) == ['teacher.members.1.ledger: "/a" and "/b"']

@@ -19,7 +19,7 @@ from recdistill.teachers.answers import Answer, Failure, Outcome, Request, Take
 from recdistill.teachers.client import Client, TransportSettings
 from recdistill.teachers.exchange import Call, Conversation
 from recdistill.teachers.ledger import Ledger
-from recdistill.teachers.ledger_records import Page, Question
+from recdistill.teachers.ledger_records import Page, Question, Terms
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.teachers.meter import Charge, Meter, MeteredTeacher, Pace, Unsent
 from recdistill.teachers.window import Window
@@ -248,13 +248,13 @@ def test_turns_and_waits_are_forgotten_where_the_clock_is_set_back(
     now = [2e9]
     monkeypatch.setattr(time, "time", lambda: now[0])
     page = ledger.page("api", 1, 0)
-    ledger.book(page, [b"first"], None)
+    ledger.book(page, [b"first"], Terms())
     ledger.turn(page, 60.0)
     ledger.hold(page, 30.0)
-    ledger.book(page, [b"second"], None)
+    ledger.book(page, [b"second"], Terms())
     assert ledger.held(page) == 30.0
     now[0] = 1e9
-    ledger.book(page, [b"third"], None)
+    ledger.book(page, [b"third"], Terms())
     assert (ledger.held(page), ledger.turn(page, 60.0)) == (0.0, 0.0)
     assert ledger.turn(page, 60.0) == 60.0
 
@@ -741,6 +741,28 @@ def test_what_is_charged_cannot_change_once_something_was_spent(api: RawApi, led
     LedgerTeacher(Paying(Paged(api.url), charge="calls"), ledger).rank(histories(2), 1)
     with pytest.raises(SettingsError, match=r'has counted 2 calls of .* in queries; set charge = "calls"'):
         LedgerTeacher(Paying(Paged(api.url)), ledger)
+
+
+def test_two_who_count_otherwise_do_not_spend_from_one_budget(api: RawApi, ledger: Ledger) -> None:
+    """Else each would see only what it counts itself, and the budget would be no ceiling."""
+    queries = LedgerTeacher(Paying(Paged(api.url)), ledger, budget=5)
+    LedgerTeacher(Paying(Paged(api.url), charge="calls"), ledger, budget=5)
+    with pytest.raises(SettingsError, match=r'has counted 0 calls of .* in queries; set charge = "calls"'):
+        queries.rank_within_budget(histories(20), 1)
+    assert not api.asked
+
+
+def test_what_is_charged_cannot_change_while_somebody_asks(api: RawApi, ledger: Ledger) -> None:
+    """Though nothing is spent yet: an attempt is booked, and its call waits for its turn."""
+    LedgerTeacher(Paying(Paged(api.url), charge="calls"), ledger)
+    page = ledger.page("paying", 1, 0)
+    ledger.book(page, [b"first"], Terms(charge="calls"))
+    with pytest.raises(SettingsError, match="has counted 0 calls"):
+        LedgerTeacher(Paying(Paged(api.url)), ledger)
+    with pytest.raises(SettingsError, match="has counted 0 calls"):
+        ledger.charge(page, [b"first"], Terms())
+    ledger.lose(page, [b"first"])
+    LedgerTeacher(Paying(Paged(api.url)), ledger)
 
 
 def test_a_call_carries_no_more_questions_than_the_shape_allows(api: RawApi) -> None:

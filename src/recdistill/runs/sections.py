@@ -196,6 +196,20 @@ class Ensemble(Settings):
     weights: tuple[PositiveFloat, ...] | None = None
     """How much each of them counts, in their order; equally if left out."""
 
+    @model_validator(mode="after")
+    def _check_that_rounds_share_a_budget(self) -> Self:
+        """Refuse members that would spend from one budget and differ in what that is."""
+        told: dict[tuple[str, str | None], str] = {}
+        for api in (member for member in self.members if isinstance(member, ApiTeacher)):
+            terms = f"{'any number' if api.budget is None else api.budget} of {api.charge}"
+            first = told.setdefault((api.known_as, api.ledger), terms)
+            if terms != first:
+                raise ValueError(
+                    f"members that are teacher {api.known_as!r} share a budget, but it is {first} to one and {terms} "
+                    "to another; give them the same budget and charge, or another identity or ledger"
+                )
+        return self
+
 
 TeacherSettings: TypeAlias = ApiTeacher | RunTeacher | FileTeacher | RulesSettings | Ensemble
 TEACHERS: dict[str, type[TeacherSettings]] = {

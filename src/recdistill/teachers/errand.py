@@ -80,7 +80,7 @@ class Errand:
             candidates = self._affordable(min(n, len(self.waiting)))
             if not candidates:
                 break
-            booking = self.ledger.book(self.page, [question.digest for _, question in candidates], self.keeper.budget)
+            booking = self.ledger.book(self.page, [question.digest for _, question in candidates], self.keeper.terms)
             self.answers |= booking.answers
             left: list[tuple[Request, Question]] = []
             for request, question in candidates:
@@ -127,7 +127,7 @@ class Errand:
         self._renew()
         if self.keeper.charge != "queries":
             digests = [self.asked[request.row].digest for request in requests]
-            self.ledger.charge(self.page, digests, self.keeper.budget)
+            self.ledger.charge(self.page, digests, self.keeper.terms)
             for request in requests:
                 self.due[request.row] = max(0, self.due.get(request.row, 0) - 1)
 

@@ -16,6 +16,9 @@ budget is a ceiling whatever happens, for all threads and processes that share t
 ``rows``
     As ``calls``, times the requests that the call carries.
 
+All who ask a teacher have to count the same: whoever counts otherwise than the file is refused, when it is opened and
+in the transaction that would charge.
+
 What a teacher has spent is the sum of what its attempts were charged. A process that is killed leaves its attempts
 open; they stay charged, because they may have been paid for, and the next process asks them again.
 
@@ -45,9 +48,9 @@ from typing import Any, Self
 from recdistill.errors import BudgetExhausted, SettingsError
 from recdistill.teachers.answers import Answer, Failure
 from recdistill.teachers.ledger_file import LedgerFile
-from recdistill.teachers.ledger_records import Booking, Digest, Page, Question, Stats, read_answer
+from recdistill.teachers.ledger_records import Booking, Digest, Page, Question, Stats, Terms, read_answer
 from recdistill.teachers.liveness import alive, process_started
-from recdistill.teachers.meter import Charge, Unsent
+from recdistill.teachers.meter import Unsent
 
 _OPEN = "WHERE teacher = ? AND k = ? AND round = ? AND request = ? AND ended_at IS NULL"
 """The attempt that is in flight for one request."""
@@ -106,21 +109,35 @@ class Ledger:
         with self._file.writing() as db:
             return Page(_teacher(db, identity), k, round)
 
-    def set_terms(self, identity: str, budget: int | None, charge: Charge) -> None:
+    def set_terms(self, identity: str, terms: Terms) -> None:
         """Note a teacher's budget, over the whole life of the file, and what it counts.
 
         Raises:
-            SettingsError: when something else has been counted before.
+            SettingsError: when something else has been counted before, or is about to be.
         """
+        now = time.time()
         with self._file.writing() as db:
             teacher = _teacher(db, identity)
-            spent, before = db.execute("SELECT spent, charge FROM teachers WHERE id = ?", (teacher,)).fetchone()
-            if spent and before != charge:
-                raise SettingsError(
-                    f"ledger {self.path} has counted {spent:,} {before} of teacher {identity!r}, which cannot be told "
-                    f'in {charge}; set charge = "{before}", or give another ledger.'
-                )
-            db.execute("UPDATE teachers SET budget = ?, charge = ? WHERE id = ?", (budget, charge, teacher))
+            (spent,) = db.execute("SELECT spent FROM teachers WHERE id = ?", (teacher,)).fetchone()
+            if spent or _any_alive(db, teacher, now):
+                self._spent(db, teacher, terms)
+            db.execute("UPDATE teachers SET budget = ?, charge = ? WHERE id = ?", (*terms, teacher))
+
+    def _spent(self, db: sqlite3.Connection, teacher: int, terms: Terms) -> int:
+        """Return what a teacher has spent.
+
+        Raises:
+            SettingsError: when that counts something else than these terms.
+        """
+        identity, spent, counted = db.execute(
+            "SELECT identity, spent, charge FROM teachers WHERE id = ?", (teacher,)
+        ).fetchone()
+        if counted != terms.charge:
+            raise SettingsError(
+                f"ledger {self.path} has counted {spent:,} {counted} of teacher {identity!r}, which cannot be told "
+                f'in {terms.charge}; set charge = "{counted}", or give another ledger.'
+            )
+        return int(spent)
 
     def teachers(self) -> list[str]:
         """Return whose answers are on file."""
@@ -160,10 +177,15 @@ class Ledger:
                 for request in requests
             )
 
-    def book(self, page: Page, requests: Sequence[Digest], budget: int | None) -> Booking:
-        """Open attempts for as many requests as the budget allows, in their order, in one transaction."""
+    def book(self, page: Page, requests: Sequence[Digest], terms: Terms) -> Booking:
+        """Open attempts for as many requests as the budget allows, in their order, in one transaction.
+
+        Raises:
+            SettingsError: when the file counts something else than these terms.
+        """
         now = time.time()
         with self._file.writing() as db:
+            spent = self._spent(db, page.teacher, terms)
             _forget_turns_of_a_later_time(db, now)
             answers = _find(db, page, requests)
             busy: set[Digest] = set()
@@ -172,11 +194,10 @@ class Ledger:
                     busy.add(request)
                 else:
                     db.execute("UPDATE attempts SET ended_at = ?, outcome = 'lost' WHERE id = ?", (now, attempt))
-            spent, charge = db.execute("SELECT spent, charge FROM teachers WHERE id = ?", (page.teacher,)).fetchone()
             free = [request for request in requests if request not in answers and request not in busy]
-            left = len(free) if budget is None else max(0, budget - spent)
-            granted = free if charge == "calls" and left else free[:left]
-            charged = int(charge == "queries")
+            left = len(free) if terms.budget is None else max(0, terms.budget - spent)
+            granted = free if terms.charge == "calls" and left else free[:left]
+            charged = int(terms.charge == "queries")
             db.executemany(
                 "INSERT INTO attempts (teacher, k, round, request, pid, process_started, booked_at, charged) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -203,14 +224,16 @@ class Ledger:
                 f"UPDATE attempts SET renewed_at = ? {_OPEN}", [(now, *page, request) for request in requests]
             )
 
-    def charge(self, page: Page, requests: Sequence[Digest], budget: int | None) -> None:
+    def charge(self, page: Page, requests: Sequence[Digest], terms: Terms) -> None:
         """Charge a call about booked requests, in one transaction with the check of the budget.
 
         Raises:
             BudgetExhausted: when it costs more than is left; nothing is charged then.
+            SettingsError: when the file counts something else than these terms.
         """
+        budget, charge = terms
         with self._file.writing() as db:
-            spent, charge = db.execute("SELECT spent, charge FROM teachers WHERE id = ?", (page.teacher,)).fetchone()
+            spent = self._spent(db, page.teacher, terms)
             charged = {"queries": [], "calls": requests[:1], "rows": requests}[charge]
             if budget is not None and spent + len(charged) > budget:
                 raise BudgetExhausted(
@@ -261,7 +284,7 @@ class Ledger:
                         (*key, question.text, _json(outcome.items), _json(outcome.scores), now),
                     )
                 elif charge == "queries" and not outcome.paid:
-                    _spend(db, page, -db.execute(f"UPDATE attempts SET charged = 0 {_OPEN}", key).rowcount)
+                    _spend(db, page, -db.execute(f"UPDATE attempts SET charged = 0 {_OPEN} AND charged", key).rowcount)
                 if isinstance(outcome, Unsent):
                     db.execute(f"DELETE FROM attempts {_OPEN} AND charged = 0", key)
                 if isinstance(outcome, Failure):
@@ -326,6 +349,16 @@ def _teacher(db: sqlite3.Connection, identity: str) -> int:
     db.execute("INSERT OR IGNORE INTO teachers (identity) VALUES (?)", (identity,))
     (teacher,) = db.execute("SELECT id FROM teachers WHERE identity = ?", (identity,)).fetchone()
     return int(teacher)
+
+
+def _any_alive(db: sqlite3.Connection, teacher: int, now: float) -> bool:
+    """Return whether anybody is just asking a teacher."""
+    rows = db.execute(
+        "SELECT DISTINCT pid, process_started FROM attempts WHERE teacher = ? AND ended_at IS NULL "
+        "AND ifnull(renewed_at, booked_at) > ?",
+        (teacher, now - STALE),
+    )
+    return any(alive(pid, started) for pid, started in rows)
 
 
 def _spend(db: sqlite3.Connection, page: Page, amount: int) -> None:

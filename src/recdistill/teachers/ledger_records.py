@@ -30,6 +30,15 @@ class Question(NamedTuple):
     text: str
 
 
+class Terms(NamedTuple):
+    """What a teacher may cost, as one of those who ask it has been told."""
+
+    budget: int | None = None
+    """Most that may ever be spent; ``None`` for no limit."""
+    charge: Charge = "queries"
+    """What is counted as spent."""
+
+
 class Booking(NamedTuple):
     """What became of requests that were to be asked; the rest is over the budget."""
 

@@ -16,7 +16,7 @@ from recdistill.teachers.answers import Bools, Failure, Outcome, Request
 from recdistill.teachers.base import Deputy, Teacher
 from recdistill.teachers.errand import Errand
 from recdistill.teachers.ledger import Ledger
-from recdistill.teachers.ledger_records import Digest, Question, Stats, digest
+from recdistill.teachers.ledger_records import Digest, Question, Stats, Terms, digest
 from recdistill.teachers.meter import Charge, MeteredTeacher
 
 _log = logging.getLogger("recdistill.teachers")
@@ -47,7 +47,8 @@ class LedgerTeacher(Deputy):
         self.strange_lists: int | None = 0
         """How many lists came that name items, but none that we know; ``None`` once one named one."""
         self.charge: Charge = teacher.charge if isinstance(teacher, MeteredTeacher) else "queries"
-        ledger.set_terms(teacher.identity, budget, self.charge)
+        self.terms = Terms(budget, self.charge)
+        ledger.set_terms(teacher.identity, self.terms)
         if budget is not None:
             self._warn_of_others()
 
