@@ -1,6 +1,8 @@
 """How hard the API is asked, when it is given up, and what is charged for it; faults stand in test_faults.py."""
 
+import logging
 import math
+import re
 import signal
 import socket
 import threading
@@ -220,10 +222,13 @@ def test_turns_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     pace = Pace()
-    assert [pace.turn(2.0) for _ in range(3)] == [0.0, 2.0, 4.0]
+    assert [pace.turn(0.125) for _ in range(3)] == [0.0, 0.125, 0.25]
+    assert [pace.turn(0.125) for _ in range(2)] == [0.375, 0.375], "too far off to be given to anybody"
     now[0] = 103.0
     pace.hold(5.0)
-    assert (pace.held(), pace.turn(2.0), pace.turn(2.0)) == (5.0, 5.0, 7.0)
+    assert (pace.held(), pace.turn(0.125)) == (5.0, 5.0)
+    now[0] = 108.0
+    assert (pace.held(), pace.turn(0.125), pace.turn(0.125)) == (0.0, 0.0, 0.125)
     now[0] = 120.0
     assert (pace.held(), pace.turn(2.0)) == (0.0, 0.0)
 
@@ -233,11 +238,12 @@ def test_processes_share_turns_and_waits_by_the_ledger(tmp_path: Path, monkeypat
     monkeypatch.setattr(time, "time", lambda: 1000.0)
     with Ledger(tmp_path / "ledger.sqlite") as one, Ledger(tmp_path / "ledger.sqlite") as two:
         page = one.page("api", 10, 0)
-        assert [asked.turn(page, 2.0) for asked in (one, two, one)] == [0.0, 2.0, 4.0]
+        assert [asked.turn(page, 0.125) for asked in (one, two, one)] == [0.0, 0.125, 0.25]
+        assert [asked.turn(page, 0.125) for asked in (two, two)] == [0.375, 0.375]
         two.hold(page, 60.0)
         one.hold(page, 5.0)  # a shorter wait takes nothing from a longer one
         assert one.held(page) == 60.0
-        assert one.turn(page, 2.0) == 60.0
+        assert one.turn(page, 0.125) == 60.0
         assert two.turn(page, 0.0) == 60.0  # without a rate as well
 
 
@@ -257,6 +263,26 @@ def test_turns_and_waits_are_forgotten_where_the_clock_is_set_back(
     ledger.book(page, [b"third"], Terms())
     assert (ledger.held(page), ledger.turn(page, 60.0)) == (0.0, 0.0)
     assert ledger.turn(page, 60.0) == 60.0
+
+
+def test_whoever_is_stopped_leaves_no_turns_behind(api: RawApi, ledger: Ledger) -> None:
+    """A rate that was set too low is set right: nobody waits for the turns of those who were stopped meanwhile."""
+    api.answer = lambda body: response(b"", "401 Unauthorized")
+    with pytest.raises(TeacherError, match="401"):
+        LedgerTeacher(Paying(Paged(api.url), rate=1 / 60), ledger).rank(histories(8), 1)
+    api.answer = lambda body: GOOD
+    start = time.monotonic()
+    LedgerTeacher(Paying(Paged(api.url), rate=50), ledger).rank(histories(8), 1)
+    assert time.monotonic() - start < 10
+
+
+def test_a_slow_rate_says_what_it_waits_for(
+    api: RawApi, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("recdistill.teachers.client._LONG", 0.2)
+    with caplog.at_level(logging.WARNING, logger="recdistill.teachers"):
+        Paying(Paged(api.url), rate=2).rank(histories(2), 1)
+    assert re.findall(r"the next call waits \d s for its turn", caplog.text)
 
 
 # what is paid for is not thrown away

@@ -515,21 +515,29 @@ def test_a_ledger_of_a_later_format_is_refused(path: Path) -> None:
     later = sqlite3.connect(path)
     later.execute("PRAGMA user_version = 9")
     later.close()
-    with pytest.raises(TeacherError, match="is in format 9, this version of recdistill reads 1 to 2"):
+    with pytest.raises(TeacherError, match="is in format 9, this version of recdistill reads 1 to 3"):
         Ledger(path)
 
 
-def test_a_ledger_of_the_format_before_is_brought_up_to_date(path: Path) -> None:
-    with Ledger(path) as ledger:
-        LedgerTeacher(Choosy({2}, paid=True), ledger).rank_within_budget(histories(3), 1)
-    earlier = sqlite3.connect(path)
-    for statement in (
+UNDO = {
+    2: ["ALTER TABLE teachers RENAME COLUMN last_turn TO next_turn", "UPDATE teachers SET next_turn = 9e9"],
+    1: [
         "DROP INDEX attempts_failed",
         "ALTER TABLE failures DROP COLUMN final",
         "ALTER TABLE attempts DROP COLUMN renewed_at",
-        "PRAGMA user_version = 1",
-    ):
-        earlier.execute(statement)
+    ],
+}
+
+
+@pytest.mark.parametrize("version", UNDO)
+def test_a_ledger_of_an_earlier_format_is_brought_up_to_date(path: Path, version: int) -> None:
+    with Ledger(path) as ledger:
+        LedgerTeacher(Choosy({2}, paid=True), ledger).rank_within_budget(histories(3), 1)
+    earlier = sqlite3.connect(path, isolation_level=None)
+    for later in range(2, version - 1, -1):
+        for statement in UNDO[later]:
+            earlier.execute(statement)
+    earlier.execute(f"PRAGMA user_version = {version}")
     earlier.close()
     with Ledger(path) as ledger:
         teacher = Choosy(set(), paid=True)

@@ -48,6 +48,7 @@ that did not get through for ``dead_after`` seconds
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import ssl
 import time
@@ -66,15 +67,19 @@ from recdistill.settings import Settings
 from recdistill.teachers.answers import Answer, Failure, Outcome, Request, Take
 from recdistill.teachers.exchange import Call, Conversation, Garbled, PastTheEnd, Reply, Shape
 from recdistill.teachers.loop import PrivateLoop
-from recdistill.teachers.meter import Charge, Meter, Pace, Unsent
+from recdistill.teachers.meter import SOON, Charge, Meter, Pace, Unsent
 from recdistill.teachers.walk import Streak, Walk
 from recdistill.teachers.window import Window
 from recdistill.teachers.wire import Refused, Throttling, Wire
+
+_log = logging.getLogger("recdistill.teachers")
 
 _POLL = 0.02
 """Seconds between two looks at whether another thread's call has landed."""
 _PUNCTUAL = 0.01
 """Seconds by which a wait may seem not to be over when it is."""
+_LONG = 10.0
+"""Seconds of a wait for a turn from which on it is told."""
 _OF_A_QUESTION = {400, 404, 413, 414, 422}
 """Statuses by which an API may refuse all questions of a call for the sake of one."""
 _PAST_THE_END = {400, 404, 410, 416, 422}
@@ -202,6 +207,8 @@ class _Walk(Walk):
         self.meter = meter
         self.hide = hide
         self.landed = asyncio.Event()
+        self.turns = asyncio.Lock()
+        """Of whoever is the next to have a turn."""
         self.streak = Streak(settings.give_up_after)
         self.poor_in_a_row = 0
         """Calls about several questions most of which failed."""
@@ -359,15 +366,30 @@ class _Walk(Walk):
         """Keep to the rate, and to the waits that the API asks for; who has paid waits though asking is stopped."""
         rate = self.settings.rate
         gap = 0.0 if rate is None else 1 / rate
-        wait = self.meter.turn(gap)
+        wait = await self._take_turn(gap, tally)
         while wait > 0:
-            if tally.paid:
-                await asyncio.sleep(wait)
-            elif not await self._rest(wait):
-                raise _Stopped
+            await self._sit_out(wait, tally)
             wait = self.meter.held()
             if wait > _PUNCTUAL:  # the turn came while nobody may send
-                wait = self.meter.turn(gap)
+                wait = await self._take_turn(gap, tally)
+
+    async def _take_turn(self, gap: float, tally: _Tally) -> float:
+        """Wait until a turn is near, after those of us who came before; return the seconds that are left."""
+        async with self.turns:
+            if self.stopped.is_set() and not tally.paid:
+                raise _Stopped
+            while (wait := self.meter.turn(gap)) > SOON:
+                if wait > _LONG:
+                    _log.warning("the next call waits %.0f s for its turn, by the rate or as the API asks for it", wait)
+                await self._sit_out(wait - SOON / 2, tally)
+        return wait
+
+    async def _sit_out(self, wait: float, tally: _Tally) -> None:
+        """Wait so long, unless asking is stopped; who has paid waits on."""
+        if tally.paid:
+            await asyncio.sleep(wait)
+        elif not await self._rest(wait):
+            raise _Stopped
 
     async def _rest(self, seconds: float) -> bool:
         """Wait so long; false, at once, when asking is stopped."""

@@ -132,7 +132,7 @@ class Errand:
                 self.due[request.row] = max(0, self.due.get(request.row, 0) - 1)
 
     def turn(self, gap: float) -> float:
-        """Return the seconds until a call may be sent, among all processes."""
+        """Return the seconds until a call may be sent, among all processes; as `Meter.turn`."""
         return self.ledger.turn(self.page, gap)
 
     def hold(self, seconds: float) -> None:

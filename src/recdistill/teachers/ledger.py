@@ -25,8 +25,9 @@ open; they stay charged, because they may have been paid for, and the next proce
 A question that failed is asked again by the next run, unless the teacher refused it for what it is: that stays so until
 the ledger is told to forget it.
 
-The file also keeps the turns of a rate and the waits that an API asks for, so that all processes keep to them; where
-the clock has been set back since, they are forgotten.
+The file also keeps the newest turn of a rate and the wait that an API asks for, so that all processes keep to them;
+where the clock has been set back since, they are forgotten. A turn is given away when it is near, so that a process
+that ends leaves none to wait for.
 
 What was committed survives a kill at any instant. A power cut may take the answers of the last second. So may a copy of
 a ledger in use, or of one whose process was killed, unless the ``-wal`` file beside it is copied, too.
@@ -50,7 +51,7 @@ from recdistill.teachers.answers import Answer, Failure
 from recdistill.teachers.ledger_file import LedgerFile
 from recdistill.teachers.ledger_records import Booking, Digest, Page, Question, Stats, Terms, read_answer
 from recdistill.teachers.liveness import alive, process_started
-from recdistill.teachers.meter import Unsent
+from recdistill.teachers.meter import SOON, Unsent
 
 _OPEN = "WHERE teacher = ? AND k = ? AND round = ? AND request = ? AND ended_at IS NULL"
 """The attempt that is in flight for one request."""
@@ -186,7 +187,7 @@ class Ledger:
         now = time.time()
         with self._file.writing() as db:
             spent = self._spent(db, page.teacher, terms)
-            _forget_turns_of_a_later_time(db, now)
+            _forget_waits_of_a_later_time(db, now)
             answers = _find(db, page, requests)
             busy: set[Digest] = set()
             for attempt, request, pid, started, renewed_at in _in_flight(db, page, requests):
@@ -245,16 +246,21 @@ class Ledger:
             _spend(db, page, len(charged))
 
     def turn(self, page: Page, gap: float) -> float:
-        """Return the seconds until a call may be sent; the next turn of any process is ``gap`` seconds later."""
+        """Return the seconds until a call may be sent, ``gap`` seconds after the one before of any process.
+
+        Up to `SOON` seconds away the turn is now the caller's; further away it is nobody's, and is asked for again.
+        """
         if not gap:
             return self.held(page)
         with self._file.writing() as db:
             now = time.time()
-            next_turn, held_until = db.execute(
-                "SELECT next_turn, held_until FROM teachers WHERE id = ?", (page.teacher,)
+            last_turn, held_until = db.execute(
+                "SELECT last_turn, held_until FROM teachers WHERE id = ?", (page.teacher,)
             ).fetchone()
-            turn = max(now, float(next_turn), float(held_until))
-            db.execute("UPDATE teachers SET next_turn = ? WHERE id = ?", (turn + gap, page.teacher))
+            set_back = last_turn > now + SOON + _UNNOTICED
+            turn = max(now, 0.0 if set_back else last_turn + gap, float(held_until))
+            if turn - now <= SOON:
+                db.execute("UPDATE teachers SET last_turn = ? WHERE id = ?", (turn, page.teacher))
         return turn - now
 
     def hold(self, page: Page, seconds: float) -> None:
@@ -365,11 +371,10 @@ def _spend(db: sqlite3.Connection, page: Page, amount: int) -> None:
     db.execute("UPDATE teachers SET spent = spent + ? WHERE id = ?", (amount, page.teacher))
 
 
-def _forget_turns_of_a_later_time(db: sqlite3.Connection, now: float) -> None:
-    """Drop turns and waits if the newest attempt was booked after now: they would last until it is as late again."""
+def _forget_waits_of_a_later_time(db: sqlite3.Connection, now: float) -> None:
+    """Drop waits if the newest attempt was booked after now: they would last until it is as late again."""
     db.execute(
-        "UPDATE teachers SET next_turn = 0, held_until = 0 "
-        "WHERE ? < (SELECT booked_at FROM attempts ORDER BY id DESC LIMIT 1)",
+        "UPDATE teachers SET held_until = 0 WHERE ? < (SELECT booked_at FROM attempts ORDER BY id DESC LIMIT 1)",
         (now + _UNNOTICED,),
     )
 

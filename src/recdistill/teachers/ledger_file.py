@@ -13,7 +13,7 @@ from pathlib import Path
 from recdistill.errors import TeacherError
 
 _APPLICATION = 0x52444C47  # "RDLG", at a fixed place in the file: whose file it is
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = """
 CREATE TABLE teachers (
     id INTEGER PRIMARY KEY,
@@ -21,7 +21,7 @@ CREATE TABLE teachers (
     budget INTEGER,
     spent INTEGER NOT NULL DEFAULT 0,
     charge TEXT NOT NULL DEFAULT 'queries',
-    next_turn REAL NOT NULL DEFAULT 0,
+    last_turn REAL NOT NULL DEFAULT 0,
     held_until REAL NOT NULL DEFAULT 0
 );
 CREATE TABLE answers (
@@ -58,12 +58,18 @@ CREATE TABLE failures (
 );
 CREATE INDEX attempts_failed ON attempts (teacher, k, round, request) WHERE outcome = 'failed';
 """
-_SINCE_1 = """
+_CHANGES = {
+    1: """
 ALTER TABLE attempts ADD COLUMN renewed_at REAL;
 ALTER TABLE failures ADD COLUMN final INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX attempts_failed ON attempts (teacher, k, round, request) WHERE outcome = 'failed';
-"""
-"""What the format before lacks."""
+""",
+    2: """
+ALTER TABLE teachers RENAME COLUMN next_turn TO last_turn;
+UPDATE teachers SET last_turn = 0;
+""",
+}
+"""What turns each earlier format into the next."""
 _PATIENCE = 60.0
 """Seconds to wait for another process that is writing."""
 _POLL = 0.01
@@ -128,8 +134,9 @@ class LedgerFile:
             found = self._format(db)
             if found == _VERSION:
                 return
-            for statement in (_SINCE_1 if found else _SCHEMA).split(";\n"):
-                db.execute(statement)
+            for script in [_CHANGES[version] for version in range(found, _VERSION)] if found else [_SCHEMA]:
+                for statement in script.split(";\n"):
+                    db.execute(statement)
             db.execute(f"PRAGMA application_id = {_APPLICATION}")
             db.execute(f"PRAGMA user_version = {_VERSION}")
 

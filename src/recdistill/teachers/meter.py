@@ -7,6 +7,7 @@ keeps the budget as well.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from abc import abstractmethod
@@ -19,6 +20,8 @@ from recdistill.teachers.base import OutsideTeacher
 from recdistill.teachers.exchange import Shape
 
 Charge: TypeAlias = Literal["queries", "calls", "rows"]
+SOON = 0.25
+"""Seconds before a turn at which it is given to whoever waits for it; whoever ends before that leaves none behind."""
 
 
 class Meter(Protocol):
@@ -30,7 +33,10 @@ class Meter(Protocol):
         ...
 
     def turn(self, gap: float) -> float:
-        """Return the seconds until a call may be sent; the next turn is ``gap`` seconds later."""
+        """Return the seconds until a call may be sent, ``gap`` seconds after the one before.
+
+        Up to `SOON` seconds away the turn is now the caller's; further away it is nobody's, and is asked for again.
+        """
         ...
 
     def charge(self, requests: Sequence[Request]) -> None:
@@ -57,14 +63,15 @@ class Pace:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._next_turn = self._held_until = 0.0
+        self._last_turn = self._held_until = -math.inf
 
     def turn(self, gap: float) -> float:
-        """Return the seconds until a call may be sent."""
+        """Return the seconds until a call may be sent, and give the turn away if it is soon."""
         with self._lock:
             now = time.monotonic()
-            turn = max(now, self._next_turn, self._held_until)
-            self._next_turn = turn + gap
+            turn = max(now, self._last_turn + gap, self._held_until)
+            if turn - now <= SOON:
+                self._last_turn = turn
         return turn - now
 
     def charge(self, requests: Sequence[Request]) -> None:
