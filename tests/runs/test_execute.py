@@ -29,6 +29,9 @@ def test_a_run_folder_holds_all_there_is_to_know(finished: Result) -> None:
     assert set(about["versions"]) == {"recdistill", "python", "torch", "numpy", "polars"}
     assert len((finished.folder / METRICS).read_text().splitlines()) == finished.facts["epochs"] == 3
     assert finished.facts["side_by_side"] == []
+    (computed_with,) = finished.facts["computed_with"]
+    assert computed_with["torch"] == about["versions"]["torch"]
+    assert {computed_with[f"{part}_precision"] for part in ("student", "method")} <= {"fp32", "bf16"}
 
 
 def test_a_finished_run_is_read_back_as_it_was(finished: Result) -> None:

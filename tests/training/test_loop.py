@@ -206,6 +206,43 @@ def test_a_run_is_resumed_to_the_same_weights(tmp_path: Path) -> None:
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4, 5]
 
 
+def test_going_on_with_another_precision_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where ``auto`` means bf16 on one machine and fp32 on the next, nothing in the settings says so."""
+    monkeypatch.setattr(precision, "_multiplies_bf16", lambda device: True)
+    _stop_after(tmp_path, epochs=2)
+    _stop_after(tmp_path, epochs=3, values=[0.3])
+    assert caplog.messages == []  # nothing differs
+    monkeypatch.setattr(precision, "_multiplies_bf16", lambda device: False)
+    _, result = _fit(tmp_path, epochs=5)
+    assert "goes on after epoch 3" in caplog.text
+    assert "student_precision bf16 before, fp32 now; method_precision bf16 before, fp32 now" in caplog.text
+    first, second = result.computed_with
+    assert (first["from_epoch"], second["from_epoch"]) == (1, 4)
+    assert (first["method_precision"], second["method_precision"]) == ("bf16", "fp32")
+    assert first["torch"] == second["torch"] == torch.__version__
+    caplog.clear()
+    assert _fit(tmp_path, epochs=5)[1].computed_with == [first, second]  # finished
+    assert caplog.messages == []
+
+
+def test_precision_is_named_where_it_is_set() -> None:
+    """A recurrent net has none of its own; the method's says what the products with the item table are made in."""
+    student = build_model("gru4rec", 9, {"dim": 8, "max_len": 5})
+    setting = Setting(Sequences.from_lists(ROWS), np.arange(len(ROWS)), 9)
+    method = build_method("s4rec", {"label_loss": {"precision": "fp32"}})
+    settings = TrainerSettings(epochs=1)
+    (with_,) = fit(student, method, setting, settings, validate=lambda model: 0.5).computed_with
+    assert with_ == {
+        "from_epoch": 1,
+        "torch": torch.__version__,
+        "device": "cpu",
+        "processes": 1,
+        "method_precision": "fp32",
+    }
+
+
 class _Stop(Exception):
     pass
 

@@ -17,13 +17,18 @@ def compute_dtype(like: Tensor, precision: Precision) -> torch.dtype:
     for half the memory traffic and twice the arithmetic; it grows with them (`LabelLossConfig.precision` has figures).
     ``auto`` picks it only where the hardware multiplies bf16 itself.
     """
-    if precision == "fp32" or (precision == "auto" and not _multiplies_bf16(like.device.type)):
-        return torch.float32
-    return torch.bfloat16
+    return torch.bfloat16 if resolved(precision, like.device) == "bf16" else torch.float32
+
+
+def resolved(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """Return what a precision is on a device: itself, or what ``auto`` stands for there."""
+    if precision == "auto":
+        return "bf16" if _multiplies_bf16(device.type) else "fp32"
+    return precision
 
 
 def _multiplies_bf16(device: str) -> bool:
     if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return device == "cpu" and supported is not None and bool(supported())

@@ -143,6 +143,7 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
             "best_validation_ndcg_10": fitted.best_value,
             "start_validation_ndcg_10": fitted.start_value,
             "training_seconds": fitted.seconds,
+            "computed_with": fitted.computed_with,
             "queries": queries,
             "side_by_side": compared,
         }

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from recdistill.errors import SettingsError, TrainingError
+from recdistill.losses.precision import resolved
 from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.models.base import Model
 from recdistill.models.layers import seed_dropout
@@ -48,7 +49,8 @@ def fit(
     """Train ``student`` by ``method`` until validation no longer improves, and leave the best weights in it.
 
     Every random draw follows from the seed and the number of the epoch. So a run that is killed and started again in
-    the same ``folder`` goes on after its last whole epoch and, on a CPU, ends with the very same weights.
+    the same ``folder`` goes on after its last whole epoch and, on the same CPU, ends with the very same weights. Where
+    something else computes than before (`Fit.computed_with`), a warning says what differs.
 
     Under ``torchrun`` (an initialised process group) each process takes its share of every batch and gradients are
     averaged; process 0 validates and writes.
@@ -83,6 +85,7 @@ def fit(
     store = Store(folder) if folder is not None and processes.rank() == 0 else None
     if folder is not None and (state := Store(folder).load()) is not None:
         loop.resume(state)
+    loop.note_what_computes()
     if store is not None:
         store.write_metrics(map(asdict, loop.fit.rows))
 
@@ -257,6 +260,7 @@ class _Loop:
             "best_value": self.fit.best_value,
             "stopped_early": self.fit.stopped_early,
             "rows": [asdict(row) for row in self.fit.rows],
+            "computed_with": self.fit.computed_with,
         }
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -276,8 +280,30 @@ class _Loop:
             self.average.load_state_dict(state["average"])
         self.best = state["best"]
         self.fit = Fit(
-            [EpochRow(**row) for row in state["rows"]], state["best_epoch"], state["best_value"], state["stopped_early"]
+            [EpochRow(**row) for row in state["rows"]],
+            state["best_epoch"],
+            state["best_value"],
+            state["stopped_early"],
+            computed_with=state.get("computed_with", []),
         )
+
+    def note_what_computes(self) -> None:
+        """Take note of what computes the epochs to come, and warn where it is not what computed the last ones."""
+        if self.done:
+            return
+        fit, now = self.fit, _what_computes(self.student, self.method, self.device)
+        before = fit.computed_with[-1] if fit.computed_with else {}
+        differing = [name for name in {**before, **now} if name != "from_epoch" and before.get(name) != now.get(name)]
+        if not differing:
+            return
+        if before and processes.rank() == 0:
+            _log.warning(
+                "training goes on after epoch %d with something else than before, so its student is not quite that of "
+                "either alone: %s",
+                fit.epochs,
+                "; ".join(f"{name} {before.get(name)} before, {now.get(name)} now" for name in differing),
+            )
+        fit.computed_with = [*fit.computed_with, {"from_epoch": fit.epochs + 1, **now}]
 
 
 def _about(student: Model, method: Method, setting: Setting) -> dict[str, str]:
@@ -296,6 +322,23 @@ def _about(student: Model, method: Method, setting: Setting) -> dict[str, str]:
         if isinstance(weight, Tensor):
             weights.update(weight.detach().cpu().contiguous().numpy().tobytes())
     return {what: found.hexdigest() for what, found in {**hashes, "other first weights": weights}.items()}
+
+
+def _what_computes(student: Model, method: Method, device: torch.device) -> dict[str, str | int]:
+    """Name what else decides the numbers that a training ends with: these may differ where a run is taken up again."""
+    found: dict[str, str | int] = {
+        "torch": str(torch.__version__),
+        "device": device.type,
+        "processes": processes.world_size(),
+    }
+    settings = {
+        "student_precision": student.config,
+        "method_precision": getattr(method.config, "label_loss", method.config),
+    }
+    for name, config in settings.items():
+        if (precision := getattr(config, "precision", None)) is not None:
+            found[name] = resolved(precision, device)
+    return found
 
 
 def _who(teacher: Teacher) -> str | list[str]:

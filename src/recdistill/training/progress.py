@@ -36,6 +36,9 @@ class Fit:
     stopped_early: bool = False
     start_value: float | None = None
     """What a student that begins with trained weights reached on the validation cases before; ``None`` for others."""
+    computed_with: list[dict[str, str | int]] = field(default_factory=list)
+    """What computed the epochs, in stretches: ``from_epoch``, and what all of the stretch have in common, the precision
+    among it that ``auto`` stood for. A training that was never stopped, or went on alike, is one stretch."""
 
     @property
     def epochs(self) -> int:

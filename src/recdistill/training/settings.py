@@ -59,7 +59,8 @@ class TrainerSettings(Settings):
     """Of the order of users and of every draw in model and method."""
     device: str = Field(default="cpu", pattern=devices.NAMES)
     """Where the student is trained, and where a model of one's own that teaches it scores: ``cpu``, ``cuda``,
-    ``cuda:N``, or ``auto`` for a CUDA device if there is one. A run can be taken up again on another device.
+    ``cuda:N``, or ``auto`` for a CUDA device if there is one. A run can be taken up again on another device, and says
+    then what differs.
 
     Only CPUs have been tried so far; there alone a run that was stopped ends with the very same weights.
     """
