@@ -171,6 +171,8 @@ class Row:
         if self.budget is not None and self.regime == "pure" and OPINION not in self.variant:
             staged = {**staged, **self._for_few_answers(self.budget, values["training"]["batch_size"], staged)}
         tuned = TUNED.get((self.dataset, self.student, self.regime, self.access, self.method), {})
+        if self.access == "scores":  # which say themselves what a place in the list is worth
+            tuned = {name: value for name, value in tuned.items() if name != "method.rank_decay"}
         if FAITHFUL in self.variant:
             tuned = {**tuned, **COPYING}
         if OPINION in self.variant and self.regime:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from recdistill.errors import SettingsError
 
@@ -19,6 +19,21 @@ class Settings(BaseModel):
     )
     never_shown: ClassVar[frozenset[str]] = frozenset()
     """Settings whose values no error repeats, as they may be secret."""
+
+    def unread(self) -> dict[str, str]:
+        """Return the settings that nothing reads as the others stand, each with what it would take to be read.
+
+        They are refused where they were given and are no defaults, which would be a mistake that nobody notices. What
+        belongs to a part that a weight of 0 leaves out is not among them: to leave a part out is to say so.
+        """
+        return {}
+
+    @model_validator(mode="after")
+    def _refuse_unread(self) -> Self:
+        for name, needed in self.unread().items():
+            if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is read only with {needed}: set that, or leave {name} out")
+        return self
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, where: str = "settings") -> Self:

@@ -320,6 +320,46 @@ def test_settings_round_trip_through_json(name: str) -> None:
     assert type(config).model_validate_json(config.model_dump_json()) == config
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "unread", "needed"),
+    [
+        ("supervised", {"n_negatives": 64}, "n_negatives", r"loss = 'sampled_softmax' or 'gbce'"),
+        ("supervised", {"loss": "gbce", "negatives": "popularity"}, "negatives", r"loss = 'sampled_softmax'"),
+        ("supervised", {"loss": "sampled_softmax", "calibration": 0.5}, "calibration", r"loss = 'gbce'"),
+        ("supervised", {"smoothing_depth": 9}, "smoothing_depth", r"smoothing above 0"),
+        ("kd", {"margin": 0.3}, "margin", r"order_weight above 0"),
+        ("kd", {"values": "scores", "rank_decay": 1.0}, "rank_decay", r"values = 'ranks' or 'auto'"),
+        ("rrd", {"labels": False, "weight": 9.0}, "weight", r"labels = true"),
+        (
+            "rrd",
+            {"labels": False, "label_loss": {"loss": "bce"}},
+            "label_loss",
+            r"labels = true, but for its precision",
+        ),
+        ("bahsd", {"contrast_temperature": 0.1}, "contrast_temperature", r"contrast_weight above 0"),
+        ("bahsd", {"gate": "hard", "gate_width": 2.0}, "gate_width", r"gate = 'soft'"),
+        ("ce", {"refresh_every": 5}, "refresh_every", r"on = 'student' or 'union'"),
+        ("ce", {"on": "all", "top_k": 9}, "top_k", r"on = 'teacher', 'student' or 'union'"),
+        ("rcekd", {"constant_fusion": 0.2}, "constant_fusion", r"fusion = 'constant'"),
+        ("rcekd", {"fusion": "constant", "fusion_rate": 1.0}, "fusion_rate", r"fusion = 'paper' or 'code'"),
+        ("extraction", {"queries": "histories", "walk_len": 9}, "walk_len", r"queries = 'random_walks'"),
+        ("s4rec", {"clustering": "kmeans", "epsilon": 0.1}, "epsilon", r"clustering = 'online'"),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_refused(name: str, settings: dict[str, Any], unread: str, needed: str) -> None:
+    """It would be a mistake that nobody notices; where it is the default, or left out, there is none."""
+    with pytest.raises(SettingsError, match=rf"{unread} is read only with {needed}: set that, or leave {unread} out"):
+        build_method(name, settings)
+    config = Method.registry[name].Config
+    others = {key: value for key, value in settings.items() if key != unread}
+    assert config(**others, **{unread: getattr(config(), unread)}) == config(**others)
+
+
+def test_a_margin_is_read_by_pairs_as_well_as_by_the_order() -> None:
+    for settings in ({"ranking": "margin"}, {"order_weight": 1.0}):
+        build_method("bahsd", {"margin": 0.3, **settings})
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_is_explained(name: str) -> None:
     unexplained = [key for key, field in Method.registry[name].Config.model_fields.items() if not field.description]

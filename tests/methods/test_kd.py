@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,9 +64,10 @@ def test_the_answer_to_the_whole_history_is_the_target_at_its_end() -> None:
 
 def test_the_order_of_each_list_is_learned_beside_its_soft_target() -> None:
     model = sasrec()
+    orders: list[dict[str, Any]] = [{}, {"order_weight": 2.0, "margin": 0.3}]
     alone, both = (
-        ready(labels=False, top_k=3, order_weight=weight, margin=0.3).loss(model, batch([1]))["answer"].item()
-        for weight in (0.0, 2.0)
+        ready(labels=False, top_k=3, **order).loss(model, batch([1]))["answer"].item()
+        for order in orders
     )
     scores = model.scores(batch([1]).batch)[0]
     leads = scores[[6, 1]] - scores[[1, 2]]  # after 3, 4, 5 the circle goes on with 6, 1 and 2

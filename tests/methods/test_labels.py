@@ -92,7 +92,7 @@ def test_windows_of_a_long_history_do_not_make_its_items_more_popular() -> None:
 def test_negatives_estimate_the_sum_over_the_catalogue_without_bias(by: str) -> None:
     """The logQ correction: on average the weighted negatives stand for every item that is ever drawn."""
     rows = [[1, 1, 1, 1, 2, 2, 3, 4]]
-    labels = _labels(LabelLossConfig(n_negatives=2), rows, n_items=4)
+    labels = _labels(LabelLossConfig(loss="sampled_softmax", n_negatives=2), rows, n_items=4)
     generator, total = torch.Generator().manual_seed(0), torch.zeros(5)
     for _ in range(4000):
         negatives, log_weights = labels._negatives(by, 4, generator)

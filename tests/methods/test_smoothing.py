@@ -192,5 +192,7 @@ def test_what_users_took_is_learned_with_what_rules_say() -> None:
 
 
 def test_other_losses_are_not_smoothed() -> None:
-    with pytest.raises(SettingsError, match=r"smoothing needs loss = 'softmax', but the loss is 'bce'"):
+    with pytest.raises(
+        SettingsError, match=r"smoothing is read only with loss = 'softmax': set that, or leave smoothing out"
+    ):
         LabelLossConfig.parse({"loss": "bce", "smoothing": 0.2})

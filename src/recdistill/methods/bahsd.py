@@ -119,6 +119,17 @@ class BAHSDConfig(KDConfig):
     contrast_temperature: PositiveFloat = 0.2
     """At which cosines are compared."""
 
+    def unread(self) -> dict[str, str]:
+        """Pairs of a ranking read the margin as well; the contrast and the soft gate have settings of their own."""
+        unread = super().unread()
+        if self.ranking == "margin":
+            unread.pop("margin", None)
+        if not self.contrast_weight:
+            unread["contrast_temperature"] = "contrast_weight above 0"
+        if self.gate != "soft":
+            unread["gate_width"] = "gate = 'soft'"
+        return unread
+
     @model_validator(mode="before")
     @classmethod
     def _no_opinion_without_labels(cls, settings: dict[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,15 @@ class CEConfig(GuidedConfig):
     seen_items: bool = True
     """Whether items of the user's history stand in the lists, teacher's and student's alike."""
 
+    def unread(self) -> dict[str, str]:
+        """The student's lists are looked at only where they are learned on, and all items are no list."""
+        unread = super().unread()
+        if self.on in ("teacher", "all"):
+            unread["refresh_every"] = "on = 'student' or 'union'"
+        if self.on == "all":
+            unread |= dict.fromkeys(("top_k", "seen_items"), "on = 'teacher', 'student' or 'union'")
+        return unread
+
 
 class CE(GuidedDistillation, name="ce"):
     r"""Learn the teacher's softmax over some items.

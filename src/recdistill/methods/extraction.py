@@ -35,6 +35,11 @@ class ExtractionConfig(Settings):
     margin: NonNegativeFloat = 0.5
     """By which a logit is to exceed that of the next item in the list, and that of a random item."""
 
+    def unread(self) -> dict[str, str]:
+        """The users' histories are no walks."""
+        walks = self.queries == "random_walks"
+        return {} if walks else dict.fromkeys(("n_queries", "walk_len"), "queries = 'random_walks'")
+
 
 class Extraction(Method, name="extraction"):
     r"""Let the teacher write histories, and learn the order of each of its lists with a margin.

@@ -49,7 +49,7 @@ class IntentConfig(Settings):
     clustering: Literal["online", "kmeans"] = "online"
     """Whether intents are learned with the student, or are found anew before each epoch and stand still in it.
 
-    K-means has no assignment to learn: ``cluster_weight`` and all that says how intents are learned have no effect.
+    K-means has no assignment to learn: ``cluster_weight`` and all that says how intents are learned are refused.
     """
     epsilon: PositiveFloat = 0.05
     """Entropy of the assignment to intents (ε); lower is harder."""
@@ -92,6 +92,12 @@ class IntentConfig(Settings):
     """A history's vector z: the mean of its states, or the state that items are scored by."""
     augmentation: AugmentationConfig = AugmentationConfig()
     """How views are made."""
+
+    def unread(self) -> dict[str, str]:
+        """K-means has no assignment to learn."""
+        assigning = ("epsilon", "sinkhorn_iterations", "queue_size", "assignment_temperature")
+        learning = ("cluster_weight", *assigning, "prototypes_learn_from")
+        return {} if self.clustering == "online" else dict.fromkeys(learning, "clustering = 'online'")
 
     @property
     def needs_views(self) -> bool:

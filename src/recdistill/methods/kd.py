@@ -37,6 +37,15 @@ class KDConfig(ListConfig, WithIntentsConfig):
     margin: NonNegativeFloat = 0.5
     """By which a logit is to exceed that of the next item."""
 
+    def unread(self) -> dict[str, str]:
+        """Ranks are worth nothing where scores are, and the margin is that of the order."""
+        unread = super().unread()
+        if self.values == "scores":
+            unread["rank_decay"] = "values = 'ranks' or 'auto'"
+        if not self.order_weight:
+            unread["margin"] = "order_weight above 0"
+        return unread
+
 
 class KD(WithIntents, name="kd"):
     r"""Learn the teacher's list for each user as a soft target over the whole catalogue.

@@ -49,6 +49,12 @@ class RCEKDConfig(GuidedConfig, WithIntentsConfig):
     seen_items: bool = True
     """Whether items of the user's history stand in the lists, teacher's and student's alike."""
 
+    def unread(self) -> dict[str, str]:
+        """A constant γ follows nothing."""
+        if self.fusion == "constant":
+            return super().unread() | {"fusion_rate": "fusion = 'paper' or 'code'"}
+        return super().unread() | {"constant_fusion": "fusion = 'constant'"}
+
 
 class RCEKD(WithIntents, GuidedDistillation, name="rcekd"):
     r"""Learn the teacher's scores on the student's own list, and on the teacher's list closed by draws from above it.

@@ -40,6 +40,15 @@ class ListConfig(SecondOpinionConfig):
         """Half beside labels: students that hear these, too, take up a part only of what rules say."""
         return HALF if self.labels else 0.0
 
+    def unread(self) -> dict[str, str]:
+        """Without labels there is nothing to weigh answers against, nor to learn but in what precision answers are."""
+        if self.labels:
+            return super().unread()
+        unread = super().unread() | {"weight": "labels = true"}
+        if self.label_loss != LabelLossConfig(precision=self.label_loss.precision):
+            unread["label_loss"] = "labels = true, but for its precision"
+        return unread
+
     def advised(self, setting: Setting) -> Setting:
         """Return a setting whose teacher is advised as is set here."""
         return advised(setting, self.second_opinion, k=self.top_k, least=self.least_share)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -15,7 +15,6 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    model_validator,
 )
 
 from recdistill.settings import Settings
@@ -95,16 +94,10 @@ class SplitSettings(Settings):
     file_order: bool = False
     """For ``random``: draw nothing, and cut each sequence in its order."""
 
-    @model_validator(mode="after")
-    def _say_what_is_not_read(self) -> Self:
+    def unread(self) -> dict[str, str]:
+        """Each protocol reads its own."""
         readers = {"at": "time-cut", "valid_at": "time-cut", "seed": "random", "file_order": "random"}
-        for name, reader in readers.items():
-            if self.protocol != reader and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(
-                    f"protocol = {self.protocol!r} does not read {name}; protocol = {reader!r} does: choose that, or "
-                    f"leave {name} out"
-                )
-        return self
+        return {name: f"protocol = {reader!r}" for name, reader in readers.items() if self.protocol != reader}
 
 
 class EvaluationSettings(Settings):
@@ -185,6 +178,10 @@ class RulesSettings(Settings):
     prior: NonNegativeFloat | None = None
     """How often others must have followed an item for it to be heard by half; by default 100 in ordered histories and 0
     in others."""
+
+    def unread(self) -> dict[str, str]:
+        """Where order does not count, nothing is near or far."""
+        return {} if self.ordered else dict.fromkeys(("window", "fade", "decay"), "ordered = true")
 
 
 class Ensemble(Settings):
