@@ -65,10 +65,7 @@ def test_the_answer_to_the_whole_history_is_the_target_at_its_end() -> None:
 def test_the_order_of_each_list_is_learned_beside_its_soft_target() -> None:
     model = sasrec()
     orders: list[dict[str, Any]] = [{}, {"order_weight": 2.0, "margin": 0.3}]
-    alone, both = (
-        ready(labels=False, top_k=3, **order).loss(model, batch([1]))["answer"].item()
-        for order in orders
-    )
+    alone, both = (ready(labels=False, top_k=3, **order).loss(model, batch([1]))["answer"].item() for order in orders)
     scores = model.scores(batch([1]).batch)[0]
     leads = scores[[6, 1]] - scores[[1, 2]]  # after 3, 4, 5 the circle goes on with 6, 1 and 2
     assert both - alone == pytest.approx(2 * (0.3 - leads).clamp_min(0).mean().item(), rel=1e-3)

@@ -53,13 +53,12 @@ class CD(GuidedDistillation, name="cd"):
     """``(R, n)`` the teacher's scores of it."""
 
     def check_teacher(self, teacher: Teacher | None) -> Teacher:
-        """Refuse a second opinion and an ensemble, too, whose scores are logarithms of shares."""
-        if self.config.second_opinion or isinstance(teacher, EnsembleTeacher):
-            remedy = "set second_opinion to 0" if self.config.second_opinion else "name one teacher"
+        """Refuse an ensemble, too, whose scores are logarithms of shares."""
+        if isinstance(teacher, EnsembleTeacher):
             raise SettingsError(
-                f"method {self.name!r} reads every score as the logit of a probability, and several opinions together "
-                f"are shares of all items, nearly none of which is likely: {remedy}, or take a method that compares "
-                "scores with each other, such as 'rcekd'"
+                f"method {self.name!r} reads every score as the logit of a probability, and those of several teachers "
+                "together are shares of all items, nearly none of which is likely: name one teacher, or take a method "
+                "that compares scores with each other, such as 'rcekd'"
             )
         return super().check_teacher(teacher)
 

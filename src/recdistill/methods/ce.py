@@ -14,6 +14,7 @@ from recdistill.losses.ranking import subset_cross_entropy
 from recdistill.losses.softmax import list_cross_entropy
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.lists import contains, list_logits
+from recdistill.methods.opinion import SecondOpinionConfig
 from recdistill.methods.scored import (
     GuidedConfig,
     GuidedDistillation,
@@ -24,7 +25,7 @@ from recdistill.methods.scored import (
 from recdistill.models.base import Model
 
 
-class CEConfig(GuidedConfig):
+class CEConfig(GuidedConfig, SecondOpinionConfig):
     """Cross-entropy against the teacher's scores."""
 
     on: Literal["teacher", "student", "union", "all"] = "teacher"

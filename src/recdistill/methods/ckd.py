@@ -7,13 +7,13 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from recdistill.methods.base import Setting, TrainingBatch
-from recdistill.methods.opinion import Share
+from recdistill.methods.opinion import SecondOpinionConfig, Share
 from recdistill.methods.scored import Distillation, DistillationConfig, TeacherView, blocks
 from recdistill.methods.soft_lists import Answers, list_kl
 from recdistill.models.base import Model
 
 
-class CKDConfig(DistillationConfig):
+class CKDConfig(DistillationConfig, SecondOpinionConfig):
     """Distillation over the whole catalogue."""
 
     second_opinion: Share = 0.3

@@ -10,6 +10,7 @@ from recdistill.data.dataset import Ints
 from recdistill.losses.ranking import relaxed_ranking_loss
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.lists import contains, draw_places, list_logits, places
+from recdistill.methods.opinion import SecondOpinionConfig
 from recdistill.methods.scored import GuidedConfig, GuidedDistillation, n_asked, student_lists, teacher_lists
 from recdistill.models.base import Model
 
@@ -19,7 +20,7 @@ _SATURATED = 5
 """Temperatures beyond which two ranks are as different as can be: ``1 − tanh(5) < 1e-4``."""
 
 
-class DCDConfig(GuidedConfig):
+class DCDConfig(GuidedConfig, SecondOpinionConfig):
     """Dual correction distillation."""
 
     n_corrected: PositiveInt = 100

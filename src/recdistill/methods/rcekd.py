@@ -12,6 +12,7 @@ from recdistill.data.dataset import Ints
 from recdistill.losses.ranking import subset_cross_entropy
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.lists import contains, draw_places, list_logits
+from recdistill.methods.opinion import SecondOpinionConfig
 from recdistill.methods.scored import GuidedConfig, GuidedDistillation, TeacherView, student_lists
 from recdistill.methods.with_intents import WithIntents, WithIntentsConfig, learn_logs
 from recdistill.models.base import Model
@@ -22,7 +23,7 @@ _MOST = 50
 """At which the authors' code cuts off z."""
 
 
-class RCEKDConfig(GuidedConfig, WithIntentsConfig):
+class RCEKDConfig(GuidedConfig, SecondOpinionConfig, WithIntentsConfig):
     """Rejuvenated cross-entropy.
 
     Defaults are the authors' for matrix factorisation on CiteULike, but for ``weight``, which is 500 there.

@@ -14,7 +14,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from recdistill.data.dataset import Ints, Sequences
-from recdistill.errors import SettingsError, TeacherError
+from recdistill.errors import TeacherError
 from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.methods.believing import DEPTH
 from recdistill.methods.labels import LabelLoss, LabelLossConfig, as_lists, distinct_pairs
@@ -22,10 +22,11 @@ from recdistill.methods.opinion import SecondOpinionConfig, advised
 from recdistill.methods.probing import probe, without
 from recdistill.models.base import Batch, Model
 from recdistill.models.scoring import top_k
-from recdistill.teachers.base import Teacher, scorer_of_some
+from recdistill.settings import Settings
+from recdistill.teachers.base import scorer_of_some
 
 
-class DistillationConfig(SecondOpinionConfig):
+class DistillationConfig(Settings):
     """What all methods share that add a teacher's loss to that on true items."""
 
     label_loss: LabelLossConfig = LabelLossConfig()
@@ -64,23 +65,16 @@ class Distillation(Method):
         """How many items a teacher of lists is asked for; who scores any item is asked for scores."""
         return DEPTH
 
-    def check_teacher(self, teacher: Teacher | None) -> Teacher:
-        """Refuse a second opinion, too, where vectors or earlier stages are learned from, which rules do not have."""
-        if self.config.second_opinion and self.needs & {"vectors", "checkpoints"}:
-            raise SettingsError(
-                f"method {self.name!r} looks into its teacher, and a second opinion cannot be looked into: set "
-                "second_opinion to 0, or take a method that learns from scores, such as 'rcekd'"
-            )
-        return super().check_teacher(teacher)
-
     def prepare(self, setting: Setting) -> None:
-        """Take note of the training data and the teacher.
+        """Take note of the training data and the teacher, advised where the settings ask for a second opinion.
 
         Raises:
             SettingsError: when the teacher does not give what is needed.
         """
         self.teacher = self.check_teacher(setting.teacher)
-        self.setting = advised(setting, self.config.second_opinion, k=self.n_listed(setting))
+        self.setting = setting
+        if isinstance(self.config, SecondOpinionConfig):
+            self.setting = advised(setting, self.config.second_opinion, k=self.n_listed(setting))
         self.label_loss = LabelLoss(self.config.label_loss, setting)
 
     def loss(self, student: Model, batch: TrainingBatch) -> dict[str, Tensor]:

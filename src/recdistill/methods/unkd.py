@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.lists import list_logits
+from recdistill.methods.opinion import SecondOpinionConfig
 from recdistill.methods.scored import Distillation, DistillationConfig, TeacherView, blocks
 from recdistill.models.base import Batch, Model
 
@@ -18,7 +19,7 @@ _LEAST_SHARE = 0.1
 """Of the pairs that the authors' code gives a group."""
 
 
-class UnKDConfig(DistillationConfig):
+class UnKDConfig(DistillationConfig, SecondOpinionConfig):
     """Unbiased distillation."""
 
     n_groups: PositiveInt = 2
