@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -117,6 +117,47 @@ def test_the_window_halves_once_for_each_wave_and_grows_by_one_for_each_round(
     for _ in range(100):
         window.grow()
     assert window.free(0) == 8
+
+
+class Interrupted(float):
+    """A number at whose use another thread cuts in, and is given time to do its own."""
+
+    def __new__(cls, number: float, cut_in: Callable[[], object]) -> "Interrupted":
+        made = super().__new__(cls, number)
+        made.cut_in = threading.Thread(target=cut_in)
+        return made
+
+    cut_in: threading.Thread
+
+    def _interrupt(self) -> None:
+        if self.cut_in.ident is None:
+            self.cut_in.start()
+            self.cut_in.join(0.2)
+
+    def __add__(self, other: float) -> float:
+        self._interrupt()
+        return float(self) + other
+
+    def __ge__(self, other: float) -> bool:
+        self._interrupt()
+        return float(self) >= other
+
+
+def test_threads_that_are_refused_at_once_are_one_wave() -> None:
+    """Each of them would halve the window, down to one call at a time for a single burst of refusals."""
+    window = Window(8)
+    window._shrunk_at = last = Interrupted(-1.0, lambda: window.shrink(sent_at=0.0))
+    assert window.shrink(sent_at=0.0)
+    last.cut_in.join()
+    assert window.free(0) == 4
+
+
+def test_no_success_is_lost_between_threads() -> None:
+    window = Window(8)
+    window.size = size = Interrupted(4.0, window.grow)
+    window.grow()
+    size.cut_in.join()
+    assert window.size == 4.25 + 1 / 4.25
 
 
 def test_the_window_never_closes() -> None:

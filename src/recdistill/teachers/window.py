@@ -8,7 +8,7 @@ import time
 
 
 class Window:
-    """How many calls may be in flight.
+    """How many calls may be in flight; any number of threads may share it.
 
     Half as many each time that the API says that it is too much, one more each time that as many have succeeded.
 
@@ -42,12 +42,14 @@ class Window:
 
     def grow(self) -> None:
         """Take note of a success."""
-        self.size = min(float(self.most), self.size + 1 / self.size)
+        with self._lock:
+            self.size = min(float(self.most), self.size + 1 / self.size)
 
     def shrink(self, sent_at: float) -> bool:
         """Take note of a call that was too much; false if it was sent before the last such note, which counts once."""
-        if sent_at <= self._shrunk_at:
-            return False
-        self.size = max(1.0, self.size / 2)
-        self._shrunk_at = time.monotonic()
+        with self._lock:
+            if sent_at <= self._shrunk_at:
+                return False
+            self.size = max(1.0, self.size / 2)
+            self._shrunk_at = time.monotonic()
         return True
