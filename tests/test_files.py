@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recdistill.evaluation.results import Evaluation
-from recdistill.files import write_whole
+from recdistill.files import replacing, write_whole
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
@@ -19,6 +19,15 @@ def test_a_file_is_as_open_as_the_user_lets_files_be(tmp_path: Path, umask: int,
         os.umask(before)
     assert (tmp_path / "file").read_bytes() == b"content"
     assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+def test_a_write_that_is_killed_leaves_one_file_that_the_next_one_replaces(tmp_path: Path) -> None:
+    killed = [replacing(tmp_path / "file") for _ in range(2)]
+    for writing in killed:  # none of which comes to its end
+        writing.__enter__().write_bytes(b"half, and longer than what comes next")
+    assert [path.name for path in tmp_path.iterdir()] == [".file.partial"]
+    write_whole(tmp_path / "file", b"whole")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"whole"}
 
 
 def test_what_cannot_be_written_leaves_what_was_there_and_nothing_else(

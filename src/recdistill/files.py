@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path, partial: Path) -> Iterator[None]:
-    """Put ``partial``, which the block writes, in the place of ``path`` in one instant; if that fails, leave neither.
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the block another file to write, beside ``path``, and put it in the place of that in one instant.
+
+    If that fails, neither a new nor a partial file is left. Where the process is killed the partial one is, always
+    under the same hidden name, and the next to write ``path`` writes over it.
 
     Raises:
         OSError: when it cannot be written; what was there before still is.
     """
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        yield
+        yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
@@ -32,6 +35,5 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: when it cannot be written; what was there before still is.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with replacing(path, partial), partial.open("xb") as file:
-        file.write(content)
+    with replacing(path) as partial:
+        partial.write_bytes(content)

@@ -12,6 +12,7 @@ from torch import Tensor
 from recdistill.data.dataset import Dataset, IdMap, Sequences
 from recdistill.errors import ArtefactError, DataError
 from recdistill.models.base import Batch, Model, build_model
+from recdistill.serving.artefact import WEIGHTS, size_of
 from recdistill.serving.student import Student
 from recdistill.settings import Settings
 
@@ -166,6 +167,13 @@ def test_saving_again_replaces_the_student_and_leaves_nothing_else(student: Stud
     student.save(tmp_path)
     assert Student.load(tmp_path).protocol == "last basket"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["items.parquet", "model.json", "model.safetensors"]
+
+
+def test_its_size_is_that_of_its_own_files(student: Student, tmp_path: Path) -> None:
+    folder = student.save(tmp_path / "student")
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    (folder / f".{WEIGHTS}.partial").write_bytes(b"what a killed process left")
+    assert size_of(folder) == size
 
 
 def test_a_folder_without_a_student_is_named(tmp_path: Path) -> None:

@@ -366,7 +366,7 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
-    (tmp_path / (CHECKPOINT + ".partial")).symlink_to("/dev/full")
+    (tmp_path / f".{CHECKPOINT}.partial").symlink_to("/dev/full")
     with pytest.raises(TrainingError, match=r"cannot write .*Free the disk") as caught:
         _fit(tmp_path, epochs=1)
     assert "\n" not in str(caught.value)

@@ -112,8 +112,7 @@ class Evaluation:
         arrays = {name: getattr(self, name) for name in ("users", "targets", "offsets", "ranks")}
         if self.lists is not None:
             arrays["lists"] = self.lists
-        partial = path.with_name(path.name + ".part")
-        with replacing(path, partial), partial.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, about=np.array(about), **arrays)
 
     @classmethod

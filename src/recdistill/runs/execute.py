@@ -36,6 +36,7 @@ from recdistill.runs.learning import set_up_run, train_student
 from recdistill.runs.reports import Quiet, Report
 from recdistill.runs.teachers import keep_answers, open_teacher, side_by_side
 from recdistill.serving.artefact import FOLDER as STUDENT
+from recdistill.serving.artefact import size_of
 from recdistill.serving.student import Student
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
@@ -192,7 +193,7 @@ def _evaluate(
         "masked_targets": _masked_targets(split),
         "unknown_users": int((~student.model.knows(np.unique(split.test.users))).sum()),
         "parameters": student.n_parameters,
-        "student_bytes": sum(file.stat().st_size for file in (folder / STUDENT).iterdir()),
+        "student_bytes": size_of(folder / STUDENT),
         f"coverage@{k}": found.coverage(k),
         f"gini@{k}": finite(found.gini(k)),
         "table": finite(table(_by_stratum(found, groups), intervals=True)),

@@ -181,6 +181,15 @@ class Artefact:
         )
 
 
+def size_of(folder: Path) -> int:
+    """Return how many bytes a saved student's files have; others that lie beside them do not count.
+
+    Raises:
+        ArtefactError: when the folder holds no student.
+    """
+    return sum((folder / name).stat().st_size for name in (CARD, *_read_card(folder).sha256))
+
+
 def find(folder: Path | str) -> Path:
     """Return the folder of the student that ``folder`` is, or that it holds if it is a run's.
 

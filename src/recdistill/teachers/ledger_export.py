@@ -11,6 +11,7 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from recdistill.errors import SettingsError
+from recdistill.files import replacing
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_file import UnreadableAnswer, unreadable
 from recdistill.teachers.ledger_records import read_answer, read_question
@@ -46,16 +47,13 @@ def export(ledger: Ledger, path: Path) -> None:
     """
     if path.suffix not in FORMATS:
         raise SettingsError(f"cannot export to {path}: its name must end with one of {', '.join(FORMATS)}")
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        _write(ledger, path.suffix, partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            _write(ledger, path.suffix, partial)
     except UnreadableAnswer as error:
         raise unreadable(ledger.path, error) from error
     except OSError as error:
         raise SettingsError(f"cannot write {path}: {error.strerror or error}; give another file") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write(ledger: Ledger, suffix: str, path: Path) -> None:

@@ -50,10 +50,9 @@ class Store:
         self._replace(self.folder / METRICS, lambda path: path.write_text(text))
 
     def _replace(self, path: Path, write: Callable[[Path], object]) -> None:
-        partial = path.with_name(path.name + ".partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path, partial):
+            with replacing(path) as partial:
                 write(partial)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             raise TrainingError(
