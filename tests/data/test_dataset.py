@@ -66,6 +66,14 @@ class TestIdMap:
     def test_integers_are_found_by_their_text(self) -> None:
         assert IdMap([7, 8], first=0).find(["8", "x"]).tolist() == [1, -1]
 
+    @pytest.mark.parametrize("text", ["007", " 7 ", "7 ", "+7", "1_04", "７", "7.0", "-0", "0x7"])
+    def test_text_that_no_integer_is_written_as_is_unknown_to_integers(self, text: str) -> None:
+        """Somebody may mean another item by it: "007" is not 7."""
+        assert IdMap([0, 7, 104], first=1).find([text, "7", "-5"]).tolist() == [-1, 2, -1]
+
+    def test_text_keeps_integers_beyond_64_bits(self) -> None:
+        assert IdMap([str(2**70), "7"], first=1).find([2**70, 7, 8]).tolist() == [1, 2, -1]
+
     @pytest.mark.parametrize("many", [1, 2000])
     def test_what_is_no_id_is_unknown_and_never_another(self, many: int) -> None:
         """Cut to an integer, 1.9 would be answered as item 1, and so would True."""

@@ -146,8 +146,9 @@ class IdMap:
     def find(self, raw: Sequence[RawId] | pl.Series) -> Ints:
         """Return the dense number of each raw id, −1 where it is unknown; shape ``(n,)``.
 
-        Integers and their text stand for each other, and a whole float for its integer. Other floats and truth values
-        are no id, so they are unknown.
+        Integers and their text stand for each other, the text as the integer is written: "007" is not 7, as somebody
+        may mean another item by it. A whole float stands for its integer. Other floats and truth values are no id, so
+        they are unknown.
 
         Raises:
             DataError: when the ids are one text, or one of them is neither an integer nor a text.
@@ -159,7 +160,10 @@ class IdMap:
             return np.array([self._index.get(item, -1) for item in raw], np.int64)
         if len(raw) == 0:
             return np.empty(0, np.int64)
-        wanted = _series(raw)
+        wanted = _series(raw, as_text=self.is_text)
+        if wanted.dtype == pl.String and not self.is_text:
+            numbers = wanted.cast(pl.Int64, strict=False)
+            wanted = numbers.set(numbers.cast(pl.String).ne_missing(wanted), None)
         if wanted.dtype != self.raw.dtype:
             wanted = wanted.cast(self.raw.dtype, strict=False)
         table = pl.DataFrame({"id": self.raw}).with_row_index("dense")
@@ -193,14 +197,19 @@ class IdMap:
         return self.raw.gather(np.asarray(dense, np.int64).ravel() - self.first).to_list()
 
 
-def _series(raw: Sequence[RawId] | pl.Series) -> pl.Series:
-    """Return raw ids as a series of integers or of text, with null for what is no id."""
+def _series(raw: Sequence[RawId] | pl.Series, *, as_text: bool) -> pl.Series:
+    """Return raw ids as a series of integers or of text, with null for what is no id.
+
+    Args:
+        raw: the ids.
+        as_text: whether those of a list become text in any case, which keeps integers beyond 64 bits.
+    """
     if isinstance(raw, np.ndarray):
         raw = pl.Series("id", raw) if raw.dtype.kind in "iuf" and raw.ndim == 1 else raw.tolist()
     if not isinstance(raw, pl.Series):
         kinds = set(map(type, raw))
         values = list(raw) if kinds in ({int}, {str}) else [_plain(value) for value in raw]
-        if any(isinstance(value, str) for value in values):
+        if as_text or any(isinstance(value, str) for value in values):
             return _text([None if value is None else str(value) for value in values])
         return pl.Series("id", [value if _fits(value) else None for value in values], pl.Int64)
     if raw.dtype.is_float():

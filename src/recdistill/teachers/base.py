@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from recdistill.data.dataset import IdMap, Ints, RawId, Sequences
 from recdistill.errors import TeacherError
@@ -251,9 +250,7 @@ class Teacher(ABC):
         """Return ``(n,)`` dense ids, −1 for unknown ones."""
         if self.ids is None:
             return np.array(raw, np.int64)
-        if self.ids.is_text:
-            return self.ids.find(pl.Series("id", [str(item) for item in raw], dtype=pl.String))
-        return self.ids.find(pl.Series("id", [_integer(item) for item in raw], dtype=pl.Int64))
+        return self.ids.find(raw)
 
     def _report(self, **dropped: int) -> None:
         """Count dropped items, and say so the first time."""
@@ -346,12 +343,3 @@ class OutsideTeacher(Teacher):
                 f"{len(failures):,} of {len(histories):,} requests failed; the first: {failures[0].reason}"
             )
         return self.ranking(answers, histories, k)
-
-
-def _integer(item: RawId) -> int | None:
-    """Return the id as a 64-bit integer, ``None`` if it is none, or not written as that integer is: 007 is not 7."""
-    try:
-        value = int(item)
-    except ValueError:
-        return None
-    return value if -(2**63) <= value < 2**63 and str(value) == str(item) else None
