@@ -411,6 +411,18 @@ def test_an_odd_list_is_kept_and_cleaned_when_it_is_read(
     assert len(api.asked) == 1
 
 
+@pytest.mark.parametrize("status", ["200 OK", "204 No Content"])
+def test_users_of_whom_an_api_knows_nothing_have_empty_lists(api: RawApi, tmp_path: Path, status: str) -> None:
+    """Forty in a row, so that they would end the asking if they were failures."""
+    nothing = b"HTTP/1.1 204 No Content\r\n\r\n" if status.startswith("204") else response(b"")
+    api.answer = lambda body: GOOD if len(api.asked) == 1 else nothing
+    histories = Sequences.from_lists([[row // 26 + 1, row % 26 + 1] for row in range(41)])
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        keeper = LedgerTeacher(teacher(api, missing_items="empty", concurrency=1), ledger)
+        assert keeper.rank(histories, 2).lengths.sum() == 2
+        assert (keeper.stats().answers, keeper.stats().failures) == (41, 0)
+
+
 # nothing lost
 
 

@@ -14,7 +14,7 @@ import pytest
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.teachers.answers import Answer, Failure, Request
-from recdistill.teachers.exchange import Call, Reply
+from recdistill.teachers.exchange import Call, Garbled, Reply
 from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.paths import Path
 from recdistill.teachers.shape_settings import ShapeSettings
@@ -246,6 +246,22 @@ def test_a_list_that_was_left_out_is_an_empty_answer_where_that_is_said(declared
         talk(settings(**declared), [about("a")], [reply])
     _, (outcome,) = talk(settings(missing_items="empty", **declared), [about("a")], [reply])
     assert answer(outcome).items == []
+
+
+@pytest.mark.parametrize("declared", [{}, {"items": "[*]"}, {"gives_scores": True}, {"items": "page.hits[*]"}])
+def test_no_body_is_an_empty_answer_where_that_is_said(declared: dict[str, Any]) -> None:
+    """As 204 has none, by which an API says of a user that there is nothing to recommend."""
+    with pytest.raises(TeacherError, match="an empty body; set missing_items") as caught:
+        talk(settings(**declared), [about("a")], [b""])
+    assert not isinstance(caught.value, Garbled), "it is no sign that the whole API is being mended"
+    _, (outcome,) = talk(settings(missing_items="empty", **declared), [about("a")], [b""])
+    assert answer(outcome).items == []
+
+
+def test_a_page_without_a_body_is_the_last() -> None:
+    declared = settings(body={"h": "{history}", "from": "{offset}"}, max_k=2, missing_items="empty")
+    _, (outcome,) = talk(declared, [about("a")], [{"items": [1, 2]}, b""], k=4)
+    assert answer(outcome).items == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ a body that cannot be unpacked                         a failure                
 no JSON, HTML, another shape, something at ``error``   a failure, with the beginning of the body; not     yes
 under 200, ids or scores of a wrong type, half         sent again by any run, as it would be paid for
 characters, scores NaN or infinite                     again
-no list, or null for it                                the same, or an answer, as ``missing_items`` says  yes
+no list, null for it, or no body, as 204 has none      the same, or an answer, as ``missing_items`` says  yes
 a list too long                                        cut by the shape                                   yes
 a short or empty list                                  an answer                                          yes
 items twice, unknown or of the history; any Unicode    an answer, kept as it is; such items are dropped,  yes

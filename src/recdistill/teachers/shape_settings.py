@@ -141,8 +141,8 @@ class ShapeSettings(Settings):
     next_page: OnePath | None = None
     """Where the reply says what to send as ``{page}`` for more; nothing there, or null, means that there is no more."""
     missing_items: Literal["failure", "empty"] = "failure"
-    """What a reply is that leaves the list out, or has null for it: a ``failure``, or an ``empty`` answer, for an API
-    that leaves out what is empty."""
+    """What a reply is that leaves the list out, has null for it, or has no body, as 204 has none: a ``failure``, or an
+    ``empty`` answer, for an API that leaves out what is empty."""
     error: OnePath = "error"
     """Where a reply under a status of success, or one answer of several, says that it is an error; what is there makes
     it a failure, unless it is null, false, 0 or empty. Empty for nowhere."""

@@ -106,7 +106,7 @@ class DeclaredShape:
             return [(yield from self._replay(requests[0], k))]
         if self._in_pages:
             return [(yield from self._turn_pages(requests[0], k))]
-        reply = _content((yield self._call(self._values(requests, k))))
+        reply = self._content((yield self._call(self._values(requests, k))))
         if self._answers is None:
             return [self._read(reply, k)]
         self._check_error(reply)
@@ -129,7 +129,7 @@ class DeclaredShape:
         """
         values = self._values([request], k)
         for item in request.history:
-            reply = _content((yield replace(self._call(values | {"item": item}), repeatable=False)))
+            reply = self._content((yield replace(self._call(values | {"item": item}), repeatable=False)))
             self._check_error(reply)
         return self._read(reply, k)
 
@@ -142,7 +142,7 @@ class DeclaredShape:
         for page_number in count(self.settings.first_page):
             place = {"page": page, "page_number": page_number, "offset": len(items)}
             try:
-                reply = _content((yield self._call(values | place)))
+                reply = self._content((yield self._call(values | place)))
             except PastTheEnd:
                 if not items:
                     raise
@@ -224,6 +224,8 @@ class DeclaredShape:
     def _read(self, answer: Any, k: int) -> Answer:
         self._check_error(answer)
         or_empty = self.settings.missing_items == "empty"
+        if answer is None and or_empty:
+            return Answer([], None if self._score is None else [])
         entries = self._items.all(answer, or_empty=or_empty)
         ids = [self._id.one(entry) for entry in entries]
         end = self._end(ids)
@@ -234,6 +236,17 @@ class DeclaredShape:
         scores = self._score.all(answer, or_empty=or_empty) if apart else [self._score.one(entry) for entry in entries]
         told = scores[:end] if len(scores) == len(ids) else scores
         return Answer(items[:k], check_scores(told, len(items))[:k])
+
+    def _content(self, reply: Reply) -> Any:
+        """Return what a reply holds; null for an empty body that is an answer."""
+        if not reply.body.strip():
+            if self.settings.missing_items == "empty":
+                return None
+            raise TeacherError("an empty body; set missing_items where that is an empty list")
+        try:
+            return json.loads(reply.body)
+        except (ValueError, RecursionError) as error:
+            raise Garbled("something that is not JSON") from error
 
     def _check_error(self, told: Any) -> None:
         """Refuse what says that it is an error."""
@@ -257,13 +270,6 @@ def _quoted(value: Any) -> str:
     """Write a value for an address, where ``.`` and ``..`` would lead to another one."""
     quoted = quote(text(value), "")
     return quoted.replace(".", "%2E") if quoted in (".", "..") else quoted
-
-
-def _content(reply: Reply) -> Any:
-    try:
-        return json.loads(reply.body)
-    except (ValueError, RecursionError) as error:
-        raise Garbled("something that is not JSON") from error
 
 
 def _time(place: int) -> str:
