@@ -258,8 +258,9 @@ def test_no_body_is_an_empty_answer_where_that_is_said(declared: dict[str, Any])
     assert answer(outcome).items == []
 
 
-def test_a_page_without_a_body_is_the_last() -> None:
-    declared = settings(body={"h": "{history}", "from": "{offset}"}, max_k=2, missing_items="empty")
+@pytest.mark.parametrize("missing", ["failure", "empty"])
+def test_a_page_without_a_body_is_the_last(missing: str) -> None:
+    declared = settings(body={"h": "{history}", "from": "{offset}"}, max_k=2, missing_items=missing)
     _, (outcome,) = talk(declared, [about("a")], [{"items": [1, 2]}, b""], k=4)
     assert answer(outcome).items == [1, 2]
 
@@ -317,11 +318,45 @@ def test_what_an_error_says_is_told_without_secrets(monkeypatch: pytest.MonkeyPa
 # Pages
 
 
-def test_pages_are_turned_by_offset_until_one_is_short() -> None:
+def test_pages_are_turned_by_offset_until_one_brings_nothing() -> None:
     declared = settings(body={"h": "{history}", "from": "{offset}", "n": "{k}"}, max_k=2)
-    calls, (outcome,) = talk(declared, [about("a")], [{"items": [1, 2]}, {"items": [3, 4]}, {"items": [5]}], k=9)
-    assert [(sent(call)["from"], sent(call)["n"]) for call in calls] == [(0, 2), (2, 2), (4, 2)]
+    pages: list[Any] = [{"items": [1, 2]}, {"items": [3, 4]}, {"items": [5]}, {"items": []}]
+    calls, (outcome,) = talk(declared, [about("a")], pages, k=9)
+    assert [(sent(call)["from"], sent(call)["n"]) for call in calls] == [(0, 2), (2, 2), (4, 2), (5, 2)]
     assert answer(outcome).items == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("place", ["{offset}", "{page_number}"])
+@pytest.mark.parametrize("max_k", [2, 3, 4, 6])
+def test_no_item_is_lost_where_pages_are_of_another_size(
+    place: str, max_k: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three to a page, whatever is asked for; cut to what was said, or taken for the last, they would leave gaps."""
+    declared = settings(body={"h": "{history}", "place": place}, max_k=max_k)
+    pages: list[Any] = [{"items": [1, 2, 3]}, {"items": [4, 5, 6]}, {"items": [7]}, {"items": []}]
+    calls, (outcome,) = talk(declared, [about("a")], pages, k=8)
+    assert [sent(call)["place"] for call in calls] == ([0, 3, 6, 7] if place == "{offset}" else [1, 2, 3, 4])
+    assert answer(outcome).items == [1, 2, 3, 4, 5, 6, 7]
+    assert caplog.text.count("gives pages of 3 items") == (max_k != 3)
+
+
+def test_that_pages_are_of_another_size_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    shape = DeclaredShape(settings(body={"h": "{history}", "page": "{page_number}"}, max_k=3))
+    for _ in range(2):
+        conversation = shape.converse([about("a")], 4)
+        next(conversation)
+        conversation.send(Reply(200, {}, b'{"items": [1, 2]}'))
+        with pytest.raises(StopIteration):
+            conversation.send(Reply(200, {}, b'{"items": [3, 4]}'))
+    assert caplog.text.count("gives pages of 2 items") == 1
+
+
+@pytest.mark.parametrize("second", [[], [1, 2]])
+def test_a_list_of_one_short_page_is_whole(second: list[int]) -> None:
+    """Some APIs give the last page for every number after it."""
+    declared = settings(body={"h": "{history}", "page": "{page_number}"}, max_k=5)
+    calls, (outcome,) = talk(declared, [about("a")], [{"items": [1, 2]}, {"items": second}], k=9)
+    assert (len(calls), answer(outcome).items) == (2, [1, 2])
 
 
 def test_no_page_is_turned_for_more_than_was_asked_for() -> None:
@@ -332,8 +367,8 @@ def test_no_page_is_turned_for_more_than_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-@pytest.mark.parametrize("last", [[5], []])
-def test_pages_are_turned_by_number_until_one_is_short_or_empty(first: int, last: list[int]) -> None:
+@pytest.mark.parametrize("last", [[3, 4], []])
+def test_pages_are_turned_by_number_until_one_brings_nothing_new(first: int, last: list[int]) -> None:
     declared = settings(
         method="GET",
         query={"h": "{history}", "page": "{page_number}", "size": "{k}"},
@@ -342,7 +377,7 @@ def test_pages_are_turned_by_number_until_one_is_short_or_empty(first: int, last
     )
     calls, (outcome,) = talk(declared, [about("a")], [{"items": [1, 2]}, {"items": [3, 4]}, {"items": last}], k=9)
     assert [call.url for call in calls] == [f"{URL}?h=a&page={first + n}&size=2" for n in range(3)]
-    assert answer(outcome).items == [1, 2, 3, 4, *last]
+    assert answer(outcome).items == [1, 2, 3, 4]
 
 
 def test_pages_have_one_size_though_less_is_wanted_of_the_last() -> None:

@@ -88,8 +88,9 @@ class ShapeSettings(Settings):
     answer is kept for each user, and may come from what the API knows of them.
 
     Where lists come in pages, ``{offset}`` is the number of items before a page, ``{page_number}`` its own number, and
-    ``{page}`` what the reply before said under ``next_page``. Pages are put together as they come: an item that is on
-    two of them is one that the list names twice, and the first page without a new one ends the list.
+    ``{page}`` what the reply before said under ``next_page``. Pages are put together as they come, whole, however long
+    they are: an item that is on two of them is one that the list names twice, and the first page without a new one ends
+    the list, not one that is short.
     """
 
     never_shown = frozenset({"url", "headers", "query", "values", "body", "question", "item", "signature"})
@@ -126,8 +127,8 @@ class ShapeSettings(Settings):
     max_history: PositiveInt | None = None
     """Newest items of a history that are sent; all where not given."""
     max_k: PositiveInt | None = None
-    """Items that one call gives at most: ``{k}`` is no more, and the size of a page where lists come in pages. Where
-    they do not, they end there."""
+    """Items that one call gives at most: ``{k}`` is no more, and the size of a page where lists come in pages, by which
+    calls are planned. Where they do not, they end there."""
     first_page: NonNegativeInt = 1
     """What ``{page_number}`` counts from."""
     answers: ListPath | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from recdistill.teachers.templates import fill, names, text, write
 from recdistill.teachers.tensors import cut, stack
 from recdistill.teachers.tokens import Tokens
 
+_log = logging.getLogger("recdistill.teachers")
 _EXCERPT = 200
 """Characters of an error that a message quotes."""
 _FIRST_TIME = datetime(2020, 1, 1, tzinfo=UTC)
@@ -50,6 +52,7 @@ class DeclaredShape:
         self._in_url = names(settings.url)
         self._in_pages = settings.in_pages
         self._names_session = "session" in settings.placeholders
+        self._warned = False
         self._next_page = None if settings.next_page is None else Path.parse(settings.next_page)
 
     def calls(self, request: Request, k: int) -> int:
@@ -134,7 +137,10 @@ class DeclaredShape:
         return self._read(reply, k)
 
     def _turn_pages(self, request: Request, k: int) -> Generator[Call, Reply, Answer]:
-        """Ask for page after page until there are k items, or no new ones."""
+        """Ask for page after page until there are k items, or no new ones.
+
+        A page that is short is not the last for that: it may be that pages are of another size than is said.
+        """
         values, size = self._values([request], k), self._page_size(k)
         items: list[RawId] = []
         scores: list[float] = []
@@ -142,24 +148,39 @@ class DeclaredShape:
         for page_number in count(self.settings.first_page):
             place = {"page": page, "page_number": page_number, "offset": len(items)}
             try:
-                reply = self._content((yield self._call(values | place)))
+                told = yield self._call(values | place)
             except PastTheEnd:
                 if not items:
                     raise
                 break
-            found = self._read(reply, size if self._next_page is None else k)  # by place, a longer page would overlap
+            if items and not told.body.strip():
+                break
+            reply = self._content(told)
+            found, is_second = self._read(reply), page_number == self.settings.first_page + 1
             if seen.issuperset(found.items):
-                if set(found.items) == seen and page_number == self.settings.first_page + 1:
+                if is_second and set(found.items) == seen and len(items) >= size:
                     raise TeacherError("the first page once more; see how the API wants to be asked for the next")
                 break
+            if is_second and self._next_page is None and len(items) != size:
+                self._warn_of_size(len(items), size)
             seen.update(found.items)
             items += found.items
             scores += found.scores or []
             page = self._token(reply)
-            more = len(found.items) == size if self._next_page is None else page is not None
-            if not more or len(items) >= k:
+            if len(items) >= k or (self._next_page is not None and page is None):
                 break
         return Answer(items[:k], None if self._score is None else check_scores(scores, len(items))[:k])
+
+    def _warn_of_size(self, found: int, size: int) -> None:
+        """Say once that pages are of another size than plans and budgets count on."""
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "%s gives pages of %d items, not of %d as max_k says, by which plans and budgets count their calls",
+                self.settings.address,
+                found,
+                size,
+            )
 
     def _page_size(self, k: int) -> int:
         return min(k, self.settings.max_k or k)
@@ -221,7 +242,8 @@ class DeclaredShape:
         except TeacherError as error:
             return Failure(f"{self.settings.address} answered one of several with {error}")
 
-    def _read(self, answer: Any, k: int) -> Answer:
+    def _read(self, answer: Any, k: int | None = None) -> Answer:
+        """Read a list, of which no more than k items are kept."""
         self._check_error(answer)
         or_empty = self.settings.missing_items == "empty"
         if answer is None and or_empty:
