@@ -481,6 +481,29 @@ def test_another_number_of_answers_than_questions_is_refused() -> None:
         talk(settings(**BATCH), [about("a"), about("b")], [{"predictions": [{"items": []}]}])
 
 
+NAMED = BATCH | {"question": {"id": "{question_id}", "history": "{history}"}, "answer_id": "id"}
+
+
+@pytest.mark.parametrize("form", [int, str])
+def test_answers_of_several_are_told_apart_by_their_names(form: type) -> None:
+    """By their places each would be recorded as that to another question."""
+    told = [{"id": form(n), "items": [f"x{n}"]} for n in (2, 0, 1)]
+    (call,), outcomes = talk(settings(**NAMED), [about("a"), about("b"), about("c")], [{"predictions": told}])
+    assert [question["id"] for question in sent(call)["instances"]] == [0, 1, 2]
+    assert [answer(outcome).items for outcome in outcomes] == [["x0"], ["x1"], ["x2"]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [([0, 0], r"\['1'\] at 'id'"), ([1, 2], r"\['0', '2'\] at 'id'"), ([0, None], r"\['1', 'None'\] at 'id'")],
+)
+def test_answers_that_name_other_questions_are_refused(ids: list[Any], said: str) -> None:
+    with pytest.raises(TeacherError, match=said):
+        talk(settings(**NAMED), [about("a"), about("b")], [{"predictions": [{"id": id, "items": []} for id in ids]}])
+    with pytest.raises(TeacherError, match="nothing at 'id'"):
+        talk(settings(**NAMED), [about("a")], [{"predictions": [{"items": []}]}])
+
+
 BOTH = {"body": {"user": "{user}", "history": "{history}"}}
 SESSION = {"reads": "session", "method": "GET", "query": {"s": "{session}", "i": "{item}"}, "items": "[*]"}
 

@@ -39,7 +39,7 @@ Reads: TypeAlias = Literal["history", "session", "last_item", "user"]
 
 _ANSWERS = (
     {"method", "values", "query", "body", "item", "question", "reads"}
-    | {"tensors", "max_k", "first_page", "answers", "items", "id"}
+    | {"tensors", "max_k", "first_page", "answers", "answer_id", "items", "id"}
 )  # fmt: skip
 """The settings that decide what an answer is, next to the url."""
 _SHOWS: dict[Reads, set[str]] = {
@@ -51,7 +51,11 @@ _SHOWS: dict[Reads, set[str]] = {
 """The placeholders that stand for whom a question is about."""
 _PLACES = {"offset", "page_number"}
 """The placeholders that stand for where a page begins, and are counted here."""
-_TAKEN = set().union(*_SHOWS.values()) | _PLACES | {"k", "gives_scores", "session", "page", "questions", "time"}
+_TAKEN = (
+    set().union(*_SHOWS.values())
+    | _PLACES
+    | {"k", "gives_scores", "session", "page", "questions", "question_id", "time"}
+)
 """The placeholders that have a meaning already."""
 
 
@@ -81,7 +85,8 @@ class ShapeSettings(Settings):
 
     Templates hold placeholders. Of whom is asked: ``{history}``, ``{length}``, ``{last_item}``; ``{item}`` in the
     replay of a session; ``{user}``, alone or beside the first three. Of what: ``{k}``, ``{gives_scores}``,
-    ``{session}`` (new for each question), ``{questions}`` where one call asks several. And each name in ``values``.
+    ``{session}`` (new for each question), ``{questions}`` where one call asks several, ``{question_id}`` for the place
+    of each among them. And each name in ``values``.
     Another name in braces is refused.
 
     An API that wants some user's id and asks not whose is given ``{session}``, or one in ``values``: with ``{user}`` an
@@ -132,7 +137,11 @@ class ShapeSettings(Settings):
     first_page: NonNegativeInt = 1
     """What ``{page_number}`` counts from."""
     answers: ListPath | None = None
-    """Where the answer to each question lies, if a call asks several; the paths below then start there."""
+    """Where the answer to each question lies, if a call asks several; the paths below then start there. They are taken
+    in the order of the questions, unless ``answer_id`` is given."""
+    answer_id: OnePath | None = None
+    """Where an answer says what was sent as ``{question_id}``, by which it is told whose it is; a reply that does not
+    name each question once is refused."""
     items: ListPath = "items[*]"
     """Where the list is, best item first."""
     id: OnePath = "."
@@ -226,7 +235,7 @@ class ShapeSettings(Settings):
             ("url", self.url, call),
             ("query", dict(self.query), call | more),
             ("body", self.body, call | (more or {"questions"})),
-            ("question", self.question, one),
+            ("question", self.question, one | {"question_id"}),
             ("item", self.item, own | {"item", "time"}),
             ("headers", dict(self.headers), own),
         ):
@@ -274,6 +283,10 @@ class ShapeSettings(Settings):
             raise _refusal("question and {questions} in the body belong together; give both or neither")
         if self.question is None and self.batch_size > 1:
             raise _refusal("batch_size: several questions in one call need question and answers")
+        if (self.answer_id is None) != ("question_id" not in used):
+            raise _refusal(
+                "{question_id} says which question it is, and answer_id where to read that; give both or neither"
+            )
         if self.tensors is not None and not _are_tensors(self.question):
             raise _refusal('tensors: question must be a list of tensors, whose data is a list or "{history}"')
 

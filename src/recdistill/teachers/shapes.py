@@ -45,6 +45,7 @@ class DeclaredShape:
         self.new_session = new_session
         self.tokens = Tokens(settings.signature) if isinstance(settings.signature, OAuth | Google) else None
         self._answers = None if settings.answers is None else Path.parse(settings.answers)
+        self._answer_id = None if settings.answer_id is None else Path.parse(settings.answer_id)
         self._items = Path.parse(settings.items)
         self._id = Path.parse(settings.id)
         self._score = Path.parse(settings.score) if settings.gives_scores else None
@@ -120,10 +121,23 @@ class DeclaredShape:
             raise TeacherError(
                 f"{len(answers)} answers at {self._answers.text!r} to {len(requests)} questions; there must be one each"
             )
+        if self._answer_id is not None:
+            answers = self._in_order(answers, self._answer_id)
         outcomes = [self._try_to_read(answer, k) for answer in answers]
         if all(isinstance(outcome, Failure) for outcome in outcomes):
             self._read(answers[0], k)  # raises: a reply that holds no answer at all is no reply
         return outcomes
+
+    def _in_order(self, answers: list[Any], answer_id: Path) -> list[Any]:
+        """Put answers into the order of their questions, by what they say of that."""
+        by_id = {text(answer_id.one(answer)): answer for answer in answers}
+        asked = [text(place) for place in range(len(answers))]
+        if by_id.keys() != set(asked):
+            raise TeacherError(
+                f"no answers, or no questions, for {sorted(by_id.keys() ^ set(asked))[:3]} at {answer_id.text!r}; each "
+                f"question from 0 to {len(asked) - 1} must be named once"
+            )
+        return [by_id[place] for place in asked]
 
     def _replay(self, request: Request, k: int) -> Generator[Call, Reply, Answer]:
         """Walk through a history as a visitor whom the API has never seen; the last step's answer counts.
@@ -196,7 +210,7 @@ class DeclaredShape:
         """Return what the placeholders of a call stand for."""
         settings = self.settings
         common = {**settings.values, "k": self._page_size(k), "gives_scores": settings.gives_scores}
-        about = [common | self._about(request) for request in requests]
+        about = [common | self._about(request) | {"question_id": n} for n, request in enumerate(requests)]
         if settings.question is None:
             return about[0]
         questions = [fill(settings.question, values) for values in about]
