@@ -520,7 +520,11 @@ def test_a_ledger_of_a_later_format_is_refused(path: Path) -> None:
 
 
 UNDO = {
-    2: ["ALTER TABLE teachers RENAME COLUMN last_turn TO next_turn", "UPDATE teachers SET next_turn = 9e9"],
+    2: [
+        "ALTER TABLE teachers RENAME COLUMN last_turn TO next_turn",
+        "UPDATE teachers SET next_turn = 9e9",
+        "ALTER TABLE attempts DROP COLUMN place",
+    ],
     1: [
         "DROP INDEX attempts_failed",
         "ALTER TABLE failures DROP COLUMN final",

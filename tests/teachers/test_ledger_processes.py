@@ -153,7 +153,7 @@ def test_what_a_dead_process_was_asking_is_asked_again(api: Api, path: Path) -> 
 
 def test_a_query_in_flight_for_too_long_is_taken_for_lost(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hung process must not hold up the others for ever."""
-    monkeypatch.setattr("recdistill.teachers.ledger.STALE", -1.0)
+    monkeypatch.setattr("recdistill.teachers.liveness.STALE", -1.0)
     with Ledger(path) as ours, Ledger(path) as hung:
         nested, rows = LedgerTeacher(FakeTeacher(9), ours), Sequences.from_lists([[1]])
 
@@ -163,6 +163,39 @@ def test_a_query_in_flight_for_too_long_is_taken_for_lost(path: Path, monkeypatc
 
         LedgerTeacher(FakeTeacher(9, rule), hung).rank(rows, 1)
         assert (nested.stats().lost, nested.stats().spent, nested.stats().answers) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("renewed", [0.02, 60.0])
+def test_what_another_container_asks_is_its_own_as_long_as_it_says_so(
+    path: Path, monkeypatch: pytest.MonkeyPatch, renewed: float
+) -> None:
+    """Its processes cannot be seen from here: the same number is another one here, or none."""
+    monkeypatch.setattr("recdistill.teachers.liveness.LEASE", 0.2)
+    monkeypatch.setattr("recdistill.teachers.errand._RENEWED", renewed)
+    rows, ours = Sequences.from_lists([[1]]), FakeTeacher(9)
+    started = threading.Event()
+
+    def elsewhere() -> None:
+        with monkeypatch.context() as there:
+            there.setattr("recdistill.teachers.ledger.here", lambda: "another container")
+            theirs = Ledger(path)
+
+        def slowly(history: Any, k: int) -> list[int]:
+            started.set()
+            time.sleep(0.6)
+            return [9]
+
+        with theirs:
+            LedgerTeacher(FakeTeacher(9, slowly), theirs).rank(rows, 1)
+
+    with Ledger(path) as ledger, ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(elsewhere)
+        assert started.wait(60)
+        keeper = LedgerTeacher(ours, ledger)
+        keeper.rank(rows, 1)
+        asking.result()
+        lost = int(renewed > 1)
+        assert (len(ours.asked), keeper.stats().lost, keeper.stats().spent) == (lost, lost, 1 + lost)
 
 
 def test_ctrl_c_keeps_what_was_in_flight(api: Api, path: Path) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from recdistill.errors import TeacherError
 from recdistill.teachers.answers import Answer, Failure, Outcome, Request
-from recdistill.teachers.ledger import STALE
 from recdistill.teachers.ledger_records import Digest, Page, Question
+from recdistill.teachers.liveness import LEASE, STALE
 from recdistill.teachers.meter import Unsent
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 _POLL = 0.05
 """Seconds between two looks at what another process is asking."""
-_RENEWED = STALE / 15
+_RENEWED = LEASE / 4
 """Seconds after which what is in flight is renewed."""
 _LOOKED_AT = 100
 """Lists, none of them empty, after which one of them must have named an item that we know."""
@@ -43,7 +45,8 @@ class Errand:
         self.asked: dict[int, Question] = {}
         self.refused: list[Digest] = []
         """Refused for good since the last answer."""
-        self.renewed_at = time.monotonic()
+        self.active_at = time.monotonic()
+        """When a request was last taken, sent or settled."""
         self.strange: TeacherError | None = None
         """Why nothing more is asked, where the lists mean nothing to us."""
         self.due: dict[int, int] = {}
@@ -75,6 +78,7 @@ class Errand:
 
     def take(self, n: int) -> list[Request]:
         """Book up to ``n`` requests and hand them out."""
+        self.active_at = time.monotonic()
         taken: list[Request] = []
         while self.waiting and not taken and not self.exhausted and self.strange is None:
             candidates = self._affordable(min(n, len(self.waiting)))
@@ -124,7 +128,7 @@ class Errand:
         Raises:
             BudgetExhausted: when it costs more than is left.
         """
-        self._renew()
+        self.active_at = time.monotonic()
         if self.keeper.charge != "queries":
             digests = [self.asked[request.row].digest for request in requests]
             self.ledger.charge(self.page, digests, self.keeper.terms)
@@ -143,15 +147,29 @@ class Errand:
         """Return for how many seconds no process may ask the teacher."""
         return self.ledger.held(self.page)
 
-    def _renew(self) -> None:
-        """Keep others from taking what waits for its turn for lost; done as others of our calls have theirs."""
-        now = time.monotonic()
-        if now - self.renewed_at > _RENEWED:
-            self.renewed_at = now
-            self.ledger.renew(self.page, [question.digest for question in self.asked.values()])
+    @contextmanager
+    def renewed(self) -> Iterator[None]:
+        """Keep others from taking what is asked for lost, until the end of the block; but not where we are hung."""
+        done = threading.Event()
+
+        def renew() -> None:
+            while not done.wait(_RENEWED):
+                asked = list(self.asked.values())
+                if asked and time.monotonic() - self.active_at < STALE:
+                    with suppress(TeacherError):  # whoever asks meets the same fault, and says so
+                        self.ledger.renew(self.page, [question.digest for question in asked])
+
+        thread = threading.Thread(target=renew, name="renewal", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def settle(self, block: list[Outcome]) -> None:
         """Write down what came back; only then is it an answer."""
+        self.active_at = time.monotonic()
         outcomes = [(self.asked[request.row], outcome) for request, outcome in block]
         self.ledger.settle(self.page, outcomes)
         for (request, outcome), (question, _) in zip(block, outcomes, strict=True):

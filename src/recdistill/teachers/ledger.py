@@ -4,7 +4,9 @@ A ledger is one SQLite file. An answer is filed under the teacher's identity, th
 that the teacher speaks, as the teacher gave it. So it outlives a change of the id map: it is translated, and checked
 against the history, each time it is read. A teacher that speaks dense ids has to carry their meaning in its identity.
 
-A request is booked before it is asked: that is an attempt, and while it is open nobody else asks the same. What an
+A request is booked before it is asked: that is an attempt, and while it is open nobody else asks the same. Whoever has
+it open renews it now and then; without that it is taken for lost, at once where its process is seen to have ended, and
+soon where it cannot be seen, as in another container. What an
 attempt is charged is written down before anything is sent, in one transaction with the check of the budget, so that the
 budget is a ceiling whatever happens, for all threads and processes that share the file. A teacher says what it charges:
 
@@ -50,7 +52,7 @@ from recdistill.errors import BudgetExhausted, SettingsError
 from recdistill.teachers.answers import Answer, Failure
 from recdistill.teachers.ledger_file import LedgerFile
 from recdistill.teachers.ledger_records import Booking, Digest, Page, Question, Stats, Terms, read_answer
-from recdistill.teachers.liveness import alive, process_started
+from recdistill.teachers.liveness import Holder, here, process_started, still_asking
 from recdistill.teachers.meter import SOON, Unsent
 
 _OPEN = "WHERE teacher = ? AND k = ? AND round = ? AND request = ? AND ended_at IS NULL"
@@ -59,8 +61,8 @@ _BLOCK = 500
 """Requests looked up by one statement."""
 _NEWEST = 1000
 """Answers that are looked at to tell how long one takes."""
-STALE = 15 * 60
-"""Seconds after which a query in flight is taken for lost even though its process lives, if that does not renew it."""
+_HOLDER = "place, pid, process_started, ifnull(renewed_at, booked_at)"
+"""Who has an attempt open, and when that was heard last."""
 _UNNOTICED = 1.0
 """Seconds by which a clock may be set back unnoticed."""
 
@@ -80,7 +82,7 @@ class Ledger:
 
     def __init__(self, path: Path | str, *, create: bool = True) -> None:
         self._file = LedgerFile(Path(path), create=create)
-        self._process_started = process_started(os.getpid()) or 0
+        self._us = Holder(here(), os.getpid(), process_started(os.getpid()) or 0)
 
     def __enter__(self) -> Self:
         return self
@@ -116,11 +118,13 @@ class Ledger:
         Raises:
             SettingsError: when something else has been counted before, or is about to be.
         """
-        now = time.time()
         with self._file.writing() as db:
-            teacher = _teacher(db, identity)
+            now, teacher = time.time(), _teacher(db, identity)
             (spent,) = db.execute("SELECT spent FROM teachers WHERE id = ?", (teacher,)).fetchone()
-            if spent or _any_alive(db, teacher, now):
+            booked = db.execute(
+                f"SELECT {_HOLDER} FROM attempts WHERE teacher = ? AND ended_at IS NULL", (teacher,)
+            ).fetchall()
+            if spent or any(self.held_by(Holder(*who), heard_at, now=now) for *who, heard_at in booked):
                 self._spent(db, teacher, terms)
             db.execute("UPDATE teachers SET budget = ?, charge = ? WHERE id = ?", (*terms, teacher))
 
@@ -190,8 +194,8 @@ class Ledger:
             _forget_waits_of_a_later_time(db, now)
             answers = _find(db, page, requests)
             busy: set[Digest] = set()
-            for attempt, request, pid, started, renewed_at in _in_flight(db, page, requests):
-                if now - renewed_at < STALE and alive(pid, started):
+            for attempt, request, holder, heard_at in _in_flight(db, page, requests):
+                if self.held_by(holder, heard_at, now=now):
                     busy.add(request)
                 else:
                     db.execute("UPDATE attempts SET ended_at = ?, outcome = 'lost' WHERE id = ?", (now, attempt))
@@ -200,9 +204,9 @@ class Ledger:
             granted = free if terms.charge == "calls" and left else free[:left]
             charged = int(terms.charge == "queries")
             db.executemany(
-                "INSERT INTO attempts (teacher, k, round, request, pid, process_started, booked_at, charged) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                [(*page, request, os.getpid(), self._process_started, now, charged) for request in granted],
+                "INSERT INTO attempts (teacher, k, round, request, place, pid, process_started, booked_at, charged) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [(*page, request, *self._us, now, charged) for request in granted],
             )
             _spend(db, page, charged * len(granted))
         return Booking(set(granted), busy, answers)
@@ -213,9 +217,13 @@ class Ledger:
         with self._file.reading() as db:
             return {
                 request
-                for _, request, pid, started, renewed_at in _in_flight(db, page, requests)
-                if now - renewed_at < STALE and alive(pid, started)
+                for _, request, holder, heard_at in _in_flight(db, page, requests)
+                if self.held_by(holder, heard_at, now=now)
             }
+
+    def held_by(self, holder: Holder, heard_at: float, *, now: float) -> bool:
+        """Return whether whoever has an attempt open is still asking."""
+        return still_asking(holder, now - heard_at, self._us.place)
 
     def renew(self, page: Page, requests: Iterable[Digest]) -> None:
         """Note that booked requests are still in flight."""
@@ -357,16 +365,6 @@ def _teacher(db: sqlite3.Connection, identity: str) -> int:
     return int(teacher)
 
 
-def _any_alive(db: sqlite3.Connection, teacher: int, now: float) -> bool:
-    """Return whether anybody is just asking a teacher."""
-    rows = db.execute(
-        "SELECT DISTINCT pid, process_started FROM attempts WHERE teacher = ? AND ended_at IS NULL "
-        "AND ifnull(renewed_at, booked_at) > ?",
-        (teacher, now - STALE),
-    )
-    return any(alive(pid, started) for pid, started in rows)
-
-
 def _spend(db: sqlite3.Connection, page: Page, amount: int) -> None:
     db.execute("UPDATE teachers SET spent = spent + ? WHERE id = ?", (amount, page.teacher))
 
@@ -386,9 +384,10 @@ def _find(db: sqlite3.Connection, page: Page, requests: Sequence[Digest]) -> dic
 
 def _in_flight(
     db: sqlite3.Connection, page: Page, requests: Sequence[Digest]
-) -> list[tuple[int, Digest, int, int, float]]:
-    what = "SELECT id, request, pid, process_started, ifnull(renewed_at, booked_at) FROM attempts"
-    return list(_select(db, what, page, requests, "AND ended_at IS NULL"))
+) -> list[tuple[int, Digest, Holder, float]]:
+    """Return the open attempts for some requests, who has them, and when that was heard last."""
+    rows = _select(db, f"SELECT id, request, {_HOLDER} FROM attempts", page, requests, "AND ended_at IS NULL")
+    return [(attempt, request, Holder(*who), heard_at) for attempt, request, *who, heard_at in rows]
 
 
 def _select(db: sqlite3.Connection, what: str, page: Page, requests: Sequence[Digest], more: str) -> Iterator[Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_file import UnreadableAnswer
 from recdistill.teachers.ledger_records import digest, read_answer, read_question
-from recdistill.teachers.liveness import alive
+from recdistill.teachers.liveness import Holder
 
 _SHOWN = 5
 """Findings of one kind that are listed one by one."""
@@ -26,7 +27,7 @@ def verify(ledger: Ledger) -> list[str]:
         _broken_answers,
         _unbooked_answers,
         _sums,
-        _abandoned,
+        lambda db: _abandoned(db, ledger),
     ]
     findings: list[str] = []
     with ledger.reading() as db:
@@ -90,13 +91,13 @@ def _sums(db: sqlite3.Connection) -> Iterator[str]:
         )
 
 
-def _abandoned(db: sqlite3.Connection) -> Iterator[str]:
+def _abandoned(db: sqlite3.Connection, ledger: Ledger) -> Iterator[str]:
     """Attempts that were open when their process ended."""
-    for identity, pid, started, n in db.execute(
-        "SELECT identity, pid, process_started, count(*) FROM attempts JOIN teachers ON teachers.id = teacher "
-        "WHERE ended_at IS NULL GROUP BY identity, pid, process_started"
+    for identity, n, place, pid, started, heard_at in db.execute(
+        "SELECT identity, count(*), place, pid, process_started, max(ifnull(renewed_at, booked_at)) FROM attempts "
+        "JOIN teachers ON teachers.id = teacher WHERE ended_at IS NULL GROUP BY identity, place, pid, process_started"
     ):
-        if not alive(pid, started):
+        if not ledger.held_by(Holder(place, pid, started), heard_at, now=time.time()):
             yield (
                 f"{n:,} requests to teacher {identity!r} were in flight when process {pid} ended; run again: they are "
                 "asked anew, and stay charged because they may have been paid for"

@@ -41,6 +41,7 @@ CREATE TABLE attempts (
     k INTEGER NOT NULL,
     round INTEGER NOT NULL,
     request BLOB NOT NULL,
+    place TEXT NOT NULL DEFAULT '',
     pid INTEGER NOT NULL,
     process_started INTEGER NOT NULL,
     booked_at REAL NOT NULL,
@@ -67,6 +68,7 @@ CREATE INDEX attempts_failed ON attempts (teacher, k, round, request) WHERE outc
     2: """
 ALTER TABLE teachers RENAME COLUMN next_turn TO last_turn;
 UPDATE teachers SET last_turn = 0;
+ALTER TABLE attempts ADD COLUMN place TEXT NOT NULL DEFAULT '';
 """,
 }
 """What turns each earlier format into the next."""

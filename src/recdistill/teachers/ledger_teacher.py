@@ -164,8 +164,9 @@ class LedgerTeacher(Deputy):
         errand.start(asked)
         while errand.waiting or errand.busy:
             try:
-                for block in self._ask(errand, k):
-                    errand.settle(block)
+                with errand.renewed():
+                    for block in self._ask(errand, k):
+                        errand.settle(block)
                 if errand.strange is not None:
                     raise errand.strange
                 if errand.asked:
