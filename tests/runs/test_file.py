@@ -8,6 +8,7 @@ import pytest
 
 from recdistill.errors import SettingsError
 from recdistill.runs.file import Run, override
+from recdistill.runs.folder import claim
 from recdistill.runs.sections import ApiTeacher, Ensemble, FileTeacher, RunTeacher
 
 API = {"kind": "http", "url": "https://shop.example/recommend"}
@@ -271,6 +272,30 @@ def test_an_api_that_would_be_known_by_another_name_is_a_difference() -> None:
     assert parse(teacher=API).differences(parse(teacher=moved)) == [said]
     assert parse(teacher=API).differences(parse(teacher=moved | {"identity": API["url"]})) == []
     assert parse(teacher=both(FILE, API)).differences(parse(teacher=both(FILE, moved))) == [said]
+
+
+def test_a_ledger_is_seen_from_the_run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the same file bought everything anew when it was started from another folder."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    api = 'kind = "http"\nurl = "https://shop.example/recommend"\nledger = "paid.sqlite"\n'
+    (tmp_path / "run.toml").write_text(f'[data]\npath = "shop"\n[teacher]\n{api}')
+    members = f"[[teacher.members]]\n{api}" * 2
+    (tmp_path / "both.toml").write_text(f'[data]\npath = "shop"\n[teacher]\nkind = "ensemble"\n{members}')
+    for name in ("run.toml", "both.toml"):
+        run = Run.read(tmp_path / name)
+        assert {teacher.ledger for teacher in run.apis} == {str(tmp_path / "paid.sqlite")}
+        (tmp_path / "run.json").write_text(json.dumps({"settings": run.dump()}))
+        assert Run.read(tmp_path / "run.json") == run
+    there = Run.read(tmp_path / "run.toml", ["teacher.ledger=paid.sqlite"])
+    assert there.apis[0].ledger == str(tmp_path / "elsewhere" / "paid.sqlite")
+
+
+def test_a_folder_that_holds_another_run_names_the_ledger_of_that_run(tmp_path: Path) -> None:
+    held, now = (parse(teacher=API | {"ledger": f"/{name}.sqlite"}) for name in ("paid", "new"))
+    (tmp_path / "run.json").write_text(json.dumps({"settings": held.dump()}))
+    with pytest.raises(SettingsError, match=r"--out, and --set teacher.ledger=/paid.sqlite to use the answers already"):
+        claim(tmp_path, now)
 
 
 @pytest.mark.parametrize("other", [{"budget": 6}, {"budget": 5, "charge": "calls"}, {}])

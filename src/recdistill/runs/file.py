@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -71,10 +72,13 @@ class Run:
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
         """Read a TOML file, or the ``run.json`` of an earlier run, and apply ``section.key=value`` overrides.
 
+        A ledger that the file names lies where it is seen from the file, wherever the run is started: what was paid for
+        is found again.
+
         Raises:
             SettingsError: for a file that cannot be read, or anything in it that makes no sense.
         """
-        return cls.parse(override(_read(path), overrides), where=str(path))
+        return cls.parse(override(_beside_file(_read(path), path), overrides), where=str(path))
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, where: str = "run") -> Self:
@@ -225,6 +229,24 @@ def _read(path: Path) -> Values:
     except (ValueError, KeyError, TypeError) as error:
         raise SettingsError(f"{path} is no run file: {error}") from error
     return values
+
+
+def _beside_file(values: Values, path: Path) -> Values:
+    """Return the sections of a run file with ledgers named from its folder."""
+    if isinstance(values, dict) and isinstance(values.get("teacher"), dict):
+        values = {**values, "teacher": _ledgers_in(values["teacher"], path.absolute().parent)}
+    return values
+
+
+def _ledgers_in(teacher: Values, folder: Path) -> Values:
+    """Return a teacher's settings, those of its members included, with its ledger named from a folder."""
+    if isinstance(ledger := teacher.get("ledger"), str):
+        named = os.path.normpath(folder / os.path.expanduser(ledger))  # noqa: PTH111 - see `Location`
+        teacher = {**teacher, "ledger": named}
+    if isinstance(members := teacher.get("members"), list):
+        each = [_ledgers_in(member, folder) if isinstance(member, dict) else member for member in members]
+        teacher = {**teacher, "members": each}
+    return teacher
 
 
 def _choose(base: type[Model] | type[Method], values: Values, *, default: str, where: str) -> Choice:

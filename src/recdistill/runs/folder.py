@@ -57,17 +57,23 @@ def claim(folder: Path, run: Run) -> None:
         SettingsError: when it holds another run, or something that is no run.
     """
     if (folder / RUN).is_file():
-        if differences := Run.read(folder / RUN).differences(run):
+        before = Run.read(folder / RUN)
+        if differences := before.differences(run):
             raise SettingsError(
                 f"{folder} holds a run with other settings (there and here: {'; '.join(differences)}); "
-                f"choose another folder with --out{answers_elsewhere(run, folder)}"
+                f"choose another folder with --out{answers_elsewhere(before, folder)}"
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f"{folder} is there already and holds no run; choose another folder with --out")
 
 
 def answers_elsewhere(run: Run, folder: Path) -> str:
-    """Say, at the end of a sentence, how a run in another folder gets at the answers that this one has paid for."""
+    """Say, at the end of a sentence, how a run in another folder gets at the answers that the one here has paid for.
+
+    Args:
+        run: the one that the folder holds.
+        folder: where.
+    """
     files = list(dict.fromkeys(str(ledger_file(api, folder)) for api in run.apis))
     if not files:
         return ""

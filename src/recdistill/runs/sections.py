@@ -125,7 +125,8 @@ class ApiTeacher(HttpConfig):
     budget: PositiveInt | None = None
     """Most of what ``charge`` counts, over all runs that share the ledger; no limit where not given."""
     ledger: Location | None = None
-    """File of paid answers; in the run's folder where not given. Runs that share it share the answers."""
+    """File of paid answers, as seen from the run file; in the run's folder where not given. Runs that share it share
+    the answers."""
     round: NonNegativeInt = 0
     """Another round asks everything anew, beside what is kept of the others: for an API whose answers vary. Two rounds
     as members of an ensemble are fused, so that what both list goes first; they share the budget."""
