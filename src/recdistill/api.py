@@ -28,6 +28,7 @@ from recdistill.settings import Settings
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
+from recdistill.training import processes
 from recdistill.training.settings import TrainerSettings
 
 Data: TypeAlias = Split | Dataset | Interactions | Source
@@ -54,8 +55,12 @@ def train(
         start: a model of the same kind and shape, whose weights it begins with; it stays as it is.
         folder: for the checkpoint; the same call goes on from there.
         report: who is told how it goes.
+
+    Where ``torchrun`` has started several processes, each trains on its share of every batch, and all return the same.
     """
-    return _learn(as_split(data), model, method or Supervised(), training, None, start, folder, report)
+    training = training or TrainerSettings()
+    with processes.joined(training.device):
+        return _learn(as_split(data), model, method or Supervised(), training, None, start, folder, report)
 
 
 def distill(
@@ -88,17 +93,19 @@ def distill(
         folder: for the checkpoint and the ledger of paid answers; the same call goes on from there.
         report: who is told how it goes.
 
+    Several processes share the work as in `train`.
+
     Raises:
         SettingsError: when method and teacher do not fit, a budget has no ledger to be kept in, or the device that the
             training names is not there.
     """
     split, training = as_split(data), training or TrainerSettings()
-    device = find_device(training.device)
-    asked = local_teacher(teacher, split, device=device) if isinstance(teacher, Student) else teacher
-    with _kept(asked, folder, budget) as kept:
-        return _learn(
-            split, student, method or build_method(default_method(kept)), training, kept, start, folder, report
-        )
+    with processes.joined(training.device):
+        device = find_device(training.device)
+        asked = local_teacher(teacher, split, device=device) if isinstance(teacher, Student) else teacher
+        with _kept(asked, folder, budget) as kept:
+            learner = method or build_method(default_method(kept))
+            return _learn(split, student, learner, training, kept, start, folder, report)
 
 
 def as_split(data: Data) -> Split:
@@ -114,7 +121,7 @@ def _learn(
     split: Split,
     config: Settings | None,
     method: Method,
-    training: TrainerSettings | None,
+    training: TrainerSettings,
     teacher: Teacher | None,
     start: Student | None,
     folder: Path | str | None,
@@ -124,11 +131,11 @@ def _learn(
         split,
         _model_choice(config or SASRecConfig()),
         Choice(method.name, method.config),
-        training or TrainerSettings(),
+        training,
         teacher=teacher,
         start=start,
         folder=None if folder is None else Path(folder),
-        report=report,
+        report=report if processes.rank() == 0 else None,
     )
     return student
 

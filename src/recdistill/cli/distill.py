@@ -10,8 +10,10 @@ def distill(run: RunFile, out: Out = None, overrides: Overrides = None) -> None:
     from recdistill.runs.execute import run_distillation
     from recdistill.runs.file import Run
     from recdistill.tables import print_result
+    from recdistill.training.processes import announced
 
     folder = folder_for(run, out)
     with reporting(folder) as reporter:
         result = run_distillation(Run.read(run, overrides or ()), folder, reporter)
-    print_result(result)
+    if announced()[0] == 0:
+        print_result(result)

@@ -41,6 +41,7 @@ from recdistill.serving.student import Student
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.ledger_teacher import LedgerTeacher
+from recdistill.training import processes
 from recdistill.training.checkpoints import CHECKPOINT
 
 _MANY_MASKED = 0.05
@@ -97,7 +98,15 @@ def run_distillation(run: Run, folder: Path, report: Report | None = None) -> Re
 
 
 def _run(run: Run, folder: Path, report: Report) -> Result:
-    """Do what is not done yet: a run that was stopped goes on, a finished one is only read."""
+    """Do what is not done yet: a run that was stopped goes on, a finished one is only read.
+
+    Where ``torchrun`` has started several processes, all train; the first alone writes, evaluates and tells of it.
+    """
+    with processes.joined(run.training.device):
+        return _run_joined(run, folder, report if processes.rank() == 0 else Quiet())
+
+
+def _run_joined(run: Run, folder: Path, report: Report) -> Result:
     claim(folder, run)
     if (folder / RESULTS).is_file():
         report.say(f"{folder}: finished before; to run it anew, choose another folder{answers_elsewhere(run, folder)}")
@@ -109,8 +118,12 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
     run = run.by_default(default_method(teacher))
     claim(folder, run)
     model, method, setting = set_up_run(run, split, teacher)
+    first = processes.rank() == 0
+    processes.wait()  # all have looked into the folder
     with alone(folder):
-        note(folder, run, split.dataset)
+        if first:
+            note(folder, run, split.dataset)
+        processes.wait()
         dataset = split.dataset
         report.say(
             f"{folder}: {run.method.name} for {run.student.name}; {dataset.n_users:,} users, {dataset.n_items:,} "
@@ -128,11 +141,14 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
             setting = replace(setting, teacher=teacher, found=found.__setitem__)
             if teacher is not None and run.evaluation.ask_teacher:
                 report.say(f"asking the teacher about {run.evaluation.ask_teacher:,} test cases")
-            heard = ask_about_test(run, split, teacher)
+            heard = ask_about_test(run, split, teacher) if first else None
             started = run.start is not None
             student, fitted = train_student(
                 split, model.to(device), method, setting, run.training, folder, report, started=started
             )
+            if not first:
+                processes.wait()
+                return Result.load(folder)
             asked = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher] if teacher else []
             queries = [asdict(member.stats()) for member in asked if isinstance(member, LedgerTeacher)]
             compared = side_by_side(asked, student.model, split.test)
@@ -150,6 +166,7 @@ def _run(run: Run, folder: Path, report: Report) -> Result:
         }
         result = _evaluate(run, folder, split, student, facts, heard)
         (folder / CHECKPOINT).unlink(missing_ok=True)
+        processes.wait()
         return result
 
 

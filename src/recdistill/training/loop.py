@@ -52,8 +52,8 @@ def fit(
     the same ``folder`` goes on after its last whole epoch and, on the same CPU, ends with the very same weights. Where
     something else computes than before (`Fit.computed_with`), a warning says what differs.
 
-    Under ``torchrun`` (an initialised process group) each process takes its share of every batch and gradients are
-    averaged; process 0 validates and writes.
+    In several processes (`processes.joined`) each takes its share of every batch and gradients are averaged; process 0
+    prepares the method before the others, validates and writes.
 
     Args:
         student: the model to train, on the device to train it on, whatever the settings say.
@@ -73,7 +73,8 @@ def fit(
     """
     tune_allocator()
     progress = progress or Silent()
-    method.prepare(setting)
+    with processes.one_after_the_first():  # whose answers are in the ledger then
+        method.prepare(setting)
     method.fit_to(student)
 
     def value_of(model: Model) -> float:
@@ -86,6 +87,7 @@ def fit(
     if folder is not None and (state := Store(folder).load()) is not None:
         loop.resume(state)
     loop.note_what_computes()
+    processes.wait()  # nobody writes a checkpoint, or removes it, that another has not read yet
     if store is not None:
         store.write_metrics(map(asdict, loop.fit.rows))
 
