@@ -111,6 +111,9 @@ def test_the_window_halves_once_for_each_wave_and_grows_by_one_for_each_round(
     assert [window.shrink(sent_at=9.0), window.shrink(sent_at=9.5), window.free(0)] == [True, False, 4]
     now[0] = 11.0
     assert [window.shrink(sent_at=10.5), window.free(1), window.free(5)] == [True, 1, 0]
+    for _ in range(10 * 2):  # for ten rounds of two it stays as it is
+        window.grow()
+    assert (window.size, window.free(0)) == (2.0, 2)
     for _ in range(3):  # 2 + 1/2 + 1/2.5 + 1/2.9 is more than 3
         window.grow()
     assert window.free(0) == 3
@@ -158,6 +161,32 @@ def test_no_success_is_lost_between_threads() -> None:
     window.grow()
     size.cut_in.join()
     assert window.size == 4.25 + 1 / 4.25
+
+
+def test_what_is_too_much_while_others_get_through_is_no_attempt(api: RawApi) -> None:
+    """The API bears one call at once, and refuses any other, of which none is lost for that."""
+    in_flight = [0]
+
+    def one_at_once(body: Body) -> Iterator[bytes | float]:
+        in_flight[0] += 1
+        too_much = in_flight[0] > 1
+        yield 0.0 if too_much else 0.01
+        in_flight[0] -= 1
+        yield response(b"", "429 Too Many Requests") if too_much else GOOD
+
+    api.answer = one_at_once
+    teacher = Paying(Paged(api.url), concurrency=8, attempts=3)
+    assert len(teacher.rank(histories(200), 1)) == 200
+    assert teacher.client.calls["429"] < 60
+
+
+def test_what_is_always_too_much_is_not_sent_for_ever(api: RawApi) -> None:
+    """One question is, while all others are answered."""
+    api.answer = lambda body: BUSY if body["rows"] == [0] else [0.005, GOOD]
+    outcomes: list[Outcome] = []
+    collect(Paying(Paged(api.url), concurrency=2, attempts=2, dead_after=0.3, longest_wait=0.01), 300, outcomes)
+    assert [request.row for request, outcome in outcomes if isinstance(outcome, Failure)] == [0]
+    assert len(outcomes) == 300
 
 
 def test_the_window_never_closes() -> None:

@@ -12,7 +12,8 @@ nothing within ``timeout``, not even slowly            sent again, after a wait 
 a connection cut before or within the reply            sent again, after a wait that doubles              perhaps
 408, 425, 500, 502, 504, …: a passing error            sent again, after a wait that doubles              no
 429, 503, what ``throttling`` names: too much           nobody sends anything until the wait is over, then no
-                                                       half as many at once; sent again
+                                                       half as many at once; sent again, and no attempt while
+                                                       others get through
 ``Retry-After``, as seconds or as a date to come       that wait instead of ours                          no
 the same, longer than ``longest_wait``                 a failure; after 429 and 503 nothing more is sent  no
 a step of a session: cut, late, 500, 502, 504, …       the session is replayed under a new name, after   as above
@@ -49,6 +50,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import ssl
 import time
@@ -99,7 +101,8 @@ class TransportSettings(Settings):
     """Seconds for one call, from connecting to the last byte; at most half of them for connecting."""
     attempts: PositiveInt = 5
     """Most sendings of one call, the first included, and most replays of a session; one more where a token that was
-    fetched is refused."""
+    fetched is refused. Those that were too much for the API while it answered others do not count, for ``dead_after``
+    seconds."""
     permanent: tuple[Annotated[int, Field(ge=400, le=599)], ...] = ()
     """Statuses that lie in the question, though they usually pass or end the asking: 500 where that means a user whom
     it does not know, 403 one who has opted out."""
@@ -214,6 +217,7 @@ class _Walk(Walk):
         """Calls about several questions most of which failed."""
         self.too_much_in_a_row = 0
         self.failing_since: float | None = None
+        self.replied_at = -math.inf
         self.wire = Wire(settings, shape, hide, client.certificates)
 
     def room(self, in_flight: int) -> int:
@@ -314,7 +318,8 @@ class _Walk(Walk):
 
     async def _fetch(self, call: Call, requests: list[Request], tally: _Tally) -> Reply | None:
         """Send a call until there is a reply, or no hope of one; ``None`` where it must not be sent again."""
-        attempt, renewed = 1 + tally.begun_anew, False
+        attempt, renewed, tried_at = 1 + tally.begun_anew, False, time.monotonic()
+        bears_until = tried_at + self.settings.dead_after
         while True:
             await self._wait_for_place()
             token, sent_at = None, time.monotonic()
@@ -330,12 +335,14 @@ class _Walk(Walk):
                 self.calls[refused.kind] += 1
                 tally.paid |= refused.paid
                 renewing = not renewed and self._drops(token, refused)
+                in_vain = not (refused.too_much and tried_at < self.replied_at and time.monotonic() < bears_until)
+                tried_at = time.monotonic()
                 wait = 0.0 if renewing else self._note_refusal(refused, attempt, sent_at)
                 if wait is None:
                     raise
                 lost = refused.heard and not call.repeatable
                 renewed |= renewing
-                attempt += not renewing
+                attempt += in_vain and not renewing
             else:
                 self._note_reply()
                 return reply
@@ -406,6 +413,7 @@ class _Walk(Walk):
         self.window.grow()
         self.too_much_in_a_row = 0
         self.failing_since = None
+        self.replied_at = time.monotonic()
 
     def _note_refusal(self, refused: Refused, attempt: int, sent_at: float) -> float | None:
         """Slow everybody down where that is asked for; return the seconds before another try, ``None`` for no more."""

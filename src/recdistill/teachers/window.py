@@ -6,11 +6,15 @@ import math
 import threading
 import time
 
+_ROUNDS = 10
+"""Rounds of calls for which it stays small, so that what is too much is not tried at every other call."""
+
 
 class Window:
     """How many calls may be in flight; any number of threads may share it.
 
-    Half as many each time that the API says that it is too much, one more each time that as many have succeeded.
+    Half as many each time that the API says that it is too much; then as many for ten rounds of successes, after which
+    it is one more each time that as many have succeeded.
 
     >>> window = Window(8)
     >>> window.shrink(sent_at=0.0), window.free(0)
@@ -22,6 +26,8 @@ class Window:
         self.size = float(most)
         self.in_flight = 0
         self._shrunk_at = -math.inf
+        self._held = 0
+        """Successes until it may grow again."""
         self._lock = threading.Lock()
 
     def free(self, in_flight: int) -> int:
@@ -43,7 +49,10 @@ class Window:
     def grow(self) -> None:
         """Take note of a success."""
         with self._lock:
-            self.size = min(float(self.most), self.size + 1 / self.size)
+            if self._held:
+                self._held -= 1
+            else:
+                self.size = min(float(self.most), self.size + 1 / self.size)
 
     def shrink(self, sent_at: float) -> bool:
         """Take note of a call that was too much; false if it was sent before the last such note, which counts once."""
@@ -51,5 +60,6 @@ class Window:
             if sent_at <= self._shrunk_at:
                 return False
             self.size = max(1.0, self.size / 2)
+            self._held = _ROUNDS * int(self.size)
             self._shrunk_at = time.monotonic()
         return True
