@@ -106,7 +106,7 @@ def repeats_in_a_list(request: Request) -> Response:
 
 
 def repeats_in_one_of_several(request: Request) -> Response:
-    answers = [{"items": ["p1"]}, *[{"items": [{"id": SECRET}]} for _ in request.get_json()["asked"][1:]]]
+    answers = [{"items": [{"id": SECRET} if place == 1 else "p1"]} for place in range(len(request.get_json()["asked"]))]
     return Response(json.dumps({"answers": answers}), mimetype="application/json")
 
 
