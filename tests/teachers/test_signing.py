@@ -5,6 +5,7 @@ import base64
 import hashlib
 import hmac
 import json
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import httpx2
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
@@ -24,6 +26,7 @@ from recdistill.runs.file import Run
 from recdistill.teachers.exchange import Call, Reply
 from recdistill.teachers.http import HttpConfig, HttpTeacher
 from recdistill.teachers.shapes import DeclaredShape
+from recdistill.teachers.wire import Wire
 
 ITEMS = IdMap(["a", "b"], first=1)
 
@@ -127,6 +130,32 @@ def test_an_hmac_covers_path_and_query_and_a_time(server: Server, monkeypatch: p
     signed, _, came = str(server.last.environ["REQUEST_URI"]).partition("&hmac_sign=")
     assert signed == "/asked?who=ann%20%26%20%C3%BC&hmac_timestamp=1700000000"
     assert came == hmac.new(b"s3cret", signed.encode(), "sha1").hexdigest()
+
+
+@pytest.mark.parametrize("path", ["/dätabase", "/my db", "/a|b", "/db/./x", "/db?x=a b"])
+def test_what_is_signed_is_the_address_that_is_sent(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Escaped, and without dots; a signature of what was written would be refused."""
+    monkeypatch.setenv("SHOP_KEY", "s3cret")
+    settings = HttpConfig.parse({"url": f"http://127.0.0.1{path}", "signature": {"kind": "hmac", "key": "SHOP_KEY"}})
+    wire = Wire(settings, DeclaredShape(settings), str, ssl.create_default_context())
+    signed, _, came = httpx2.URL(wire.sign(Call("GET", settings.url), None).url).raw_path.partition(b"&hmac_sign=")
+    assert came.decode() == hmac.new(b"s3cret", signed, "sha1").hexdigest()
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "SHOP_KEY", "ID"])
+@pytest.mark.parametrize("value", ["s3cret\n", " s3cret", "s3cret\r\n"])
+def test_a_secret_with_a_space_or_a_line_break_around_it_is_refused(
+    server: Server, amazon: dict[str, str], monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """As one that was read from a file: it would sign, and be refused by the API without a reason."""
+    for other in ("SHOP_KEY", "ID", "SECRET"):
+        monkeypatch.setenv(other, "fine")
+    monkeypatch.setenv(name, value)
+    oauth = {"kind": "oauth", "token_url": f"{server.base}/token", "client_id": "ID", "client_secret": "SECRET"}
+    signature = {"SHOP_KEY": {"kind": "hmac", "key": "SHOP_KEY"}, "ID": oauth}.get(name, amazon)
+    with pytest.raises(SettingsError, match=f"environment variable {name} holds a line break or a space at an end"):
+        server.ask(signature=signature)
+    assert server.asked == []
 
 
 def test_an_hmac_is_made_anew_for_each_call(monkeypatch: pytest.MonkeyPatch) -> None:

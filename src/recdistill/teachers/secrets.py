@@ -120,6 +120,17 @@ def secret(name: str) -> str:
     return value
 
 
+def bare(name: str) -> str:
+    """Return what an environment variable holds that is a secret and nothing around it.
+
+    Raises:
+        SettingsError: when it is not set, or ends or begins with a space or a line break, as one read from a file may.
+    """
+    if (value := secret(name)) != value.strip():
+        raise SettingsError(f"environment variable {name} holds a line break or a space at an end; take it away.")
+    return value
+
+
 def credentials(value: str) -> list[str]:
     """Return what a header may say, and what is secret in it by itself: no scheme, each parameter, a pair in base 64.
 

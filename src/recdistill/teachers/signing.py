@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field
 from recdistill.errors import SettingsError
 from recdistill.settings import Settings
 from recdistill.teachers.exchange import Call
-from recdistill.teachers.secrets import address_parts, secret, sounds_secret
+from recdistill.teachers.secrets import address_parts, bare, secret, sounds_secret
 
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _FORM = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
@@ -78,15 +78,19 @@ class SigV4(Settings):
         except ImportError as error:
             raise _not_installed("aws") from error
         logging.getLogger("botocore.auth").setLevel(logging.INFO)  # for debugging it writes down session tokens
-        key = Credentials(secret(self.access_key), secret(self.secret_key), os.environ.get(self.session_token) or None)
+        key = Credentials(bare(self.access_key), bare(self.secret_key), self._token())
         request = AWSRequest(call.method, call.url, headers=dict(call.headers), data=call.body)
         SigV4Auth(key, self.service, self.region).add_auth(request)
         return replace(call, headers=dict(request.headers.items()))
 
     def secrets(self) -> list[str]:
         """Return what must never be shown."""
-        token = os.environ.get(self.session_token)
-        return [secret(self.secret_key), *([token] if token else [])]
+        bare(self.access_key)  # which is sent as it stands, and missed here
+        token = self._token()
+        return [bare(self.secret_key), *([token] if token else [])]
+
+    def _token(self) -> str | None:
+        return bare(self.session_token) if os.environ.get(self.session_token) else None
 
 
 class Hmac(Settings):
@@ -111,12 +115,12 @@ class Hmac(Settings):
         url = f"{call.url}{'&' if '?' in call.url else '?'}{self.time_name}={time.time():.0f}"
         address = urlsplit(url)
         signed = f"{address.path}?{address.query}".encode()
-        signature = hmac.new(secret(self.key).encode(), signed, self.algorithm).hexdigest()
+        signature = hmac.new(bare(self.key).encode(), signed, self.algorithm).hexdigest()
         return replace(call, url=f"{url}&{self.sign_name}={signature}")
 
     def secrets(self) -> list[str]:
         """Return what must never be shown."""
-        return [secret(self.key)]
+        return [bare(self.key)]
 
 
 class Google(Settings):
@@ -198,17 +202,17 @@ class OAuth(Settings):
         if self.secret_in == "header":
             headers["Authorization"] = f"Basic {b64encode(self._basic().encode()).decode()}"
         else:
-            form |= {"client_id": secret(self.client_id), "client_secret": secret(self.client_secret)}
+            form |= {"client_id": bare(self.client_id), "client_secret": bare(self.client_secret)}
         told = {name: value for name, value in form.items() if value is not None}
         return Call("POST", self.token_url, headers, urlencode(told, quote_via=quote).encode())
 
     def secrets(self) -> list[str]:
         """Return what must never be shown, next to the tokens."""
-        return [secret(self.client_secret), self._basic()]
+        return [bare(self.client_secret), self._basic()]
 
     def _basic(self) -> str:
         """Return id and secret as HTTP Basic authentication joins them, each written as in a form (section 2.3.1)."""
-        return f"{quote(secret(self.client_id), '')}:{quote(secret(self.client_secret), '')}"
+        return f"{quote(bare(self.client_id), '')}:{quote(bare(self.client_secret), '')}"
 
 
 class _GoogleAccount(NamedTuple):

@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -167,12 +168,11 @@ class Wire:
             Refused: where that cannot be had, or HTTP knows no such header or address.
         """
         try:
-            signed = self.shape.sign(call, token)
+            signed = self.shape.sign(replace(call, url=str(_address(call.url))), token)  # as it will be sent
             _check_headers(signed.headers)
+            _address(signed.url)
         except (SettingsError, TeacherError) as error:
             raise Refused("not signed", self._not_signed(call, str(error)), fatal=True) from error
-        try:
-            _address(signed.url)
         except httpx2.InvalidURL as error:
             shown = call.url if len(call.url) <= _EXCERPT else f"{call.url[:_EXCERPT]}…"
             reason = f"{shown} was not asked, as that is no address: {error}; see url, query, and the ids in them"
