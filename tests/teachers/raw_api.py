@@ -88,7 +88,7 @@ class _Connection(asyncio.Protocol):
         if not separator or len(rest) < length:
             return
         self.received.clear()
-        body = json.loads(rest)
+        body = json.loads(rest or b"{}")
         self.api.asked.append(body)
         self.api.times.append(time.monotonic())
         script = self.api.answer(body)

@@ -5,6 +5,7 @@ import math
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -697,6 +698,55 @@ def test_what_is_no_address_is_a_failure_and_not_charged(ledger: Ledger, address
         keeper.rank(histories(1), 1)
     assert len(str(caught.value)) < 700
     assert (keeper.stats().spent, keeper.stats().failures) == (0, 1)
+
+
+# proxies and certificates, which the environment names
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("ALL_PROXY", "socks5://me:hunter2@127.0.0.1:1", "names a SOCKS proxy, which needs a package"),
+        ("HTTP_PROXY", "http://me:hun/ter2@:x", "does not name a proxy that can be used"),
+        ("HTTP_PROXY", "ftp://me:hunter2@proxy", "does not name a proxy that can be used"),
+        ("SSL_CERT_FILE", "/nowhere.pem", "names no file or folder of certificates: .*No such file"),
+    ],
+    ids=["socks", "port", "scheme", "certificates"],
+)
+def test_what_of_the_environment_cannot_be_used_is_refused_before_anything_is_charged(
+    api: RawApi, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    monkeypatch.setenv(name, value)
+    keeper = LedgerTeacher(Paying(Paged(api.url)), ledger, budget=10)
+    with pytest.raises(SettingsError, match=f"environment variable {name} {said}") as caught:
+        keeper.rank(histories(8), 1)
+    assert "hun" not in str(caught.value)
+    assert (keeper.stats().spent, keeper.stats().lost, api.asked) == (0, 0, [])
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("status", ["407 Proxy Authentication Required", "403 Forbidden"])
+def test_a_proxy_that_lets_nobody_through_ends_the_asking_and_is_not_paid(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, scheme: str, status: str
+) -> None:
+    with RawApi(lambda body: response(b"", status)).serve() as proxy:
+        monkeypatch.setenv(f"{scheme.upper()}_PROXY", proxy.url)
+        keeper = LedgerTeacher(Paying(Paged(f"{scheme}://shop.invalid/"), concurrency=1), ledger, budget=10)
+        with pytest.raises(TeacherError, match="fare no better"):
+            keeper.rank(histories(8), 1)
+    assert keeper.stats().spent == 0
+
+
+def test_a_proxy_that_is_not_there_is_named(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
+    keeper = LedgerTeacher(Paying(Paged("http://shop.invalid/"), attempts=1), ledger, budget=10)
+    with pytest.raises(TeacherError, match="cannot be reached by the proxy of environment variable HTTP_PROXY"):
+        keeper.rank(histories(1), 1)
+    assert keeper.stats().spent == 0
 
 
 # what is charged

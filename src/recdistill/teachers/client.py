@@ -7,7 +7,8 @@ what was bought. "Paid" is whether the API may have served the request; what tha
 =====================================================  =================================================  ==========
 what comes back                                        what becomes of it                                 paid
 =====================================================  =================================================  ==========
-nobody: no connection                                  sent again, after a wait that doubles              no
+nobody: no connection, also to a proxy                 sent again, after a wait that doubles              no
+a proxy that lets nobody through: 403, 407             a failure, and nothing more is sent                no
 nothing within ``timeout``, not even slowly            sent again, after a wait that doubles              perhaps
 a connection cut before or within the reply            sent again, after a wait that doubles              perhaps
 408, 425, 500, 502, 504, …: a passing error            sent again, after a wait that doubles              no
@@ -61,7 +62,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Annotated
 
-import httpx2
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from recdistill.errors import BudgetExhausted, TeacherError
@@ -72,7 +72,7 @@ from recdistill.teachers.loop import PrivateLoop
 from recdistill.teachers.meter import SOON, Charge, Meter, Pace, Unsent
 from recdistill.teachers.walk import Streak, Walk
 from recdistill.teachers.window import Window
-from recdistill.teachers.wire import Refused, Throttling, Wire
+from recdistill.teachers.wire import Refused, Throttling, Wire, trusted
 
 _log = logging.getLogger("recdistill.teachers")
 
@@ -142,7 +142,7 @@ class Client:
     @cached_property
     def certificates(self) -> ssl.SSLContext:
         """Whom to trust over TLS: the system's, or the file ``SSL_CERT_FILE``; read once, as that takes a while."""
-        return httpx2.create_ssl_context()
+        return trusted()
 
     def answers(
         self, shape: Shape, take: Take, k: int, *, meter: Meter | None = None, hide: Callable[[str], str] = str
@@ -158,6 +158,7 @@ class Client:
 
         Raises:
             TeacherError: when the API refuses the key, or seems dead, or calls cannot be signed.
+            SettingsError: where the environment names a proxy or certificates that cannot be used; nothing was taken.
         """
         walk = _Walk(self, shape, take, k, meter or self.pace, hide)
         with closing(PrivateLoop()) as loop:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import math
+import os
 import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,8 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from recdistill.teachers.client import TransportSettings
 
 _KEY_REFUSED = {401, 403}
+_PROXY_REFUSES = ("403", "407", "Invalid username/password")
+"""How what a proxy says begins that lets nobody through, or nobody without a password."""
 _RETRIED = {408, 425, 429, *range(500, 600)}
 _TOO_MUCH = {429, 503}
 _NOT_HEARD = {408, 425, *_TOO_MUCH}
@@ -202,7 +207,12 @@ class Wire:
                 with self.lines.free() as line, _unlogged():
                     return await self._exchange(line, url, signed)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise Refused("unreachable", f"{url} cannot be reached: {_name(error)}", again=True) from error
+            by = f" by the proxy of {_proxies()}" if _proxied(url) else ""
+            raise Refused("unreachable", f"{url} cannot be reached{by}: {_name(error)}", again=True) from error
+        except httpx2.ProxyError as error:
+            reason = f"{url} cannot be reached, as the proxy of {_proxies()} refused: {self.hide(str(error))}"
+            fatal = str(error).startswith(_PROXY_REFUSES)
+            raise Refused("unreachable", reason, again=not fatal, fatal=fatal) from error
         except TimeoutError as error:
             reason = f"{url} did not answer within {self.settings.timeout:g} s (timeout)"
             raise Refused("timeout", reason, paid=True, again=True) from error
@@ -241,6 +251,9 @@ class Wire:
             return Refused("redirect", reason)
         permanent = status in self.settings.permanent
         throttled = self.settings.throttling is not None and self.settings.throttling.is_told(response.headers, body)
+        if status == 407:
+            reason = f"{url} was not asked, as the proxy of {_proxies()} wants to know who is asking: {status}"
+            return Refused(str(status), reason, fatal=True)
         if status in _KEY_REFUSED and not throttled and not permanent:
             reason += "; check the headers, the signature, and the environment variables they name"
             return Refused(str(status), reason, fatal=True)
@@ -269,7 +282,7 @@ class _Lines:
         self.timeout = httpx2.Timeout(None, connect=timeout / 2)  # the whole call is timed around it
         self.certificates = certificates
         self.all: list[httpx2.AsyncClient] = []
-        self.idle: list[httpx2.AsyncClient] = []
+        self.idle = [self._open()]  # at once, so that a proxy that cannot be used is missed before anything is booked
 
     @contextmanager
     def free(self) -> Iterator[httpx2.AsyncClient]:
@@ -286,15 +299,47 @@ class _Lines:
             await line.aclose()
 
     def _open(self) -> httpx2.AsyncClient:
-        line = httpx2.AsyncClient(
-            headers={"User-Agent": f"recdistill/{__version__}", "Accept-Encoding": "gzip, deflate"},
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-            timeout=self.timeout,
-            verify=self.certificates,
-            limits=httpx2.Limits(max_connections=1),
-        )
+        try:
+            line = httpx2.AsyncClient(
+                headers={"User-Agent": f"recdistill/{__version__}", "Accept-Encoding": "gzip, deflate"},
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+                timeout=self.timeout,
+                verify=self.certificates,
+                limits=httpx2.Limits(max_connections=1),
+            )
+        except ImportError as error:
+            raise SettingsError(
+                f"{_proxies()} names a SOCKS proxy, which needs a package: pip install socksio"
+            ) from error
+        except (ValueError, httpx2.InvalidURL):  # whose text may quote a password
+            raise SettingsError(
+                f"{_proxies()} does not name a proxy that can be used; give one like http://proxy.example:3128"
+            ) from None
         self.all.append(line)
         return line
+
+
+def trusted() -> ssl.SSLContext:
+    """Return whom to trust over TLS: the system's authorities, or those of the file or folder that a variable names.
+
+    Raises:
+        SettingsError: where it holds none.
+    """
+    try:
+        return httpx2.create_ssl_context()
+    except OSError as error:
+        named = _set_variables("SSL_CERT_FILE", "SSL_CERT_DIR")
+        raise SettingsError(f"{named} names no file or folder of certificates: {error}") from error
+
+
+def _proxies() -> str:
+    """Name the environment variables that choose a proxy; empty where there are none."""
+    return _set_variables("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+def _set_variables(*names: str) -> str:
+    found = [name for known in names for name in (known, known.lower()) if os.environ.get(name)]
+    return f"environment variable {' or '.join(found)}" if found else ""
 
 
 @contextmanager
@@ -315,6 +360,12 @@ def _check_headers(headers: Mapping[str, str]) -> None:
                 f"header {name!r} has a name that HTTP does not allow, or holds a line break, letters outside ASCII, "
                 "or a space at an end; see headers, and the environment variables that they and the signature name"
             )
+
+
+def _proxied(url: str) -> bool:
+    """Say whether calls to an address go through a proxy."""
+    address, proxies = urlsplit(url), getproxies()
+    return bool(proxies.get(address.scheme) or proxies.get("all")) and not proxy_bypass(address.hostname or "")
 
 
 @lru_cache(maxsize=64)
