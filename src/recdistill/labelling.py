@@ -229,14 +229,25 @@ class _Rehearsal(Deputy):
     def __init__(self, keeper: LedgerTeacher) -> None:
         super().__init__(keeper)
         self.keeper = keeper
-        self.asked: set[tuple[int, bytes]] = set()
+        self.lengths: Counter[int] = Counter()
+        """How many questions ask for lists of which length."""
+        self.asked: dict[bytes, set[int]] = {}
+        """How long a list each question is asked for, but for what a longer one contains."""
         self.calls: dict[tuple[int, bytes], int] = {}
 
     def rank(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Ranking:
         """Return the first items of the catalogue for everybody."""
         asked, missing = self.keeper.look_up(histories, k, users=users)
-        self.asked |= {(k, question) for question in asked}
-        self.calls |= {(k, question): self.keeper.calls(request, k) for question, request in missing.items()}
+        self.lengths[k] += len(asked)
+        depth = self.keeper.depth(k)
+        longer = {question for question in asked if depth > max(self.asked.get(question, ()), default=0)}
+        for question in longer:
+            self.asked.setdefault(question, set()).add(depth)
+        self.calls |= {
+            (depth, question): self.keeper.calls(request, k)
+            for question, request in missing.items()
+            if question in longer
+        }
         items = np.tile(np.arange(1, k + 1, dtype=np.int32), (len(histories), 1))
         return Ranking(items, -items.astype(np.float32) if self.gives_scores else None)
 
@@ -259,9 +270,9 @@ def _plan(run: Run, split: Split, method: Method, setting: Setting) -> list[Plan
         rounds = [made for made, other in zip(plans, rehearsals, strict=False) if other.keeper.shares_budget(keeper)]
         plans.append(
             Plan(
-                questions=len(rehearsal.asked),
+                questions=sum(map(len, rehearsal.asked.values())),
                 calls=np.array(list(rehearsal.calls.values()), np.int64),
-                depth=Counter(k for k, _ in rehearsal.asked).most_common(1)[0][0] if rehearsal.asked else 0,
+                depth=rehearsal.lengths.most_common(1)[0][0] if rehearsal.asked else 0,
                 batch_size=settings.batch_size,
                 stats=keeper.stats(),
                 concurrency=settings.concurrency,

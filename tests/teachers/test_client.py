@@ -45,6 +45,9 @@ class Paged:
     def calls(self, request: Request, k: int) -> int:
         return self.pages
 
+    def depth(self, k: int) -> int:
+        return k
+
     def converse(self, requests: Sequence[Request], k: int) -> Conversation:
         for page in range(self.pages):
             rows = ",".join(str(request.row) for request in requests)

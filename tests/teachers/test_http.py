@@ -17,6 +17,7 @@ from recdistill.errors import SettingsError, TeacherError
 from recdistill.teachers.answers import Failure, Request
 from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.ledger import Ledger
+from recdistill.teachers.ledger_check import verify
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.teachers.wire import retry_after
 
@@ -69,6 +70,31 @@ def test_numbered_pages_become_one_list_and_each_is_a_call_that_is_charged(api: 
         assert (keeper.stats().spent, keeper.stats().answers) == (4, 1)
     assert api.asked == [{"history": ["a"], "page": page, "size": 2} for page in pages]
     assert teacher.dropped["repeated"] == 2  # counted each time that it is read
+
+
+@pytest.mark.parametrize(
+    ("shape", "lengths", "calls"),
+    [
+        ({"max_k": 2}, (4, 3, 2, 9), 1),
+        ({"max_k": 2}, (1, 2, 1, 9), 2),
+        ({"body": {"history": "{history}"}}, (2, 1, 4, 9), 1),
+        ({"body": {"history": "{history}", "from": "{offset}", "k": "{k}"}, "max_k": 2}, (3, 4, 1), 2),
+        ({}, (4, 2, 3), 1),
+    ],
+)
+def test_no_call_is_paid_for_twice_because_another_number_of_items_is_wanted(
+    api: Api, tmp_path: Path, shape: dict[str, Any], lengths: tuple[int, ...], calls: int
+) -> None:
+    def letters(body: dict[str, Any]) -> dict[str, Any]:
+        start = body.get("from", 0)
+        return {"items": list("bcdefghi")[start : start + body.get("k", 3)]}
+
+    api.answer = letters
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        for k in lengths:
+            LedgerTeacher(ask(api, **shape), ledger).rank(histories(1), k)
+            assert verify(ledger) == []
+    assert len(api.asked) == calls
 
 
 def test_a_short_list_is_padded_and_a_long_one_cut(api: Api) -> None:

@@ -70,7 +70,7 @@ def test_it_says_what_it_has_without_asking(ledger: Ledger) -> None:
     keeper.rank(histories(2), 5)
     before = list(teacher.asked)
     assert keeper.has(histories(3), 5).tolist() == [True, True, False]
-    assert not keeper.has(histories(2), 6).any(), "those are other questions"
+    assert not keeper.has(histories(2), 6).any(), "those lists are longer"
     assert teacher.asked == before
 
 
@@ -91,6 +91,23 @@ def test_an_answer_is_on_disk_before_the_next_request_is_sent(path: Path, ledger
     LedgerTeacher(FakeTeacher(9, rule, batch_size=1), ledger).rank(histories(4), 1)
     reader.close()
     assert on_disk == [0, 1, 2, 3]
+
+
+def test_a_longer_list_answers_for_fewer_items(ledger: Ledger) -> None:
+    """Of two that do, the one that was asked for as many, else the shorter one."""
+    teacher = FakeTeacher(9, lambda history, k: [k] * k)
+    keeper = LedgerTeacher(teacher, ledger)
+    for k in (2, 4, 6):
+        keeper.rank(histories(1), k)
+    assert [keeper.rank(histories(1), k).items[0, 0] for k in (1, 2, 3, 4, 5, 6)] == [2, 2, 4, 4, 6, 6]
+    assert len(teacher.asked) == 3
+
+
+def test_a_list_that_names_all_there_is_answers_for_more_items(ledger: Ledger) -> None:
+    teacher = FakeTeacher(9, lambda history, k: [8, 9][:k])
+    for k, asked in ((1, 1), (2, 2), (5, 3), (9, 3), (2, 3)):  # one of one, and two of two may not be all
+        LedgerTeacher(teacher, ledger).rank(histories(1), k)
+        assert len(teacher.asked) == asked
 
 
 def test_k_round_and_identity_keep_answers_apart(ledger: Ledger) -> None:
@@ -524,6 +541,7 @@ UNDO = {
         "ALTER TABLE teachers RENAME COLUMN last_turn TO next_turn",
         "UPDATE teachers SET next_turn = 9e9",
         "ALTER TABLE attempts DROP COLUMN place",
+        "DROP INDEX answers_of_any_length",
     ],
     1: [
         "DROP INDEX attempts_failed",

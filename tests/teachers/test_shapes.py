@@ -14,7 +14,7 @@ import pytest
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.teachers.answers import Answer, Failure, Request
-from recdistill.teachers.exchange import Call, Garbled, Reply
+from recdistill.teachers.exchange import WHOLE, Call, Garbled, Reply
 from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.paths import Path
 from recdistill.teachers.shape_settings import ShapeSettings
@@ -363,7 +363,7 @@ def test_no_page_is_turned_for_more_than_was_asked_for() -> None:
     declared = settings(body={"h": "{history}", "from": "{offset}"}, max_k=2)
     calls, (outcome,) = talk(declared, [about("a")], [{"items": [1, 2]}, {"items": [3, 4]}], k=3)
     assert len(calls) == 2
-    assert answer(outcome).items == [1, 2, 3]
+    assert answer(outcome).items == [1, 2, 3, 4], "but what was bought is kept"
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -385,7 +385,17 @@ def test_pages_have_one_size_though_less_is_wanted_of_the_last() -> None:
     declared = settings(body={"h": "{history}", "page": "{page_number}", "size": "{k}"}, max_k=2)
     calls, (outcome,) = talk(declared, [about("a")], [{"items": [1, 2]}, {"items": [3, 4]}], k=3)
     assert [sent(call) for call in calls] == [{"h": ["a"], "page": n, "size": 2} for n in (1, 2)]
-    assert answer(outcome).items == [1, 2, 3]
+    assert answer(outcome).items == [1, 2, 3, 4], "what was bought is kept, for whoever wants four"
+
+
+def test_lists_of_the_same_depth_take_the_same_calls() -> None:
+    """No longer than the API gives; whatever it gives where it is not told; and pages as many as it takes."""
+    body = {"h": "{history}", "n": "{k}"}
+    told, fixed = settings(body=body, max_k=10), settings(body={"h": "{history}"})
+    pages = settings(body=body | {"from": "{offset}"}, max_k=10)
+    assert [DeclaredShape(told).depth(k) for k in (5, 10, 15)] == [5, 10, 10]
+    assert [DeclaredShape(fixed).depth(k) for k in (5, 15)] == [WHOLE, WHOLE]
+    assert [DeclaredShape(pages).depth(k) for k in (5, 15)] == [5, 15]
 
 
 @pytest.mark.parametrize("last", [{}, {"next": None}, {"next": ""}])

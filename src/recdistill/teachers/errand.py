@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from recdistill.errors import TeacherError
 from recdistill.teachers.answers import Answer, Failure, Outcome, Request
-from recdistill.teachers.ledger_records import Digest, Page, Question
+from recdistill.teachers.ledger_records import Digest, Question
 from recdistill.teachers.liveness import LEASE, STALE
 from recdistill.teachers.meter import Unsent
 
@@ -31,10 +31,12 @@ _LOOKED_AT = 100
 class Errand:
     """The requests of one ranking: which are answered, waiting, asked by us, or asked by others; and our meter."""
 
-    def __init__(self, keeper: LedgerTeacher, page: Page) -> None:
+    def __init__(self, keeper: LedgerTeacher, k: int) -> None:
         self.keeper = keeper
         self.ledger = keeper.ledger
-        self.page = page
+        self.k = k
+        """How many items are wanted."""
+        self.page = keeper.page(k)
         self.answers: dict[Digest, Answer] = {}
         self.failures: list[Failure] = []
         self.exhausted = False
@@ -54,7 +56,7 @@ class Errand:
 
     def start(self, asked: Sequence[tuple[Request, Question]]) -> None:
         """Answer from disk; what is not there waits to be asked, the same question only once."""
-        self.answers = self.ledger.find(self.page, [question.digest for _, question in asked])
+        self.answers = self.ledger.find(self.page, [question.digest for _, question in asked], self.k)
         self._look_at(answer for answer in self.answers.values() if answer.items)
         seen = set(self.answers)
         missing: list[tuple[Request, Question]] = []
@@ -84,7 +86,8 @@ class Errand:
             candidates = self._affordable(min(n, len(self.waiting)))
             if not candidates:
                 break
-            booking = self.ledger.book(self.page, [question.digest for _, question in candidates], self.keeper.terms)
+            digests = [question.digest for _, question in candidates]
+            booking = self.ledger.book(self.page, digests, self.keeper.terms, wanted=self.k)
             self.answers |= booking.answers
             left: list[tuple[Request, Question]] = []
             for request, question in candidates:
@@ -107,7 +110,7 @@ class Errand:
         left = keeper.budget - self.ledger.spent(keeper.identity)
         free = left * keeper.in_one_charge - sum(self.due[row] for row in self.asked)
         chosen: list[tuple[Request, Question]] = []
-        while len(chosen) < n and (calls := keeper.calls(self.waiting[0][0], self.page.k)) <= free:
+        while len(chosen) < n and (calls := keeper.calls(self.waiting[0][0], self.k)) <= free:
             chosen.append(self.waiting.popleft())
             self.due[chosen[-1][0].row] = calls
             free -= calls
@@ -221,7 +224,7 @@ class Errand:
         """Ask no more; of what is left, keep what others have asked or are asking."""
         digests = [question.digest for _, question in self.waiting]
         busy = self.ledger.in_flight(self.page, digests)
-        self.answers |= self.ledger.find(self.page, digests)
+        self.answers |= self.ledger.find(self.page, digests, self.k)
         self.busy += [pair for pair in self.waiting if pair[1].digest in busy - self.answers.keys()]
         self.waiting.clear()
 
@@ -233,7 +236,7 @@ class Errand:
             if len(busy) == len(digests):
                 time.sleep(_POLL)
                 continue
-            found = self.ledger.find(self.page, [digest for digest in digests if digest not in busy])
+            found = self.ledger.find(self.page, [digest for digest in digests if digest not in busy], self.k)
             self.answers |= found
             self._wait([pair for pair in self.busy if pair[1].digest not in busy | found.keys()])
             self.busy = [pair for pair in self.busy if pair[1].digest in busy]

@@ -58,6 +58,10 @@ class Garbled(TeacherError):
     """A reply that is of no shape at all, such as the page of a site that is being mended."""
 
 
+WHOLE = 2**31 - 1
+"""The depth of lists whose length is not told to the API."""
+
+
 class Shape(Protocol):
     """How an API wants to be asked, and how it answers."""
 
@@ -73,6 +77,10 @@ class Shape(Protocol):
 
     def calls(self, request: Request, k: int) -> int:
         """Return how many calls a conversation about a request takes, retries aside; most, where it may end early."""
+        ...
+
+    def depth(self, k: int) -> int:
+        """Return how long a list is really asked for where ``k`` items are wanted: the same depth, the same calls."""
         ...
 
     def converse(self, requests: Sequence[Request], k: int) -> Conversation:

@@ -1,8 +1,10 @@
 """What a teacher has answered, on disk: nothing is asked, or paid for, twice.
 
-A ledger is one SQLite file. An answer is filed under the teacher's identity, the request, k and the round, in the ids
-that the teacher speaks, as the teacher gave it. So it outlives a change of the id map: it is translated, and checked
-against the history, each time it is read. A teacher that speaks dense ids has to carry their meaning in its identity.
+A ledger is one SQLite file. An answer is filed under the teacher's identity, the request, the round and the length of
+list that was asked for, in the ids that the teacher speaks, as the teacher gave it. It answers a request for fewer
+items too, and one for more if it names as many, or fewer than it was asked for, as then the teacher has no more. In
+these ids it outlives a change of the id map: it is translated, and checked against the history, each time it is read. A
+teacher that speaks dense ids has to carry their meaning in its identity.
 
 A request is booked before it is asked: that is an attempt, and while it is open nobody else asks the same. Whoever has
 it open renews it now and then; without that it is taken for lost, at once where its process is seen to have ended, and
@@ -108,7 +110,7 @@ class Ledger:
         return self._file.reading()
 
     def page(self, identity: str, k: int, round: int) -> Page:
-        """Return where the answers of a teacher to top-``k`` requests are filed."""
+        """Return where the answers of a teacher that is asked for ``k`` items are filed."""
         with self._file.writing() as db:
             return Page(_teacher(db, identity), k, round)
 
@@ -149,10 +151,13 @@ class Ledger:
         with self._file.reading() as db:
             return [identity for (identity,) in db.execute("SELECT identity FROM teachers ORDER BY id")]
 
-    def find(self, page: Page, requests: Sequence[Digest]) -> dict[Digest, Answer]:
-        """Return the answers that are on disk."""
+    def find(self, page: Page, requests: Sequence[Digest], wanted: int | None = None) -> dict[Digest, Answer]:
+        """Return the answers that are on disk, and do for so many items; by default as many as the page is asked for.
+
+        Of several the one on this page is taken, else the one that was asked for the fewest.
+        """
         with self._file.reading() as db:
-            return _find(db, page, requests)
+            return _find(db, page, requests, wanted)
 
     def has_answers(self, page: Page) -> bool:
         """Return whether a teacher has answered anything on a page."""
@@ -182,8 +187,10 @@ class Ledger:
                 for request in requests
             )
 
-    def book(self, page: Page, requests: Sequence[Digest], terms: Terms) -> Booking:
+    def book(self, page: Page, requests: Sequence[Digest], terms: Terms, *, wanted: int | None = None) -> Booking:
         """Open attempts for as many requests as the budget allows, in their order, in one transaction.
+
+        None for those that are answered for so many items as are ``wanted``; see `find`.
 
         Raises:
             SettingsError: when the file counts something else than these terms.
@@ -192,7 +199,7 @@ class Ledger:
         with self._file.writing() as db:
             spent = self._spent(db, page.teacher, terms)
             _forget_waits_of_a_later_time(db, now)
-            answers = _find(db, page, requests)
+            answers = _find(db, page, requests, wanted)
             busy: set[Digest] = set()
             for attempt, request, holder, heard_at in _in_flight(db, page, requests):
                 if self.held_by(holder, heard_at, now=now):
@@ -377,9 +384,21 @@ def _forget_waits_of_a_later_time(db: sqlite3.Connection, now: float) -> None:
     )
 
 
-def _find(db: sqlite3.Connection, page: Page, requests: Sequence[Digest]) -> dict[Digest, Answer]:
-    rows = _select(db, "SELECT request, items, scores FROM answers", page, requests, "")
-    return {request: read_answer(items, scores) for request, items, scores in rows}
+def _find(db: sqlite3.Connection, page: Page, requests: Sequence[Digest], wanted: int | None) -> dict[Digest, Answer]:
+    wanted = page.k if wanted is None else min(wanted, page.k)  # more than that the page does not bring
+    found: dict[Digest, Answer] = {}
+    for block, marks in _blocks(requests):
+        rows = db.execute(
+            "SELECT request, k, items, scores FROM answers WHERE teacher = ? AND round = ? "
+            f"AND request IN ({marks}) ORDER BY k != ?, k",
+            (page.teacher, page.round, *block, page.k),
+        ).fetchall()
+        for request, asked_for, items, scores in rows:
+            if request not in found:
+                answer = read_answer(items, scores)
+                if asked_for >= wanted or not asked_for <= len(answer.items) < wanted:
+                    found[request] = answer
+    return found
 
 
 def _in_flight(
@@ -392,12 +411,17 @@ def _in_flight(
 
 def _select(db: sqlite3.Connection, what: str, page: Page, requests: Sequence[Digest], more: str) -> Iterator[Any]:
     """Look up requests a block at a time."""
-    waiting = iter(requests)
-    while block := list(islice(waiting, _BLOCK)):
-        marks = ",".join("?" * len(block))
+    for block, marks in _blocks(requests):
         yield from db.execute(
             f"{what} WHERE teacher = ? AND k = ? AND round = ? AND request IN ({marks}) {more}", (*page, *block)
         ).fetchall()
+
+
+def _blocks(requests: Sequence[Digest]) -> Iterator[tuple[list[Digest], str]]:
+    """Cut requests into as many as one statement looks up, each with the placeholders for them."""
+    waiting = iter(requests)
+    while block := list(islice(waiting, _BLOCK)):
+        yield block, ",".join("?" * len(block))
 
 
 def _json(value: object) -> str | None:

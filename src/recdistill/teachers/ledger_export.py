@@ -12,6 +12,7 @@ from polars.io.plugins import register_io_source
 
 from recdistill.errors import SettingsError
 from recdistill.files import replacing
+from recdistill.teachers.exchange import WHOLE
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_file import UnreadableAnswer, unreadable
 from recdistill.teachers.ledger_records import read_answer, read_question
@@ -107,7 +108,8 @@ def _record(row: tuple[Any, ...], *, as_text: bool) -> tuple[Any, ...]:
         user = None if user is None else str(user)
         history = None if history is None else [str(item) for item in history]
         listed = [str(item) for item in listed]
-    return identity, k, round, user, history, listed, answer.scores, int(at * 1_000_000)
+    told = None if k == WHOLE else k
+    return identity, told, round, user, history, listed, answer.scores, int(at * 1_000_000)
 
 
 def _as_json(lists: pl.Series) -> pl.Series:

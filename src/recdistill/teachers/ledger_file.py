@@ -35,6 +35,7 @@ CREATE TABLE answers (
     at REAL NOT NULL,
     UNIQUE (teacher, k, round, request)
 );
+CREATE INDEX answers_of_any_length ON answers (teacher, round, request);
 CREATE TABLE attempts (
     id INTEGER PRIMARY KEY,
     teacher INTEGER NOT NULL REFERENCES teachers,
@@ -69,6 +70,7 @@ CREATE INDEX attempts_failed ON attempts (teacher, k, round, request) WHERE outc
 ALTER TABLE teachers RENAME COLUMN next_turn TO last_turn;
 UPDATE teachers SET last_turn = 0;
 ALTER TABLE attempts ADD COLUMN place TEXT NOT NULL DEFAULT '';
+CREATE INDEX answers_of_any_length ON answers (teacher, round, request);
 """,
 }
 """What turns each earlier format into the next."""

@@ -20,6 +20,7 @@ class Page(NamedTuple):
 
     teacher: int
     k: int
+    """How many items are asked for: no more than the API gives at once."""
     round: int
 
 

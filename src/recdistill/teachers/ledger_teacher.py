@@ -16,7 +16,7 @@ from recdistill.teachers.answers import Bools, Failure, Outcome, Request
 from recdistill.teachers.base import Deputy, Teacher
 from recdistill.teachers.errand import Errand
 from recdistill.teachers.ledger import Ledger
-from recdistill.teachers.ledger_records import Digest, Question, Stats, Terms, digest
+from recdistill.teachers.ledger_records import Digest, Page, Question, Stats, Terms, digest
 from recdistill.teachers.meter import Charge, MeteredTeacher
 
 _log = logging.getLogger("recdistill.teachers")
@@ -125,20 +125,26 @@ class LedgerTeacher(Deputy):
         Nothing is asked.
         """
         asked = {question.digest: request for request, question in self._questions(histories, users)}
-        page = self.ledger.page(self.identity, k, self.round)
-        done = set(self.ledger.find(page, list(asked)))
+        page = self.page(k)
+        done = set(self.ledger.find(page, list(asked), k))
         done |= {question for question, failure in self.ledger.failed(page, list(asked)).items() if failure.final}
         return set(asked), {question: request for question, request in asked.items() if question not in done}
 
     def has(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Bools:
         """Return ``(B,)`` which histories have an answer in the ledger. Nothing is asked."""
         asked = self._questions(histories, users)
-        found = self.ledger.find(
-            self.ledger.page(self.identity, k, self.round), [question.digest for _, question in asked]
-        )
+        found = self.ledger.find(self.page(k), [question.digest for _, question in asked], k)
         there = np.zeros(len(histories), np.bool_)
         there[[request.row for request, question in asked if question.digest in found]] = True
         return there
+
+    def depth(self, k: int) -> int:
+        """Return how long a list is really asked for where ``k`` items are wanted: the same depth, the same calls."""
+        return self.teacher.shape.depth(k) if isinstance(self.teacher, MeteredTeacher) else k
+
+    def page(self, k: int) -> Page:
+        """Return where answers are filed that are asked for where ``k`` items are wanted."""
+        return self.ledger.page(self.identity, self.depth(k), self.round)
 
     def calls(self, request: Request, k: int) -> int:
         """Return how many calls a request takes, retries aside; most, where pages may end early."""
@@ -160,12 +166,12 @@ class LedgerTeacher(Deputy):
     ) -> tuple[Ranking, Bools, Errand]:
         """Answer from disk what is there, ask for the rest, and translate."""
         asked = self._questions(histories, users)
-        errand = Errand(self, self.ledger.page(self.identity, k, self.round))
+        errand = Errand(self, k)
         errand.start(asked)
         while errand.waiting or errand.busy:
             try:
                 with errand.renewed():
-                    for block in self._ask(errand, k):
+                    for block in self._ask(errand):
                         errand.settle(block)
                 if errand.strange is not None:
                     raise errand.strange
@@ -191,10 +197,10 @@ class LedgerTeacher(Deputy):
         answered[list(answers)] = True
         return self.teacher.ranking(answers, histories, k), answered, errand
 
-    def _ask(self, errand: Errand, k: int) -> Iterator[list[Outcome]]:
+    def _ask(self, errand: Errand) -> Iterator[list[Outcome]]:
         if isinstance(self.teacher, MeteredTeacher):
-            return self.teacher.answers(errand.take, k, meter=errand)
-        return self.teacher.answers(errand.take, k)
+            return self.teacher.answers(errand.take, errand.page.k, meter=errand)
+        return self.teacher.answers(errand.take, errand.page.k)
 
     def _warn_of_others(self) -> None:
         """Say so where what has been spent before was spent in another name."""

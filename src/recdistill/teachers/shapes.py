@@ -16,7 +16,7 @@ from uuid import uuid4
 from recdistill.data.dataset import RawId
 from recdistill.errors import TeacherError
 from recdistill.teachers.answers import Answer, Failure, Request, check_items, check_scores
-from recdistill.teachers.exchange import Call, Conversation, Garbled, PastTheEnd, Reply
+from recdistill.teachers.exchange import WHOLE, Call, Conversation, Garbled, PastTheEnd, Reply
 from recdistill.teachers.paths import Path
 from recdistill.teachers.secrets import credentials, fill_in, hide, secret, variables
 from recdistill.teachers.shape_settings import ShapeSettings
@@ -64,10 +64,16 @@ class DeclaredShape:
             return len(request.history)
         return math.ceil(k / self._page_size(k)) if self._in_pages else 1
 
+    def depth(self, k: int) -> int:
+        """Return how long a list the calls ask for: no longer than ``max_k``, and `WHOLE` where they do not say."""
+        if self._in_pages:
+            return k
+        return self._page_size(k) if "k" in self.settings.placeholders else WHOLE
+
     def converse(self, requests: Sequence[Request], k: int) -> Conversation:
         """Ask about some histories at once: one call, several pages, or the replay of a session.
 
-        A list longer than asked for is cut.
+        A list longer than asked for is cut; of pages all that they list is kept.
         """
         askable = [request for request in requests if self._askable(request)]
         outcomes = iter((yield from self._ask(askable, k)) if askable else [])
@@ -183,7 +189,7 @@ class DeclaredShape:
             page = self._token(reply)
             if len(items) >= k or (self._next_page is not None and page is None):
                 break
-        return Answer(items[:k], None if self._score is None else check_scores(scores, len(items))[:k])
+        return Answer(items, None if self._score is None else check_scores(scores, len(items)))
 
     def _warn_of_size(self, found: int, size: int) -> None:
         """Say once that pages are of another size than plans and budgets count on."""
