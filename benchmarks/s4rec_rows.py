@@ -51,6 +51,7 @@ READINGS: dict[str, Values] = {
 """What the paper says otherwise, or leaves open, the other way round."""
 VARIANTS: dict[str, Values] = {**ABLATIONS, **CLUSTER_NUMBERS, **SENSITIVITY, **READINGS}
 
+_OF_ASSIGNMENT = {"method.epsilon", "method.assignment_temperature"}
 _BY_PRODUCTS: Values = {
     "method.similarity": "dot",
     **{f"method.{part}_temperature": 1.0 for part in ("assignment", "contrast", "distillation")},
@@ -135,6 +136,8 @@ class Row:
             labels = {key: value for key, value in sections["method"].items() if key != "name"}
             sections["method"] = {"name": self.method, "label_loss": labels}
         settings = {**TUNED.get((self.dataset, self.loss, self.method), {}), **VARIANTS.get(self.variant, {})}
+        if "method.clustering" in settings:  # K-means assigns without them
+            settings = {name: value for name, value in settings.items() if name not in _OF_ASSIGNMENT}
         if self.variant == LONG and self.method == OURS:
             settings["method.queue_size"] = QUEUE
         return Run.parse(changed(sections, {**settings, **(changes or {})}))

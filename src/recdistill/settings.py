@@ -23,15 +23,17 @@ class Settings(BaseModel):
     def unread(self) -> dict[str, str]:
         """Return the settings that nothing reads as the others stand, each with what it would take to be read.
 
-        They are refused where they were given and are no defaults, which would be a mistake that nobody notices. What
-        belongs to a part that a weight of 0 leaves out is not among them: to leave a part out is to say so.
+        They are refused where they were given and are no defaults, which would be a mistake that nobody notices. A 0 is
+        not refused, as it only leaves out what is left out anyway; and what belongs to a part that a weight of 0 leaves
+        out is not among them: to leave a part out is to say so.
         """
         return {}
 
     @model_validator(mode="after")
     def _refuse_unread(self) -> Self:
         for name, needed in self.unread().items():
-            if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default:
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if name in self.model_fields_set and value not in (default, 0):
                 raise ValueError(f"{name} is read only with {needed}: set that, or leave {name} out")
         return self
 

@@ -1,6 +1,7 @@
 """Cross-entropy on any set of items."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +80,8 @@ def test_over_all_items_loss_and_gradient_are_finite_at_extreme_scores(extreme: 
 
 
 def prepared(on: str, teacher: Model, student: Model) -> CE:
-    method = ready("ce", teacher, student, on=on, top_k=4, label_loss={"precision": "fp32"})
+    length: dict[str, Any] = {} if on == "all" else {"top_k": 4}
+    method = ready("ce", teacher, student, on=on, label_loss={"precision": "fp32"}, **length)
     assert isinstance(method, CE)
     return method
 

@@ -281,17 +281,23 @@ def test_histories_learn_by_bpr_too() -> None:
     torch.testing.assert_close(_labels(LabelLossConfig(loss="bpr"), TAKEN, n_items=4)(student, training), expected)
 
 
-@pytest.mark.parametrize("negatives", ["uniform", "popularity"])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    ("loss", "settings"),
+    [
+        ("softmax", {"smoothing": 0.3}),
+        ("sampled_softmax", {"n_negatives": 4}),
+        ("sampled_softmax", {"n_negatives": 4, "negatives": "popularity"}),
+        ("gbce", {"n_negatives": 4}),
+        ("bce", {}),
+        ("bpr", {}),
+    ],
+)
 @pytest.mark.parametrize("model", ["sasrec", "mf"])
 def test_every_loss_is_the_same_on_another_device(
-    model: str, loss: str, negatives: str, monkeypatch: pytest.MonkeyPatch
+    model: str, loss: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     histories = Sequences.from_lists([[1, 2, 3], [4, 5, 1]])
-    values = {"loss": loss, "negatives": negatives, "n_negatives": 4, "precision": "fp32"}
-    if loss == "softmax":
-        values["smoothing"] = 0.3
-    config = LabelLossConfig.parse(values)
+    config = LabelLossConfig.parse({"loss": loss, "precision": "fp32"} | settings)
     learned = LabelLoss(config, Setting(histories, np.arange(2), 6))
     student = build_model(model, 6, {"dim": 4}, train=histories).eval()
     batch = Batch.from_sequences(histories, users=np.arange(2))

@@ -236,7 +236,8 @@ def test_the_teacher_is_asked_about_an_item_once_a_look(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(("fusion", "expected"), [("paper", math.exp(-1)), ("code", math.exp(-1)), ("constant", 0.25)])
 def test_fusion_is_what_the_setting_says(fusion: str, expected: float) -> None:
     """A student that is the teacher shares its whole list, and of four items four are drawn."""
-    method = prepared(mf(1), mf(1), fusion=fusion, constant_fusion=0.25, fusion_rate=1.0, depth=4, n_sampled=4)
+    strength = {"constant_fusion": 0.25} if fusion == "constant" else {"fusion_rate": 1.0}
+    method = prepared(mf(1), mf(1), fusion=fusion, depth=4, n_sampled=4, **strength)
     assert method.fused[WITH_HISTORY].tolist() == pytest.approx([expected] * 3)
 
 

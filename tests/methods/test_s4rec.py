@@ -403,7 +403,11 @@ def test_too_few_vectors_for_the_intents_are_told_once(caplog: pytest.LogCapture
 
 @pytest.mark.parametrize(
     "settings",
-    [{"queue_size": 6}, {"clustering": "kmeans"}, {"cluster_weight": 0.0, "adversary_weight": 1.0}],
+    [
+        {"queue_size": 6},
+        {"clustering": "kmeans", "cluster_weight": 0.0},
+        {"cluster_weight": 0.0, "adversary_weight": 1.0},
+    ],
 )
 def test_nothing_is_told_where_the_queue_makes_up_for_it_or_no_assignment_is_learned(
     settings: dict[str, Any], caplog: pytest.LogCaptureFixture

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import re
 import signal
 import socket
@@ -646,6 +647,26 @@ def test_ctrl_c_while_an_answer_is_written_down_keeps_what_is_in_flight(
         keeper.rank(histories(8), 1)
     assert (keeper.stats().answers, keeper.stats().lost) == (len(api.asked), 0)
     assert len(api.asked) < 8
+
+
+def test_a_second_ctrl_c_keeps_what_came_back_and_says_what_it_drops(
+    api: RawApi, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is dropped stays charged, and is asked again."""
+
+    def answer(body: Body) -> list[bytes | float]:
+        if len(api.asked) == 4:
+            for seconds in (0.1, 1.2):
+                threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        return [0.4 if body["rows"][0] < 2 else 60.0, GOOD]
+
+    api.answer = answer
+    keeper = LedgerTeacher(Paying(Paged(api.url), concurrency=4), ledger)
+    with pytest.raises(KeyboardInterrupt), caplog.at_level(logging.WARNING, logger="recdistill.teachers"):
+        keeper.rank(histories(8), 1)
+    stats = keeper.stats()
+    assert (stats.answers, stats.lost, stats.spent, stats.open) == (2, 2, 4, 0)
+    assert re.findall(r"(\d) calls in flight (\w+ \w+)", caplog.text) == [("4", "are waited"), ("2", "were dropped")]
 
 
 @pytest.mark.parametrize("charge", ["queries", "calls"])

@@ -338,7 +338,8 @@ class _Walk(Walk):
                 renewing = not renewed and self._drops(token, refused)
                 in_vain = not (refused.too_much and tried_at < self.replied_at and time.monotonic() < bears_until)
                 tried_at = time.monotonic()
-                wait = 0.0 if renewing else self._note_refusal(refused, attempt, sent_at)
+                last = in_vain and attempt == self.settings.attempts
+                wait = 0.0 if renewing else self._note_refusal(refused, attempt, sent_at, last=last)
                 if wait is None:
                     raise
                 lost = refused.heard and not call.repeatable
@@ -416,7 +417,7 @@ class _Walk(Walk):
         self.failing_since = None
         self.replied_at = time.monotonic()
 
-    def _note_refusal(self, refused: Refused, attempt: int, sent_at: float) -> float | None:
+    def _note_refusal(self, refused: Refused, attempt: int, sent_at: float, *, last: bool) -> float | None:
         """Slow everybody down where that is asked for; return the seconds before another try, ``None`` for no more."""
         now = time.monotonic()
         if refused.final:
@@ -432,7 +433,7 @@ class _Walk(Walk):
         elif refused.too_much:
             self._slow_down(refused.wait, sent_at)
             wait = 0.0
-        last = attempt == self.settings.attempts or self.stopped.is_set()
+        last = last or self.stopped.is_set()
         return None if last or not refused.again or wait > self.settings.longest_wait else wait
 
     def _slow_down(self, wait: float | None, sent_at: float) -> None:

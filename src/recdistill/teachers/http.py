@@ -83,7 +83,7 @@ class HttpTeacher(MeteredTeacher):
         return self.config.known_as
 
     def answers(self, take: Take, k: int, meter: Meter | None = None) -> Iterator[list[Outcome]]:
-        """Ask the API; on Ctrl-C what is in flight is still waited for and yielded, a second one stops at once.
+        """Ask the API; on Ctrl-C what is in flight is still waited for and yielded; a second one drops it.
 
         Raises:
             TeacherError: when the API refuses the key, or seems dead.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import threading
 from abc import ABC, abstractmethod
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from recdistill.errors import TeacherError
 from recdistill.teachers.answers import Outcome, Request, Take
 from recdistill.teachers.loop import PrivateLoop
+
+_log = logging.getLogger("recdistill.teachers")
 
 
 @contextmanager
@@ -105,16 +108,31 @@ class Walk(ABC):
     def outcomes(self, loop: PrivateLoop) -> Iterator[list[Outcome]]:
         """Yield what comes back as soon as it is there.
 
-        On Ctrl-C or an error what is in flight is still waited for and yielded, a second Ctrl-C drops it.
+        On Ctrl-C or an error what is in flight is still waited for and yielded; a second Ctrl-C drops what has not come
+        back by then. Both are told.
         """
         try:
             while loop.run(self._step()):
                 with interrupts_postponed():
                     yield self._collect()
-        except (Exception, KeyboardInterrupt):
-            loop.run(self._finish())
-            with interrupts_postponed():
-                yield self._collect()
+        except (Exception, KeyboardInterrupt) as why:
+            if isinstance(why, KeyboardInterrupt) and self._in_flight:
+                _log.warning(
+                    "stopping: %d calls in flight are waited for, as they may cost something; Ctrl-C again drops them",
+                    len(self._in_flight),
+                )
+            try:
+                loop.run(self._finish())
+            finally:
+                dropped = loop.run(self._drop())
+                if dropped:
+                    _log.warning(
+                        "%d calls in flight were dropped: they may have been paid for, and what they would have told "
+                        "is lost; the next run asks them again",
+                        dropped,
+                    )
+                with interrupts_postponed():
+                    yield self._collect()
             raise
         finally:
             loop.run(self._drop())
@@ -142,20 +160,21 @@ class Walk(ABC):
         return True
 
     async def _finish(self) -> None:
-        """Ask nothing more, wait for what is in flight, and keep what came back."""
+        """Ask nothing more, and wait for what is in flight."""
         self.stopped.set()
-        for outcomes in await asyncio.gather(*self._in_flight, return_exceptions=True):
-            if not isinstance(outcomes, BaseException):
-                self._finished += outcomes
-        self._in_flight.clear()
+        if self._in_flight:
+            await asyncio.wait(self._in_flight)
 
     def _collect(self) -> list[Outcome]:
         """Hand over what came back."""
         finished, self._finished = self._finished, []
         return finished
 
-    async def _drop(self) -> None:
-        """Cancel what is in flight."""
-        for task in self._in_flight:
-            task.cancel()
-        await asyncio.gather(*self._in_flight, return_exceptions=True)
+    async def _drop(self) -> int:
+        """Cancel what is in flight, keep what came back of it, and return how much did not."""
+        dropped = [task for task in self._in_flight if task.cancel()]  # false where it has ended
+        for outcomes in await asyncio.gather(*self._in_flight, return_exceptions=True):
+            if not isinstance(outcomes, BaseException):
+                self._finished += outcomes
+        self._in_flight.clear()
+        return len(dropped)
