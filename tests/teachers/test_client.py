@@ -20,12 +20,13 @@ import pytest
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
 from recdistill.teachers.answers import Answer, Failure, Outcome, Request, Take
-from recdistill.teachers.client import Client, TransportSettings
+from recdistill.teachers.client import Client
 from recdistill.teachers.exchange import Call, Conversation
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_records import Page, Question, Terms
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.teachers.meter import Charge, Meter, MeteredTeacher, Pace, Unsent
+from recdistill.teachers.transport_settings import TransportSettings
 from recdistill.teachers.window import Window
 
 from .raw_api import Body, RawApi, response

@@ -29,7 +29,7 @@ from recdistill.runs.sections import (
     Values,
 )
 from recdistill.settings import Settings, nearest
-from recdistill.teachers.client import TransportSettings
+from recdistill.teachers.transport_settings import TransportSettings
 from recdistill.training.settings import TrainerSettings
 
 _BARE = re.compile(r"[^\s\"'\[\]{},=#]+")

@@ -15,11 +15,12 @@ from typing import Any
 from recdistill.data.dataset import IdMap
 from recdistill.errors import SettingsError
 from recdistill.teachers.answers import Answer, Failure, Outcome, Take
-from recdistill.teachers.client import Client, TransportSettings
+from recdistill.teachers.client import Client
 from recdistill.teachers.meter import Meter, MeteredTeacher
 from recdistill.teachers.secrets import hide
 from recdistill.teachers.shape_settings import ShapeSettings
 from recdistill.teachers.shapes import DeclaredShape
+from recdistill.teachers.transport_settings import TransportSettings
 
 _log = logging.getLogger("recdistill.teachers")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import os
@@ -17,7 +16,6 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -25,13 +23,9 @@ import httpx2
 
 from recdistill import __version__
 from recdistill.errors import SettingsError, TeacherError
-from recdistill.settings import Settings
 from recdistill.teachers.exchange import Call, Reply, Shape
 from recdistill.teachers.loop import PrivateLoop
-from recdistill.teachers.paths import OnePath, Path
-
-if TYPE_CHECKING:
-    from recdistill.teachers.client import TransportSettings
+from recdistill.teachers.transport_settings import TransportSettings
 
 _KEY_REFUSED = {401, 403}
 _PROXY_REFUSES = ("403", "407", "Invalid username/password")
@@ -105,25 +99,6 @@ class Refused(Exception):
     def final(self) -> bool:
         """Whether it lies in the question, so that it would fare no better another time."""
         return not self.again and not self.fatal
-
-
-class Throttling(Settings):
-    """By what an error says that too much is asked where its status does not, as with Amazon, whose is 400."""
-
-    codes: tuple[str, ...]
-    """What it is called then, as a word of what lies at either place below."""
-    header: str | None = None
-    """The header that names the error."""
-    member: OnePath | None = None
-    """Where the body names it."""
-
-    def is_told(self, headers: Mapping[str, str], body: bytes) -> bool:
-        """Say whether an error is such a one."""
-        named = [headers.get(self.header, "")] if self.header else []
-        if self.member:
-            with suppress(ValueError, RecursionError, TeacherError):
-                named += map(str, Path.parse(self.member).all(json.loads(body)))
-        return any(code in re.split(r"\W+", name) for name in named for code in self.codes)
 
 
 class Wire:
