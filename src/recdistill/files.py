@@ -18,7 +18,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: when it cannot be written; what was there before still is.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     try:
         yield partial
         with partial.open("rb") as file:
@@ -27,6 +27,11 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def partial_of(path: Path) -> Path:
+    """Return the hidden file, beside it, in which a file is written before it takes its place."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def write_whole(path: Path, content: bytes) -> None:

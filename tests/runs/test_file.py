@@ -9,7 +9,16 @@ import pytest
 from recdistill.errors import SettingsError
 from recdistill.runs.file import Run, override
 from recdistill.runs.folder import claim
-from recdistill.runs.sections import ApiTeacher, Ensemble, FileTeacher, RunTeacher
+from recdistill.runs.sections import (
+    FILES,
+    TEACHERS,
+    ApiTeacher,
+    DataSettings,
+    Ensemble,
+    FileTeacher,
+    RunTeacher,
+    StartSettings,
+)
 
 API = {"kind": "http", "url": "https://shop.example/recommend"}
 RUN = {"kind": "run", "folder": "runs/big"}
@@ -289,6 +298,29 @@ def test_a_ledger_is_seen_from_the_run_file(tmp_path: Path, monkeypatch: pytest.
         assert Run.read(tmp_path / "run.json") == run
     there = Run.read(tmp_path / "run.toml", ["teacher.ledger=paid.sqlite"])
     assert there.apis[0].ledger == str(tmp_path / "elsewhere" / "paid.sqlite")
+
+
+def test_every_file_is_seen_from_the_run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file must not mean two folders, its own for what was paid for and the current one for the data."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    teacher = '[teacher]\nkind = "run"\nfolder = "../big"\n'
+    student = '[student]\nstart = "~/small"\n'
+    (tmp_path / "run.toml").write_text(f'[data]\npath = "logs/*.csv"\ntitles = "titles.csv"\n{student}{teacher}')
+    run = Run.read(tmp_path / "run.toml")
+    assert run.data.path == str(tmp_path / "logs" / "*.csv")
+    assert run.data.titles == str(tmp_path / "titles.csv")
+    assert run.start == str(Path.home() / "small")
+    assert isinstance(run.teacher, RunTeacher)
+    assert run.teacher.folder == str(tmp_path.parent / "big")
+    assert Run.read(tmp_path / "run.toml", ["data.path=now.csv"]).data.path == str(tmp_path / "elsewhere" / "now.csv")
+
+
+def test_no_file_that_a_section_may_name_is_forgotten() -> None:
+    kinds: dict[str, list[type]] = {"data": [DataSettings], "model": [StartSettings], "student": [StartSettings]}
+    for name, classes in (kinds | {"teacher": list(TEACHERS.values())}).items():
+        fields = [field for kind in classes for field in kind.__annotations__.items()]
+        assert {setting for setting, kind in fields if "Location" in str(kind)} == set(FILES[name])
 
 
 def test_a_folder_that_holds_another_run_names_the_ledger_of_that_run(tmp_path: Path) -> None:

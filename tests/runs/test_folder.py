@@ -45,6 +45,14 @@ def test_a_folder_with_something_else_in_it_is_refused(little_run: Sections, tmp
         run_training(Run.parse(little_run), tmp_path)
 
 
+def test_a_folder_where_a_run_was_killed_as_it_began_is_free(little_run: Sections, tmp_path: Path) -> None:
+    """Its first file was half written, under the name that `replacing` gives it."""
+    (tmp_path / ".run.json.partial").write_text("{")
+    result = run_training(Run.parse(little_run), tmp_path)
+    assert result.folder == tmp_path
+    assert not (tmp_path / ".run.json.partial").exists()
+
+
 def test_a_folder_that_cannot_be_made_is_one_clear_error(little_run: Sections, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RecDistillError, match="file"):

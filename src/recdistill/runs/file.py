@@ -17,6 +17,8 @@ from recdistill.methods.base import Method
 from recdistill.models.base import Model
 from recdistill.registry import import_all
 from recdistill.runs.sections import (
+    FILES,
+    SHOP,
     TEACHERS,
     ApiTeacher,
     DataSettings,
@@ -72,8 +74,8 @@ class Run:
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
         """Read a TOML file, or the ``run.json`` of an earlier run, and apply ``section.key=value`` overrides.
 
-        A ledger that the file names lies where it is seen from the file, wherever the run is started: what was paid for
-        is found again.
+        A file or folder that it names lies where it is seen from it, wherever the run is started: what was paid for is
+        found again. Those of overrides are seen from the current folder.
 
         Raises:
             SettingsError: for a file that cannot be read, or anything in it that makes no sense.
@@ -232,21 +234,27 @@ def _read(path: Path) -> Values:
 
 
 def _beside_file(values: Values, path: Path) -> Values:
-    """Return the sections of a run file with ledgers named from its folder."""
-    if isinstance(values, dict) and isinstance(values.get("teacher"), dict):
-        values = {**values, "teacher": _ledgers_in(values["teacher"], path.absolute().parent)}
-    return values
+    """Return the sections of a run file with the files that they name as seen from its folder."""
+    folder = path.absolute().parent
+    if not isinstance(values, dict):
+        return values
+    return {
+        name: _placed(section, FILES[name], folder) if name in FILES and isinstance(section, dict) else section
+        for name, section in values.items()
+    }
 
 
-def _ledgers_in(teacher: Values, folder: Path) -> Values:
-    """Return a teacher's settings, those of its members included, with its ledger named from a folder."""
-    if isinstance(ledger := teacher.get("ledger"), str):
-        named = os.path.normpath(folder / os.path.expanduser(ledger))  # noqa: PTH111 - see `Location`
-        teacher = {**teacher, "ledger": named}
-    if isinstance(members := teacher.get("members"), list):
-        each = [_ledgers_in(member, folder) if isinstance(member, dict) else member for member in members]
-        teacher = {**teacher, "members": each}
-    return teacher
+def _placed(section: Values, names: tuple[str, ...], folder: Path) -> Values:
+    """Return a section, and the members of an ensemble in it, with the files of these settings named from a folder."""
+    placed = dict(section)
+    for name in names:
+        if isinstance(file := section.get(name), str) and file != SHOP:
+            placed[name] = os.path.normpath(folder / os.path.expanduser(file))  # noqa: PTH111 - see `Location`
+    if isinstance(members := section.get("members"), list):
+        placed["members"] = [
+            _placed(member, names, folder) if isinstance(member, dict) else member for member in members
+        ]
+    return placed
 
 
 def _choose(base: type[Model] | type[Method], values: Values, *, default: str, where: str) -> Choice:

@@ -32,7 +32,7 @@ from recdistill.data.dataset import Dataset
 from recdistill.data.groups import Groups
 from recdistill.errors import ArtefactError, SettingsError
 from recdistill.evaluation.results import Evaluation
-from recdistill.files import write_whole
+from recdistill.files import partial_of, write_whole
 from recdistill.models.base import Model
 from recdistill.runs.file import Run
 from recdistill.runs.sections import ApiTeacher
@@ -63,7 +63,7 @@ def claim(folder: Path, run: Run) -> None:
                 f"{folder} holds a run with other settings (there and here: {'; '.join(differences)}); "
                 f"choose another folder with --out{answers_elsewhere(before, folder)}"
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and not (folder.is_dir() and set(folder.iterdir()) <= {partial_of(folder / RUN)}):
         raise SettingsError(f"{folder} is there already and holds no run; choose another folder with --out")
 
 

@@ -34,7 +34,7 @@ def _absolute(path: str) -> str:
 
 
 Location: TypeAlias = Annotated[str, AfterValidator(_absolute)]
-"""A file, folder or glob; ``~`` is the home folder.
+"""A file, folder or glob, as seen from the run file; ``~`` is the home folder.
 
 It is made absolute, so that a finished run can be read from anywhere.
 """
@@ -125,8 +125,7 @@ class ApiTeacher(HttpConfig):
     budget: PositiveInt | None = None
     """Most of what ``charge`` counts, over all runs that share the ledger; no limit where not given."""
     ledger: Location | None = None
-    """File of paid answers, as seen from the run file; in the run's folder where not given. Runs that share it share
-    the answers."""
+    """File of paid answers; in the run's folder where not given. Runs that share it share the answers."""
     round: NonNegativeInt = 0
     """Another round asks everything anew, beside what is kept of the others: for an API whose answers vary. Two rounds
     as members of an ensemble are fused, so that what both list goes first; they share the budget."""
@@ -218,6 +217,13 @@ TEACHERS: dict[str, type[TeacherSettings]] = {
     "rules": RulesSettings,
     "ensemble": Ensemble,
 }
+FILES: dict[str, tuple[str, ...]] = {
+    "data": ("path", "titles"),
+    "model": ("start",),
+    "student": ("start",),
+    "teacher": ("ledger", "folder", "path"),
+}
+"""The settings of each section that are a `Location`."""
 
 
 class Sections(Settings):
