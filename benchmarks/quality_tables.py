@@ -107,6 +107,41 @@ def side_by_side(
     )
 
 
+def by_budget(rows: pl.DataFrame, *, budgets: Sequence[int], shown: Sequence[Figure], where: pl.Expr) -> str:
+    """Figures of every method, a line each, at every budget, a column each: means over seeds, ``0.0523 / 0.4294 (1)``.
+
+    Args:
+        rows: of a result file; the variants of those that are shown end with a budget, ``20,000 queries``.
+        budgets: in questions; other rows are left out.
+        shown: what a cell has, in this order.
+        where: which rows are shown.
+    """
+    budget = pl.col("variant").str.extract(r"([\d,]+) queries$").str.replace_all(",", "")
+    line = ["regime", "access", "method", "version"]
+    known = (
+        rows.filter(where)
+        .with_columns(
+            budget.alias("budget"), pl.col("variant").str.replace(r",? ?[\d,]+ queries$", "").alias("version")
+        )
+        .filter(pl.col("budget").is_in([str(each) for each in budgets]))
+        .group_by(*line, "budget", maintain_order=True)
+        .agg(*(mean("value", _is(figure)).alias(_heading(figure)) for figure in shown), pl.col("seed").n_unique())
+    )
+    headings = [_heading(figure) for figure in shown]
+    found = {}
+    for row in known.iter_rows(named=True):
+        figures = " / ".join(row[heading].split()[0] for heading in headings if row[heading])
+        found[tuple(row[name] for name in line), int(row["budget"])] = f"{figures} ({row['seed']})"
+    return markdown(
+        ["setting", "method", *(f"{each:,} questions" for each in budgets)],
+        [
+            [f"{regime}, {access}", " ".join(filter(None, (method, version))), *(found.get((key, b)) for b in budgets)]
+            for key in sorted(dict.fromkeys(key for key, _ in found), key=lambda key: key[0])
+            for regime, access, method, version in [key]
+        ],
+    )
+
+
 def _within(cell: Sequence[str], other: Sequence[str]) -> bool:
     """Whether a teacher alone, or a student without one, belongs to a cell that has both."""
     return all(mine in ("", theirs) for mine, theirs in zip(cell, other, strict=True))

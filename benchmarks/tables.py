@@ -21,6 +21,7 @@ from benchmarks.quality_tables import (
     OF_USERS,
     RECALL_AND_NDCG,
     Figure,
+    by_budget,
     clusters,
     overlap,
     paired,
@@ -74,6 +75,7 @@ OF_STUDENTS: list[Figure] = [*HR_AND_NDCG, ("agreement", 10, "all")]
 OTHER_DEPTHS: list[Figure] = [(metric, k, "all") for k in (5, 20) for metric in ("hr", "ndcg")]
 AT_BUDGETS: list[Figure] = [("ndcg", 10, "all"), ("ndcg", 10, "tail"), ("agreement", 10, "all")]
 HAS_BUDGET = VARIANT.str.ends_with(" queries")
+HAS_PLAIN_RULES = VARIANT.str.contains("plain rules")
 AMONG_USERS: dict[str, Any] = {"figure": (pl.col("metric") == "ndcg") & (pl.col("k") == "10"), "strata": ("tail",)}
 """NDCG@10 of all users and of tail users."""
 IS_CORE = pl.col("variant").is_in(["softmax", "smoothed", "bce"])
@@ -102,6 +104,10 @@ TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
         ),
     ),
     "bahsd_budgets": ("bahsd", partial(quality, shown=AT_BUDGETS, where=HAS_BUDGET)),
+    "bahsd_budgets_core": (
+        "bahsd",
+        partial(by_budget, budgets=(1_000, 5_000, 20_000), shown=AT_BUDGETS, where=HAS_BUDGET & ~HAS_PLAIN_RULES),
+    ),
     "bahsd_search": ("bahsd_search", partial(quality, shown=OF_STUDENTS)),
     "rules": ("rules", quality),
     "premise": ("premise", premise),

@@ -182,6 +182,32 @@ def test_methods_stand_side_by_side_in_every_cell(tmp_path: Path) -> None:
     ]
 
 
+def test_budgets_stand_side_by_side(tmp_path: Path) -> None:
+    table = ResultTable(tmp_path / "bahsd.csv", QUALITY)
+
+    def append(value: float, variant: str, method: str = "bahsd", regime: str = "pure", **more: object) -> None:
+        row = {"dataset": "ml-1m", "split": "leave-one-out", "teacher": "sasrec", "student": "sasrec"}
+        way = {"regime": regime, "access": "lists", "method": method, "variant": variant, "seed": 0}
+        table.append({**row, **way, "metric": "ndcg", "k": 10, "stratum": "all", "value": value, **more})
+
+    append(0.1, "1,000 queries")
+    append(0.2, "1,000 queries", seed=1)
+    append(0.5, "1,000 queries", metric="agreement")
+    append(0.3, "20,000 queries")
+    append(0.4, "faithful, 20,000 queries")
+    append(0.6, "1,000 queries", "kd", "assisted")
+    append(0.9, "faithful, 28,908 queries")
+    append(0.9, "with a second opinion, plain rules, 1,000 queries")
+    append(0.9, "")
+    made = make("bahsd_budgets_core", tmp_path)
+    assert made.startswith("| setting | method | 1,000 questions | 5,000 questions | 20,000 questions |\n")
+    assert cells(made) == [
+        ["assisted, lists", "kd", "0.6000 (1)", "", ""],
+        ["pure, lists", "bahsd", "0.1500 / 0.5000 (2)", "", "0.3000 (1)"],
+        ["pure, lists", "bahsd faithful", "", "", "0.4000 (1)"],
+    ]
+
+
 def test_methods_as_they_are_and_their_variants_stand_apart(tmp_path: Path) -> None:
     table = ResultTable(tmp_path / "s4rec.csv", QUALITY)
     run = {"dataset": "ml-1m", "split": "leave-one-out", "student": "sasrec", "method": "s4rec", "seed": 0}
