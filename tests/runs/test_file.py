@@ -12,11 +12,11 @@ from recdistill.runs.folder import claim
 from recdistill.runs.sections import (
     FILES,
     TEACHERS,
-    ApiTeacher,
     DataSettings,
-    Ensemble,
-    FileTeacher,
-    RunTeacher,
+    EnsembleTeacherSettings,
+    FileTeacherSettings,
+    HttpTeacherSettings,
+    RunTeacherSettings,
     StartSettings,
 )
 
@@ -57,10 +57,10 @@ def test_student_and_model_are_two_names_for_one_section() -> None:
 
 
 def test_the_kind_of_teacher_decides_its_settings() -> None:
-    assert isinstance(parse(teacher=API | {"budget": 10}).teacher, ApiTeacher)
-    assert isinstance(parse(teacher=RUN).teacher, RunTeacher)
+    assert isinstance(parse(teacher=API | {"budget": 10}).teacher, HttpTeacherSettings)
+    assert isinstance(parse(teacher=RUN).teacher, RunTeacherSettings)
     stored = parse(teacher=FILE).teacher
-    assert isinstance(stored, FileTeacher)
+    assert isinstance(stored, FileTeacherSettings)
     assert stored.path == str(Path.cwd() / "scores.parquet")
 
 
@@ -93,7 +93,7 @@ def test_what_is_no_default_is_enough_to_make_the_same_run() -> None:
 
 def test_several_teachers_are_settings_like_one() -> None:
     run = parse(teacher={"kind": "ensemble", "members": [API | {"budget": 5}, RUN, FILE], "weights": [2, 1, 1]})
-    assert isinstance(run.teacher, Ensemble)
+    assert isinstance(run.teacher, EnsembleTeacherSettings)
     assert [member.kind for member in run.teacher.members] == ["http", "run", "file"]
     assert Run.parse(json.loads(json.dumps(run.dump()))) == run
 
@@ -190,7 +190,7 @@ def test_a_path_may_begin_in_the_home_folder(tmp_path: Path, monkeypatch: pytest
     """A ledger of paid answers must not come to lie in a folder that is called ~."""
     monkeypatch.setenv("HOME", str(tmp_path))
     teacher = parse(teacher=API | {"ledger": "~/answers.sqlite"}).teacher
-    assert isinstance(teacher, ApiTeacher)
+    assert isinstance(teacher, HttpTeacherSettings)
     assert teacher.ledger == str(tmp_path / "answers.sqlite")
     assert parse(data={"path": "~clicks.csv"}).data.path == str(Path.cwd() / "~clicks.csv")
 
@@ -311,7 +311,7 @@ def test_every_file_is_seen_from_the_run_file(tmp_path: Path, monkeypatch: pytes
     assert run.data.path == str(tmp_path / "logs" / "*.csv")
     assert run.data.titles == str(tmp_path / "titles.csv")
     assert run.start == str(Path.home() / "small")
-    assert isinstance(run.teacher, RunTeacher)
+    assert isinstance(run.teacher, RunTeacherSettings)
     assert run.teacher.folder == str(tmp_path.parent / "big")
     assert Run.read(tmp_path / "run.toml", ["data.path=now.csv"]).data.path == str(tmp_path / "elsewhere" / "now.csv")
 

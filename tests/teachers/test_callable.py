@@ -16,9 +16,9 @@ from recdistill.data.dataset import IdMap, RawId, Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.teachers.answers import Answer, Failure, Outcome, Request, Take
 from recdistill.teachers.callable import CallableTeacher
+from recdistill.teachers.dispatcher import interrupts_postponed
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
-from recdistill.teachers.walk import interrupts_postponed
 
 IDS = IdMap(["a", "b", "c"], first=1)
 HISTORIES = Sequences.from_lists([[1], [2, 3]])
@@ -232,7 +232,7 @@ def test_failed_calls_in_a_row_end_the_walk() -> None:
     assert isinstance(error.value.__cause__, KeyError)
 
 
-def test_a_failed_batch_ends_the_walk() -> None:
+def test_a_failed_batch_stops_the_asking() -> None:
     calls = []
 
     def fn(histories: list[list[RawId]], k: int) -> None:

@@ -280,7 +280,7 @@ def test_what_waits_long_for_its_turn_is_not_taken_for_lost(
 ) -> None:
     """Two labelling runs share a slow rate; each keeps what it has booked."""
     monkeypatch.setattr("recdistill.teachers.liveness.STALE", 0.3)
-    monkeypatch.setattr("recdistill.teachers.errand._RENEWED", 0.05)
+    monkeypatch.setattr("recdistill.teachers.ledger_session._RENEWED", 0.05)
 
     def label() -> None:
         with Ledger(tmp_path / "ledger.sqlite") as ledger:

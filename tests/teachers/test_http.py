@@ -19,7 +19,7 @@ from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_check import verify
 from recdistill.teachers.ledger_teacher import LedgerTeacher
-from recdistill.teachers.wire import retry_after
+from recdistill.teachers.transport import retry_after
 
 from .conftest import Api
 

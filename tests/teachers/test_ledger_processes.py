@@ -171,7 +171,7 @@ def test_what_another_container_asks_is_its_own_as_long_as_it_says_so(
 ) -> None:
     """Its processes cannot be seen from here: the same number is another one here, or none."""
     monkeypatch.setattr("recdistill.teachers.liveness.LEASE", 0.2)
-    monkeypatch.setattr("recdistill.teachers.errand._RENEWED", renewed)
+    monkeypatch.setattr("recdistill.teachers.ledger_session._RENEWED", renewed)
     rows, ours = Sequences.from_lists([[1]]), FakeTeacher(9)
     started = threading.Event()
 

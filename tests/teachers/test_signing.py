@@ -26,7 +26,7 @@ from recdistill.runs.file import Run
 from recdistill.teachers.exchange import Call, Reply
 from recdistill.teachers.http import HttpConfig, HttpTeacher
 from recdistill.teachers.shapes import DeclaredShape
-from recdistill.teachers.wire import Wire
+from recdistill.teachers.transport import Transport
 
 ITEMS = IdMap(["a", "b"], first=1)
 
@@ -137,8 +137,8 @@ def test_what_is_signed_is_the_address_that_is_sent(monkeypatch: pytest.MonkeyPa
     """Escaped, and without dots; a signature of what was written would be refused."""
     monkeypatch.setenv("SHOP_KEY", "s3cret")
     settings = HttpConfig.parse({"url": f"http://127.0.0.1{path}", "signature": {"kind": "hmac", "key": "SHOP_KEY"}})
-    wire = Wire(settings, DeclaredShape(settings), str, ssl.create_default_context())
-    signed, _, came = httpx2.URL(wire.sign(Call("GET", settings.url), None).url).raw_path.partition(b"&hmac_sign=")
+    transport = Transport(settings, DeclaredShape(settings), str, ssl.create_default_context())
+    signed, _, came = httpx2.URL(transport.sign(Call("GET", settings.url), None).url).raw_path.partition(b"&hmac_sign=")
     assert came.decode() == hmac.new(b"s3cret", signed, "sha1").hexdigest()
 
 

@@ -20,10 +20,10 @@ from recdistill.runs.sections import (
     FILES,
     SHOP,
     TEACHERS,
-    ApiTeacher,
     DataSettings,
-    Ensemble,
+    EnsembleTeacherSettings,
     EvaluationSettings,
+    HttpTeacherSettings,
     Sections,
     SplitSettings,
     StartSettings,
@@ -151,10 +151,10 @@ class Run:
         return values
 
     @property
-    def apis(self) -> list[ApiTeacher]:
+    def apis(self) -> list[HttpTeacherSettings]:
         """The teachers behind an API, the members of an ensemble included."""
-        members = self.teacher.members if isinstance(self.teacher, Ensemble) else [self.teacher]
-        return [member for member in members if isinstance(member, ApiTeacher)]
+        members = self.teacher.members if isinstance(self.teacher, EnsembleTeacherSettings) else [self.teacher]
+        return [member for member in members if isinstance(member, HttpTeacherSettings)]
 
     def differences(self, other: Run) -> list[str]:
         """Say in what another run differs, such as ``training.epochs: 10 and 20``.

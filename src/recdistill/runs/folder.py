@@ -35,7 +35,7 @@ from recdistill.evaluation.results import Evaluation
 from recdistill.files import partial_of, write_whole
 from recdistill.models.base import Model
 from recdistill.runs.file import Run
-from recdistill.runs.sections import ApiTeacher
+from recdistill.runs.sections import HttpTeacherSettings
 from recdistill.serving.artefact import FOLDER as STUDENT
 from recdistill.serving.student import Student
 from recdistill.training import processes
@@ -78,12 +78,12 @@ def answers_elsewhere(run: Run, folder: Path) -> str:
     if not files:
         return ""
     named = f"--set teacher.ledger={files[0]}"
-    if not isinstance(run.teacher, ApiTeacher):
+    if not isinstance(run.teacher, HttpTeacherSettings):
         named = f"name {' and '.join(files)} as ledger of its members"
     return f", and {named} to use the answers already paid for"
 
 
-def ledger_file(settings: ApiTeacher, folder: Path) -> Path:
+def ledger_file(settings: HttpTeacherSettings, folder: Path) -> Path:
     """Return where a run in ``folder`` keeps the answers of an API."""
     return Path(settings.ledger) if settings.ledger else folder / LEDGER
 

@@ -118,7 +118,7 @@ class StartSettings(Settings):
     """Folder of the run, or of a saved student of the same model and shape, whose weights the student begins with."""
 
 
-class ApiTeacher(HttpConfig):
+class HttpTeacherSettings(HttpConfig):
     """``[teacher]`` with ``kind = "http"``: a recommender behind an API."""
 
     kind: Literal["http"] = "http"
@@ -131,7 +131,7 @@ class ApiTeacher(HttpConfig):
     as members of an ensemble are fused, so that what both list goes first; they share the budget."""
 
 
-class RunTeacher(Settings):
+class RunTeacherSettings(Settings):
     """``[teacher]`` with ``kind = "run"``: a model of our own, from a run's folder or a saved student's."""
 
     kind: Literal["run"] = "run"
@@ -146,7 +146,7 @@ class RunTeacher(Settings):
     """
 
 
-class FileTeacher(Settings):
+class FileTeacherSettings(Settings):
     """``[teacher]`` with ``kind = "file"``: scores that another library has stored, see `StoredTeacher`."""
 
     kind: Literal["file"] = "file"
@@ -162,7 +162,7 @@ class FileTeacher(Settings):
     """What separates fields; by default a tab in ``.tsv`` files, else a comma."""
 
 
-class RulesSettings(Settings):
+class RulesTeacherSettings(Settings):
     """``[teacher]`` with ``kind = "rules"``: what the training histories say by themselves, see `RulesTeacher`."""
 
     kind: Literal["rules"] = "rules"
@@ -185,11 +185,11 @@ class RulesSettings(Settings):
         return {} if self.ordered else dict.fromkeys(("window", "fade", "decay"), "ordered = true")
 
 
-class Ensemble(Settings):
+class EnsembleTeacherSettings(Settings):
     """``[teacher]`` with ``kind = "ensemble"``: several teachers whose lists are fused, see `EnsembleTeacher`."""
 
     kind: Literal["ensemble"] = "ensemble"
-    members: tuple[ApiTeacher | RunTeacher | FileTeacher, ...] = Field(min_length=2)
+    members: tuple[HttpTeacherSettings | RunTeacherSettings | FileTeacherSettings, ...] = Field(min_length=2)
     """The teachers, each a ``[[teacher.members]]`` with what a ``[teacher]`` of its kind has."""
     weights: tuple[PositiveFloat, ...] | None = None
     """How much each of them counts, in their order; equally if left out."""
@@ -198,7 +198,7 @@ class Ensemble(Settings):
     def _check_that_rounds_share_a_budget(self) -> Self:
         """Refuse members that would spend from one budget and differ in what that is."""
         told: dict[tuple[str, str | None], str] = {}
-        for api in (member for member in self.members if isinstance(member, ApiTeacher)):
+        for api in (member for member in self.members if isinstance(member, HttpTeacherSettings)):
             terms = f"{'any number' if api.budget is None else api.budget} of {api.charge}"
             first = told.setdefault((api.known_as, api.ledger), terms)
             if terms != first:
@@ -209,13 +209,15 @@ class Ensemble(Settings):
         return self
 
 
-TeacherSettings: TypeAlias = ApiTeacher | RunTeacher | FileTeacher | RulesSettings | Ensemble
+TeacherSettings: TypeAlias = (
+    HttpTeacherSettings | RunTeacherSettings | FileTeacherSettings | RulesTeacherSettings | EnsembleTeacherSettings
+)
 TEACHERS: dict[str, type[TeacherSettings]] = {
-    "http": ApiTeacher,
-    "run": RunTeacher,
-    "file": FileTeacher,
-    "rules": RulesSettings,
-    "ensemble": Ensemble,
+    "http": HttpTeacherSettings,
+    "run": RunTeacherSettings,
+    "file": FileTeacherSettings,
+    "rules": RulesTeacherSettings,
+    "ensemble": EnsembleTeacherSettings,
 }
 FILES: dict[str, tuple[str, ...]] = {
     "data": ("path", "titles"),

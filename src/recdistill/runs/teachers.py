@@ -18,7 +18,14 @@ from recdistill.errors import SettingsError
 from recdistill.evaluation.footprint import footprint
 from recdistill.models.base import Model
 from recdistill.runs.folder import kept_models, ledger_file
-from recdistill.runs.sections import ApiTeacher, Ensemble, FileTeacher, RulesSettings, RunTeacher, TeacherSettings
+from recdistill.runs.sections import (
+    EnsembleTeacherSettings,
+    FileTeacherSettings,
+    HttpTeacherSettings,
+    RulesTeacherSettings,
+    RunTeacherSettings,
+    TeacherSettings,
+)
 from recdistill.serving.artefact import Origin
 from recdistill.serving.student import Student
 from recdistill.teachers.base import Teacher
@@ -41,7 +48,7 @@ def open_teacher(settings: TeacherSettings, split: Split, device: torch.device |
         split: the data that it is asked about.
         device: where a model of one's own scores.
     """
-    if isinstance(settings, RunTeacher):
+    if isinstance(settings, RunTeacherSettings):
         return local_teacher(
             Student.load(settings.folder),
             split,
@@ -49,11 +56,11 @@ def open_teacher(settings: TeacherSettings, split: Split, device: torch.device |
             earlier=kept_models(Path(settings.folder), settings.earlier),
             device=device,
         )
-    if isinstance(settings, FileTeacher):
+    if isinstance(settings, FileTeacherSettings):
         return stored_teacher(settings, split)
-    if isinstance(settings, RulesSettings):
+    if isinstance(settings, RulesTeacherSettings):
         return rules_teacher(settings, split)
-    if isinstance(settings, Ensemble):
+    if isinstance(settings, EnsembleTeacherSettings):
         members = [open_teacher(member, split, device) for member in settings.members]
         return EnsembleTeacher(members, weights=settings.weights)
     return HttpTeacher(split.dataset.items, settings, users=split.dataset.users)
@@ -71,11 +78,11 @@ def keep_answers(
         ledgers: is given the ledgers to close.
         instead: where an empty ledger lies in the place of each that is not there yet, so that none is made.
     """
-    if isinstance(settings, ApiTeacher):
+    if isinstance(settings, HttpTeacherSettings):
         path = ledger_file(settings, folder)
         ledger = ledgers.enter_context(Ledger(path if instead is None or path.exists() else instead / path.name))
         return LedgerTeacher(teacher, ledger, budget=settings.budget, round=settings.round)
-    if isinstance(teacher, EnsembleTeacher) and isinstance(settings, Ensemble):
+    if isinstance(teacher, EnsembleTeacher) and isinstance(settings, EnsembleTeacherSettings):
         pairs = zip(settings.members, teacher.teachers, strict=True)
         kept = [keep_answers(named, member, folder, ledgers, instead=instead) for named, member in pairs]
         return EnsembleTeacher(kept, weights=settings.weights)
@@ -115,7 +122,7 @@ def local_teacher(
     )
 
 
-def stored_teacher(settings: FileTeacher, split: Split) -> StoredTeacher:
+def stored_teacher(settings: FileTeacherSettings, split: Split) -> StoredTeacher:
     """Return the scores that a run names as a teacher."""
     return StoredTeacher(
         settings.path,
@@ -129,7 +136,7 @@ def stored_teacher(settings: FileTeacher, split: Split) -> StoredTeacher:
     )
 
 
-def rules_teacher(settings: RulesSettings, split: Split) -> RulesTeacher:
+def rules_teacher(settings: RulesTeacherSettings, split: Split) -> RulesTeacher:
     """Return what the training histories of a split say by themselves."""
     return RulesTeacher(
         split.train,

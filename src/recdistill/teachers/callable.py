@@ -14,8 +14,8 @@ from recdistill.data.dataset import IdMap, Ints, RawId
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.teachers.answers import Answer, Failure, Outcome, Request, Take, check_items, check_scores
 from recdistill.teachers.base import OutsideTeacher
+from recdistill.teachers.dispatcher import Dispatcher, Streak, interrupts_postponed
 from recdistill.teachers.loop import PrivateLoop
-from recdistill.teachers.walk import Streak, Walk, interrupts_postponed
 
 Function: TypeAlias = Callable[[Any, int], Any]
 
@@ -114,10 +114,10 @@ class CallableTeacher(OutsideTeacher):
         Raises:
             TeacherError: when a batch failed, or too many calls in a row.
         """
-        walk = _Walk(self, take, k)
-        yield from walk.outcomes(self._loop) if self.is_async else walk.in_turn()
-        if walk.gave_up is not None:
-            raise walk.gave_up
+        dispatcher = _Dispatcher(self, take, k)
+        yield from dispatcher.outcomes(self._loop) if self.is_async else dispatcher.in_turn()
+        if dispatcher.gave_up is not None:
+            raise dispatcher.gave_up
 
     def _dense(self, raw: list[RawId]) -> Ints:
         """Return ``(n,)`` dense ids, −1 for unknown ones."""
@@ -127,8 +127,8 @@ class CallableTeacher(OutsideTeacher):
         return np.array([item if isinstance(item, int) and item in known else -1 for item in raw], np.int64)
 
 
-class _Walk(Walk):
-    """One walk through the requests that ``take`` hands out."""
+class _Dispatcher(Dispatcher):
+    """Asks about the requests that ``take`` hands out."""
 
     def __init__(self, teacher: CallableTeacher, take: Take, k: int) -> None:
         super().__init__(take, teacher.batch_size)

@@ -63,13 +63,13 @@ from functools import cached_property
 
 from recdistill.errors import BudgetExhausted, TeacherError
 from recdistill.teachers.answers import Answer, Failure, Outcome, Request, Take
+from recdistill.teachers.dispatcher import Dispatcher, Streak
 from recdistill.teachers.exchange import Call, Conversation, Garbled, PastTheEnd, Reply, Shape
 from recdistill.teachers.loop import PrivateLoop
 from recdistill.teachers.meter import SOON, Meter, Pace, Unsent
+from recdistill.teachers.transport import Refused, Transport, trusted
 from recdistill.teachers.transport_settings import TransportSettings
-from recdistill.teachers.walk import Streak, Walk
 from recdistill.teachers.window import Window
-from recdistill.teachers.wire import Refused, Wire, trusted
 
 _log = logging.getLogger("recdistill.teachers")
 
@@ -121,14 +121,14 @@ class Client:
             TeacherError: when the API refuses the key, or seems dead, or calls cannot be signed.
             SettingsError: where the environment names a proxy or certificates that cannot be used; nothing was taken.
         """
-        walk = _Walk(self, shape, take, k, meter or self.pace, hide)
+        dispatcher = _Dispatcher(self, shape, take, k, meter or self.pace, hide)
         with closing(PrivateLoop()) as loop:
             try:
-                yield from walk.outcomes(loop)
+                yield from dispatcher.outcomes(loop)
             finally:
-                loop.run(walk.wire.close())
-        if walk.gave_up is not None:
-            raise walk.gave_up
+                loop.run(dispatcher.transport.close())
+        if dispatcher.gave_up is not None:
+            raise dispatcher.gave_up
 
 
 class _Stopped(Exception):
@@ -147,8 +147,8 @@ class _Tally:
         self.begun_anew = 0
 
 
-class _Walk(Walk):
-    """One walk through the requests that ``take`` hands out."""
+class _Dispatcher(Dispatcher):
+    """Asks about the requests that ``take`` hands out."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class _Walk(Walk):
         self.too_much_in_a_row = 0
         self.failing_since: float | None = None
         self.replied_at = -math.inf
-        self.wire = Wire(settings, shape, hide, client.certificates)
+        self.transport = Transport(settings, shape, hide, client.certificates)
 
     def room(self, in_flight: int) -> int:
         """Return how many more conversations may begin; the first about several questions is alone."""
@@ -263,7 +263,9 @@ class _Walk(Walk):
             self.calls["answered"] -= 1
             kind = "garbled" if isinstance(error, Garbled) else "senseless"
             self.calls[kind] += 1
-            reason = f"{call.url} answered {reply.status} with {self.hide(str(error))}: {self.wire.excerpt(reply.body)}"
+            reason = (
+                f"{call.url} answered {reply.status} with {self.hide(str(error))}: {self.transport.excerpt(reply.body)}"
+            )
             raise Refused(kind, reason) from error
 
     def _end(self, conversation: Conversation, refused: Refused) -> list[Answer | Failure]:
@@ -286,13 +288,13 @@ class _Walk(Walk):
             await self._wait_for_place()
             token, sent_at = None, time.monotonic()
             try:
-                token = await self.wire.token(call)  # before the turn, as all who wait for one get it at once
+                token = await self.transport.token(call)  # before the turn, as all who wait for one get it at once
                 await self._wait_for_turn(tally)
                 sent_at = time.monotonic()
-                signed = self.wire.sign(call, token)
+                signed = self.transport.sign(call, token)
                 self.meter.charge(requests)
                 tally.calls += 1
-                reply = await self.wire.send(signed, call.url)
+                reply = await self.transport.send(signed, call.url)
             except Refused as refused:
                 self.calls[refused.kind] += 1
                 tally.paid |= refused.paid

@@ -14,9 +14,9 @@ from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
 from recdistill.rankings import Ranking
 from recdistill.teachers.answers import Bools, Failure, Outcome, Request
 from recdistill.teachers.base import Deputy, Teacher
-from recdistill.teachers.errand import Errand
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_records import Digest, Page, Question, Stats, Terms, digest
+from recdistill.teachers.ledger_session import LedgerSession
 from recdistill.teachers.meter import Charge, MeteredTeacher
 
 _log = logging.getLogger("recdistill.teachers")
@@ -64,21 +64,21 @@ class LedgerTeacher(Deputy):
                 these.
             TeacherError: when requests failed; all others have been asked and their answers kept.
         """
-        ranking, answered, errand = self._collect(histories, k, users)
+        ranking, answered, session = self._collect(histories, k, users)
         if answered.all():
             return ranking
         missing = f"{len(answered) - answered.sum():,} of {len(answered):,} requests"
         kept = f"all answers are in {self.ledger.path}"
-        if errand.failures:
+        if session.failures:
             raise TeacherError(
-                f"teacher {self.identity!r} left {missing} unanswered; {len(errand.failures):,} failed, the first: "
-                f"{errand.failures[0].reason}. {kept}"
-                f"{'' if all(failure.final for failure in errand.failures) else '; run again to ask only for the rest'}"
-                f"{self._refused(errand.failures)}."
+                f"teacher {self.identity!r} left {missing} unanswered; {len(session.failures):,} failed, the first: "
+                f"{session.failures[0].reason}. {kept}"
+                f"{'' if all(each.final for each in session.failures) else '; run again to ask only for the rest'}"
+                f"{self._refused(session.failures)}."
             )
         raise BudgetExhausted(
             f"the budget of {self.budget:,} {self.charge} for teacher {self.identity!r} "
-            f"{errand.shortage or 'is spent'}, and {missing} are not answered; {kept}. Raise the budget or ask for "
+            f"{session.shortage or 'is spent'}, and {missing} are not answered; {kept}. Raise the budget or ask for "
             "fewer.",
             ranking=ranking,
             answered=answered,
@@ -95,23 +95,23 @@ class LedgerTeacher(Deputy):
         Raises:
             TeacherError: when the teacher gave up.
         """
-        ranking, answered, errand = self._collect(histories, k, users)
-        if errand.failures:
+        ranking, answered, session = self._collect(histories, k, users)
+        if session.failures:
             _log.warning(
                 "teacher %r failed on %d of %d requests, which stay unanswered; the first: %s%s",
                 self.identity,
-                len(errand.failures),
+                len(session.failures),
                 len(histories),
-                errand.failures[0].reason,
-                self._refused(errand.failures),
+                session.failures[0].reason,
+                self._refused(session.failures),
             )
-        if errand.shortage and not answered.all():
+        if session.shortage and not answered.all():
             _log.warning(
                 "the budget of %d %s for teacher %r %s, and %d of %d requests are not answered",
                 self.budget,
                 self.charge,
                 self.identity,
-                errand.shortage,
+                session.shortage,
                 len(histories) - answered.sum(),
                 len(histories),
             )
@@ -163,44 +163,44 @@ class LedgerTeacher(Deputy):
 
     def _collect(
         self, histories: Sequences, k: int, users: npt.NDArray[np.integer] | None
-    ) -> tuple[Ranking, Bools, Errand]:
+    ) -> tuple[Ranking, Bools, LedgerSession]:
         """Answer from disk what is there, ask for the rest, and translate."""
         asked = self._questions(histories, users)
-        errand = Errand(self, k)
-        errand.start(asked)
-        while errand.waiting or errand.busy:
+        session = LedgerSession(self, k)
+        session.start(asked)
+        while session.waiting or session.busy:
             try:
-                with errand.renewed():
-                    for block in self._ask(errand):
-                        errand.settle(block)
-                if errand.strange is not None:
-                    raise errand.strange
-                if errand.asked:
+                with session.renewed():
+                    for block in self._ask(session):
+                        session.settle(block)
+                if session.strange is not None:
+                    raise session.strange
+                if session.asked:
                     raise TeacherError(
-                        f"teacher {self.identity!r} left {len(errand.asked)} requests without an outcome."
+                        f"teacher {self.identity!r} left {len(session.asked)} requests without an outcome."
                     )
             except TeacherError as error:
-                errand.fail(str(error))
-                errand.doubt()
+                session.fail(str(error))
+                session.doubt()
                 raise
             finally:
-                errand.lose()
-            if errand.exhausted:
-                errand.drop()
-            errand.wait_for_others()
+                session.lose()
+            if session.exhausted:
+                session.drop()
+            session.wait_for_others()
         answers = {
-            request.row: errand.answers[question.digest]
+            request.row: session.answers[question.digest]
             for request, question in asked
-            if question.digest in errand.answers
+            if question.digest in session.answers
         }
         answered = np.zeros(len(histories), np.bool_)
         answered[list(answers)] = True
-        return self.teacher.ranking(answers, histories, k), answered, errand
+        return self.teacher.ranking(answers, histories, k), answered, session
 
-    def _ask(self, errand: Errand) -> Iterator[list[Outcome]]:
+    def _ask(self, session: LedgerSession) -> Iterator[list[Outcome]]:
         if isinstance(self.teacher, MeteredTeacher):
-            return self.teacher.answers(errand.take, errand.page.k, meter=errand)
-        return self.teacher.answers(errand.take, errand.page.k)
+            return self.teacher.answers(session.take, session.page.k, meter=session)
+        return self.teacher.answers(session.take, session.page.k)
 
     def _warn_of_others(self) -> None:
         """Say so where what has been spent before was spent in another name."""

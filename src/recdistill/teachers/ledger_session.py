@@ -28,7 +28,7 @@ _LOOKED_AT = 100
 """Lists, none of them empty, after which one of them must have named an item that we know."""
 
 
-class Errand:
+class LedgerSession:
     """The requests of one ranking: which are answered, waiting, asked by us, or asked by others; and our meter."""
 
     def __init__(self, keeper: LedgerTeacher, k: int) -> None:

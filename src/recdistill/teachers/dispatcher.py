@@ -72,8 +72,8 @@ class Streak:
         return self._failed[little] if self._failed[little] >= self.most * (_BORNE if little else 1) else 0
 
 
-class Walk(ABC):
-    """A walk through the requests that ``take`` hands out, several batches at once on one event loop.
+class Dispatcher(ABC):
+    """Asks about the requests that ``take`` hands out, several batches at once on one event loop.
 
     Args:
         take: hands out requests that are to be asked right now.

@@ -1,4 +1,4 @@
-"""One call over the wire, and what its fault means."""
+"""One HTTP call, and what its fault means."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Refused(Exception):
         return not self.again and not self.fatal
 
 
-class Wire:
+class Transport:
     """Sends calls of one shape, each over a connection of its own.
 
     Args:
@@ -164,12 +164,12 @@ class Wire:
 
     def _send_apart(self, call: Call) -> Reply:
         """Send a call from a thread that has no event loop, and over a connection of its own."""
-        wire = Wire(self.settings, self.shape, self.hide, self.certificates)
+        transport = Transport(self.settings, self.shape, self.hide, self.certificates)
         with closing(PrivateLoop()) as loop:
             try:
-                return loop.run(wire.send(call, call.url))
+                return loop.run(transport.send(call, call.url))
             finally:
-                loop.run(wire.close())
+                loop.run(transport.close())
 
     async def send(self, signed: Call, url: str) -> Reply:
         """Send a call once, and return the reply; errors name the ``url``, which tells nothing of a signature.
