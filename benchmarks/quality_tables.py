@@ -213,8 +213,14 @@ def _gain(gain: str | None, p: str | None) -> str:
     return "" if gain is None or p is None else f"{float(gain):+.1f}% (p {float(p):.4f})"
 
 
-def trials(rows: pl.DataFrame) -> str:
-    """What tuning found: trials made and pruned, and the best one's settings and figures; ideas, a line each."""
+def trials(rows: pl.DataFrame, *, where: pl.Expr | None = None) -> str:
+    """What tuning found: trials made and pruned, and the best one's settings and figures; ideas, a line each.
+
+    Args:
+        rows: of the file of trials.
+        where: which rows; all where it is left out.
+    """
+    rows = rows.filter(True if where is None else where)
     run = ["dataset", "split", "teacher", "student", "method", "variant", "sampler"]
     idea = pl.when(pl.col("sampler") == "grid").then(pl.col("settings"))
     lines = []

@@ -78,6 +78,18 @@ HAS_BUDGET = VARIANT.str.ends_with(" queries")
 HAS_PLAIN_RULES = VARIANT.str.contains("plain rules")
 AMONG_USERS: dict[str, Any] = {"figure": (pl.col("metric") == "ndcg") & (pl.col("k") == "10"), "strata": ("tail",)}
 """NDCG@10 of all users and of tail users."""
+WITH_INTENTS = '{"method.intents": {}}'
+"""Of searches: S4Rec's parts, with their defaults, beside another method."""
+BAHSD_AND_INTENTS = (
+    (pl.concat_str("dataset", "teacher", "student", "method", separator="|") == "amazon-beauty|sasrec|sasrec|bahsd")
+    & (pl.concat_str("split", "regime", "access", separator="|") == "leave-one-out/one earlier|assisted|lists")
+    & pl.col("variant").is_in(["{}", WITH_INTENTS])
+)
+"""Of BAHSD's search: the student with them and without."""
+RCEKD_AND_INTENTS = (pl.concat_str("student", "method", separator="|") == "sasrec-16|rcekd") & pl.col("settings").is_in(
+    ['{"student.dropout": 0.2}', WITH_INTENTS]
+)
+"""Of RCE-KD's trials: the student with them and without."""
 IS_CORE = pl.col("variant").is_in(["softmax", "smoothed", "bce"])
 """Of S4Rec's tables: methods as they are, on each base loss."""
 
@@ -109,6 +121,7 @@ TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
         partial(by_budget, budgets=(1_000, 5_000, 20_000), shown=AT_BUDGETS, where=HAS_BUDGET & ~HAS_PLAIN_RULES),
     ),
     "bahsd_search": ("bahsd_search", partial(quality, shown=OF_STUDENTS)),
+    "bahsd_intents": ("bahsd_search", partial(quality, where=BAHSD_AND_INTENTS)),
     "rules": ("rules", quality),
     "premise": ("premise", premise),
     "premise_targets": ("premise_targets", partial(premise_parts, of="target", title="answer")),
@@ -128,6 +141,7 @@ TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], str]]] = {
     ),
     "rcekd_sequences": ("rcekd", partial(quality, shown=OF_SEQUENCES, where=pl.col("split") == "leave-one-out")),
     "rcekd_trials": ("rcekd_trials", trials),
+    "rcekd_intents": ("rcekd_trials", partial(trials, where=RCEKD_AND_INTENTS)),
     "rcekd_paired": ("rcekd_paired", paired),
     "rcekd_overlap": ("rcekd_overlap", overlap),
     "distillation_speed": ("distillation_speed", partial(speed, over="labels")),
