@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from recdistill.errors import SettingsError
+
+
+def _absolute(path: str) -> str:
+    return str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111 - leaves ~name alone where nobody is called so
+
+
+Location: TypeAlias = Annotated[str, AfterValidator(_absolute)]
+"""A file, folder or glob, in a run file as seen from it; ``~`` is the home folder.
+
+It is made absolute, so that a finished run can be read from anywhere.
+"""
 
 
 class Settings(BaseModel):

@@ -2,7 +2,7 @@ import json
 import math
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -19,6 +19,7 @@ from recdistill.runs.sections import (
     RunTeacherSettings,
     StartSettings,
 )
+from recdistill.settings import Location
 
 API = {"kind": "http", "url": "https://shop.example/recommend"}
 RUN = {"kind": "run", "folder": "runs/big"}
@@ -319,8 +320,9 @@ def test_every_file_is_seen_from_the_run_file(tmp_path: Path, monkeypatch: pytes
 def test_no_file_that_a_section_may_name_is_forgotten() -> None:
     kinds: dict[str, list[type]] = {"data": [DataSettings], "model": [StartSettings], "student": [StartSettings]}
     for name, classes in (kinds | {"teacher": list(TEACHERS.values())}).items():
-        fields = [field for kind in classes for field in kind.__annotations__.items()]
-        assert {setting for setting, kind in fields if "Location" in str(kind)} == set(FILES[name])
+        hints = [hint for kind in classes for hint in get_type_hints(kind, include_extras=True).items()]
+        locations = {setting for setting, hint in hints if Location in (hint, *get_args(hint))}
+        assert locations == set(FILES[name])
 
 
 def test_a_folder_that_holds_another_run_names_the_ledger_of_that_run(tmp_path: Path) -> None:

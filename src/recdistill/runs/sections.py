@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from datetime import date
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
@@ -18,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from recdistill.settings import Settings
+from recdistill.settings import Location, Settings
 from recdistill.teachers.http import HttpConfig
 
 Values: TypeAlias = dict[str, Any]
@@ -27,23 +24,10 @@ SHOP = "shop"
 """Stands for the data of a real shop that ship with the package, instead of a file."""
 
 
-def _absolute(path: str) -> str:
-    if path == SHOP:
-        return path
-    return str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111 - leaves ~name alone where nobody is called so
-
-
-Location: TypeAlias = Annotated[str, AfterValidator(_absolute)]
-"""A file, folder or glob, as seen from the run file; ``~`` is the home folder.
-
-It is made absolute, so that a finished run can be read from anywhere.
-"""
-
-
 class DataSettings(Settings):
     """``[data]``: where the interactions are, and what is kept of them."""
 
-    path: Location
+    path: Literal["shop"] | Location
     """CSV, TSV or Parquet file, or a glob of them; ``shop`` for the data that ship with the package."""
     user: str = "user_id"
     """Column of user ids."""
@@ -223,7 +207,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "data": ("path", "titles"),
     "model": ("start",),
     "student": ("start",),
-    "teacher": ("ledger", "folder", "path"),
+    "teacher": ("ledger", "item_file", "folder", "path"),
 }
 """The settings of each section that are a `Location`."""
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path as File
 from typing import Annotated, Any, Literal, Self, TypeAlias
 from urllib.parse import parse_qsl
 
@@ -17,7 +16,7 @@ from recdistill.data.columns import parse_ids
 from recdistill.data.dataset import IdMap
 from recdistill.data.files import open_tables
 from recdistill.errors import SettingsError
-from recdistill.settings import Settings
+from recdistill.settings import Location, Settings
 from recdistill.teachers.paths import OnePath, Path
 from recdistill.teachers.presets import with_preset
 from recdistill.teachers.secrets import address_parts, names_secrets, sounds_secret, variables, without_secrets
@@ -77,7 +76,6 @@ def _history_and_k() -> JsonValue:
 
 ListPath: TypeAlias = Annotated[str, AfterValidator(_checked_list)]
 IdFormat: TypeAlias = Annotated[str, AfterValidator(_checked_format)]
-IdFile: TypeAlias = Annotated[str, AfterValidator(lambda path: str(File(path).absolute()))]
 
 
 class ShapeSettings(Settings):
@@ -161,7 +159,7 @@ class ShapeSettings(Settings):
     item_format: IdFormat | None = None
     """The API's id of an item, made from that of the data or the file, such as ``item-{id}``; ``{id}`` alone makes it
     text."""
-    item_file: IdFile | None = None
+    item_file: Location | None = None
     """File with the API's id of each item: columns ``id``, as in the data, and ``api_id``, sent as integers where all
     are such. The format, if there is one, is filled with these."""
     user_format: IdFormat | None = None
