@@ -90,7 +90,7 @@ def comparison_table(runs: Mapping[str, Mapping[str, Evaluation]], metric: str, 
 
 
 def difference_table(runs: Mapping[str, Mapping[str, Evaluation]], metric: str, k: int) -> Table:
-    """Each run but the first against the first, by stratum: difference, its 95 % interval, p of the paired test."""
+    """Each run but the first against the first, by stratum: gain, its 95 % interval, p of the paired test."""
     first, *others = runs
     table = Table(box=None, pad_edge=False)
     table.add_column(f"{_label(metric)}@{k}, against {first}", style="bold")
@@ -102,8 +102,14 @@ def difference_table(runs: Mapping[str, Mapping[str, Evaluation]], metric: str, 
             if stratum in runs[name] and stratum in runs[first]:
                 found = compare_pair(runs[name][stratum], runs[first][stratum], metric, k)
                 interval = f"[{found.low:+.4f}, {found.high:+.4f}]"
-                table.add_row(name, stratum, f"{found.difference:+.4f}", interval, f"{found.p_value:.4f}")
+                gain = _gain(found.difference, found.second)
+                table.add_row(name, stratum, gain, interval, f"{found.p_value:.4f}")
     return table
+
+
+def _gain(difference: float, base: float) -> str:
+    """Return a difference, and how much that is of what it is over: ``-0.0024 (-5.7 %)``."""
+    return f"{difference:+.4f}" + (f" ({100 * difference / base:+.1f} %)" if base else "")
 
 
 def beside_table(rows: Sequence[Mapping[str, Any]], k: int) -> Table:
@@ -123,7 +129,7 @@ def beside_table(rows: Sequence[Mapping[str, Any]], k: int) -> Table:
             f"{_label(row['metric'])}@{k}",
             f"{row['stratum']}, {row['users']:,}",
             *(f"{row[name]:.4f}" for name in ("teacher", "student")),
-            f"{row['difference']:+.4f}",
+            _gain(row["difference"], row["teacher"]),
             f"[{row['low']:+.4f}, {row['high']:+.4f}]",
             f"{row['p']:.4f}",
             f"{row['agreement']:.3f}",

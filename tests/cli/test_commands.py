@@ -151,7 +151,13 @@ def test_compare_shows_runs_side_by_side_with_intervals_and_p(capsys: pytest.Cap
     interval = r"\d\.\d{4} \[\d\.\d{4}, \d\.\d{4}\]"
     assert re.search(rf"one +{interval} +{interval} +{interval}", out)
     assert re.search(r"MRR@5, against one", out)
-    assert re.search(r"two +tail +[+-]\d\.\d{4} +\[[+-]\d\.\d{4}, [+-]\d\.\d{4}\] +\d\.\d{4}", out)
+    tail = re.search(
+        r"two +tail +([+-]\d\.\d{4}) \(([+-]\d+\.\d) %\) +\[[+-]\d\.\d{4}, [+-]\d\.\d{4}\] +\d\.\d{4}", out
+    )
+    before = re.search(r"one(?: +(\d\.\d{4}) \[\d\.\d{4}, \d\.\d{4}\]){3}", out)
+    assert tail
+    assert before
+    assert float(tail[2]) == pytest.approx(100 * float(tail[1]) / float(before[1]), abs=0.3)
 
 
 def test_users_with_short_histories_from_logs_to_what_they_gained(
