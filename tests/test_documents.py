@@ -1,4 +1,4 @@
-"""What documents show, holds: TOML blocks are run files, the README's Python and commands run, links lead somewhere."""
+"""What documents show, holds: run files, the README's Python and commands, links, and tables that are whole."""
 
 import os
 import re
@@ -86,3 +86,13 @@ def test_links_lead_somewhere(document: Path) -> None:
             target = document.parent / name if name else document
             assert target.exists(), link
             assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tables_are_whole(document: Path) -> None:
+    """A row that goes on in the next line is read as the end of its table."""
+    for block in re.split(r"\n\s*\n|<!--.*?-->", prose(document)):
+        rows = block.strip().splitlines()
+        if any(row.startswith("|") for row in rows):
+            assert all(row.startswith("|") and row.endswith("|") for row in rows), block[:200]
+            assert len({row.replace(r"\|", "").count("|") for row in rows}) == 1, block[:200]
