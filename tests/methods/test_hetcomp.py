@@ -3,17 +3,20 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError, TrainingError
-from recdistill.methods.base import build_method
+from recdistill.methods.base import Setting, build_method
 from recdistill.methods.hetcomp import HetComp, goes_on, list_distance, list_loss, seen_items, set_loss
-from recdistill.models.base import Batch, Model
+from recdistill.models.base import Batch, Model, build_model
+from recdistill.teachers.local import LocalTeacher
 from recdistill.training.loop import fit
 from recdistill.training.settings import TrainerSettings
 
-from .users import WITH_HISTORY, learn, mf, ready, scores_of, setting, teacher_part, top
+from .users import WITH_HISTORY, N, learn, mf, ready, scores_of, setting, teacher_part, top
 
 ALL = torch.tensor([[False, True, True, True, True]])
 """Every item but padding."""
@@ -39,14 +42,14 @@ def test_the_coarse_loss_by_hand() -> None:
     logits = torch.tensor([[99.0, math.log(3), 0.0, math.log(2), 0.0]])
     # Items 1 and 3 are listed: 3/(3+2) and 2/(2+2), each above items 2 and 4 alone.
     loss = set_loss(logits, torch.tensor([[3, 1, 0]]), ALL)
-    assert loss.item() == pytest.approx(-(math.log(3 / 5) + math.log(2 / 4)) / 2)
+    assert loss.item() == pytest.approx(-(math.log(3 / 5) + math.log(2 / 4)))
 
 
 def test_the_fine_loss_by_hand() -> None:
     logits = torch.tensor([[99.0, math.log(3), 0.0, math.log(2), 0.0]])
     # First item 3 of 3, 1 and the others, then item 1 of it and the others.
     loss = list_loss(logits, torch.tensor([[3, 1, 0]]), ALL)
-    assert loss.item() == pytest.approx(-(math.log(2 / 7) + math.log(3 / 5)) / 2)
+    assert loss.item() == pytest.approx(-(math.log(2 / 7) + math.log(3 / 5)))
 
 
 def test_items_of_the_history_need_not_stand_below() -> None:
@@ -92,7 +95,7 @@ def test_users_begin_with_the_first_checkpoint_and_learn_its_list(shown: int | N
     assert method.stage.tolist() == [0, 0, 0, 0]
     listed = torch.tensor([top(mf(5), user, 4, seen_items=False) for user in WITH_HISTORY])
     others = ~torch.stack([seen_items(Batch.from_lists([row]), 31)[0] for row in ([1, 2], [3], [4, 5, 6])])
-    expected = 2 * set_loss(scores_of(student)[WITH_HISTORY].clamp_min(-1e9), listed, others).mean()
+    expected = 2 * set_loss(scores_of(student)[WITH_HISTORY].clamp_min(-1e9), listed, others).mean() / 4
     assert teacher_part(method, student, WITH_HISTORY, shown=shown).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -108,8 +111,48 @@ def test_users_go_on_when_the_student_has_come_close_and_then_learn_the_last_ord
     listed = torch.tensor([top(mf(1), user, 4, seen_items=False) for user in WITH_HISTORY])
     others = ~torch.stack([seen_items(Batch.from_lists([row]), 31)[0] for row in ([1, 2], [3], [4, 5, 6])])
     logits = scores_of(student)[WITH_HISTORY].clamp_min(-1e9)
-    expected = (list_loss(logits, listed[:, :2], others) + list_loss(logits, listed[:, :1], others)).mean() / 2
+    expected = (list_loss(logits, listed[:, :2], others) + list_loss(logits, listed[:, :1], others)).mean() / 2 / 4
     assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_where_all_places_surprise_alike_the_phases_weigh_as_many_as_each_reads() -> None:
+    """The authors add up places: at K = 50 the coarse loss has 2 · 50 of them, the fine one (25 + 5) / 2."""
+    zeros = mf(2)
+    with torch.no_grad():
+        for parameter in zeros.parameters():
+            parameter.zero_()
+    # K = 10 of 30 items; a user's history stands nowhere. Of n items at 0, the k-th of a list is 1 of n − k + 1.
+    expected = {"coarse": 0.0, "fine": 0.0}
+    for n_seen in (2, 1, 3):
+        n = 30 - n_seen
+        expected["coarse"] += 2 / 10 * 10 * math.log(n - 10 + 1) / 3
+        half, tenth = sum(math.log(n - place) for place in range(5)), math.log(n)
+        expected["fine"] += (half + tenth) / 2 / 10 / 3
+    method = ready("hetcomp", mf(1), zeros, earlier=(mf(5),), top_k=10)
+    assert isinstance(method, HetComp)
+    assert teacher_part(method, zeros, WITH_HISTORY).item() == pytest.approx(expected["coarse"], rel=1e-5)
+    method.stage.fill_(1)
+    assert teacher_part(method, zeros, WITH_HISTORY).item() == pytest.approx(expected["fine"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("n_behind", "is_fine"), [(0, True), (1, True), (2, False)])
+def test_the_loss_is_fine_from_when_nearly_all_users_are_at_the_last_checkpoint(n_behind: int, is_fine: bool) -> None:
+    """Of 300 users one makes the mean stage 1.997, which is 2.00, and two make it 1.993; those behind stay there."""
+    train = Sequences.from_lists([[1 + user % N] for user in range(300)])
+    teacher, *earlier = (
+        build_model("mf", N, {"dim": 6, "init_std": 0.8}, train=train, seed=seed) for seed in (1, 5, 6)
+    )
+    method = build_method("hetcomp", {"top_k": 4, "look_every": 1})
+    assert isinstance(method, HetComp)
+    method.prepare(Setting(train, np.arange(300), N, LocalTeacher(teacher, earlier=earlier)))
+    for look in (1, 2):  # at the second the student is the next checkpoint, so that all are as close as can be
+        method.start_epoch(earlier[1], look, torch.Generator())
+    method.stage.fill_(2)
+    method.stage[:n_behind] = 1
+    before = method.distance.clone()
+    method.start_epoch(teacher, 3, torch.Generator())
+    assert torch.equal(method.distance, before) == is_fine
+    assert method.stage[:n_behind].tolist() == [1 if is_fine else 2] * n_behind
 
 
 def test_who_has_gone_on_is_measured_by_how_far_the_next_checkpoint_was_then() -> None:

@@ -33,16 +33,19 @@ class HetComp(Distillation, name="hetcomp"):
     r"""Learn the lists of earlier checkpoints as sets, and the last one's in its order.
 
     A user goes on to the next checkpoint when the distance to it, ``1 − NDCG`` of the student's list, has fallen by the
-    factor ``α 0.995^{look}``, or has grown. As long as not all users have reached the last checkpoint, the loss is the
-    coarse one; then it is the fine one.
+    factor ``α 0.995^{look}``, or has grown. Once the users' mean stage, to two decimals, is the last checkpoint, the
+    loss turns from the coarse one to the fine one, and nobody goes on any more.
 
-    .. math:: L = L_{label} + \lambda \frac1B \sum_u \begin{cases}
+    .. math:: L = L_{label} + \frac{\lambda}{BK} \sum_u \begin{cases}
               2 \, \mathrm{set}(\pi_u) & \text{coarse} \\
               \tfrac12 (\mathrm{order}(\pi_{u,1..K/2}) + \mathrm{order}(\pi_{u,1..K/10})) & \text{fine} \end{cases}
 
+    ``set`` and ``order`` are sums over places. The authors add up the places and users of a batch: their λ times K is
+    ``weight``. K/2 and K/10 are rounded up.
+
     Source: Kang et al., "Distillation from Heterogeneous Models for Top-K Recommendation", WWW 2023, as the authors of
-    RCE-KD run it, with the checkpoints of one teacher. Differs: means over users and places, not sums; and the user's
-    own items are learned by the label loss alone.
+    RCE-KD run it, with the checkpoints of one teacher. Differs: a mean over users, not a sum; the user's own items are
+    learned by the label loss alone; and a user whose list already is the next checkpoint's goes on to it.
     """
 
     Config = HetCompConfig
@@ -84,23 +87,24 @@ class HetComp(Distillation, name="hetcomp"):
             self.stage[at], self.distance[at] = stage.to(self.stage), before.to(self.distance)
 
     def _finished(self) -> bool:
-        return bool((self.stage[self.lists[0, :, 0].to(self.stage.device) > 0] == self.last).all())
+        listed = self.lists[0, :, 0].to(self.stage.device) > 0
+        return round(self.stage[listed].double().mean().item(), 2) >= self.last
 
     def _distance(self, own: Tensor, rows: Tensor, stage: Tensor) -> Tensor:
         return list_distance(own, self.lists[stage.clamp_max(self.last), rows].long())
 
     def distil(self, student: Model, queries: Tensor, batch: TrainingBatch) -> Tensor:
-        """Return the coarse loss, or the fine one where all users have reached the last checkpoint."""
+        """Return the coarse loss, or the fine one where the users are at the last checkpoint."""
         rows, stage = batch.rows.to(self.lists.device), self.stage[batch.rows].to(self.lists.device)
         listed = self.lists[stage, rows].long().to(queries.device)
         logits = queries @ student.item_embeddings().T
         whole = Batch.from_sequences(self.setting.train.take(batch.rows.cpu().numpy()))  # the batch may show less
         others = ~seen_items(whole.to(logits.device), logits.shape[1])
-        if not self._finished():
-            return 2 * set_loss(logits, listed, others).mean()
         k = listed.shape[1]
-        heads = (listed[:, : -(-k // part)] for part in (2, 10))
-        return torch.stack([list_loss(logits, head, others) for head in heads]).sum(0).mean() / 2
+        if not self._finished():
+            return 2 / k * set_loss(logits, listed, others).mean()
+        half, tenth = (list_loss(logits, listed[:, : -(-k // part)], others).mean() for part in (2, 10))
+        return (half + tenth) / (2 * k)
 
 
 def goes_on(before: Tensor, now: Tensor, threshold: float) -> Tensor:
@@ -139,9 +143,9 @@ def seen_items(batch: Batch, width: int) -> Tensor:
 
 
 def set_loss(logits: Tensor, listed: Tensor, others: Tensor) -> Tensor:
-    r"""Each listed item, by itself, above all that are not listed; a mean over places.
+    r"""Each listed item, by itself, above all that are not listed; a sum over places.
 
-    .. math:: -\frac1K \sum_{i \in \pi} \log \frac{e^{f_i}}{e^{f_i} + \sum_{o \notin \pi} e^{f_o}}
+    .. math:: -\sum_{i \in \pi} \log \frac{e^{f_i}}{e^{f_i} + \sum_{o \notin \pi} e^{f_o}}
 
     Args:
         logits: ``(B, N+1)`` the student's logits of all items.
@@ -156,14 +160,14 @@ def set_loss(logits: Tensor, listed: Tensor, others: Tensor) -> Tensor:
     real = listed > 0
     top = logits.gather(1, listed)
     below = _below(logits, listed, others).logsumexp(1, keepdim=True)
-    surprise = torch.where(real, torch.logaddexp(top, below) - top, 0.0)
-    return surprise.sum(1) / real.sum(1).clamp_min(1)
+    return torch.where(real, torch.logaddexp(top, below) - top, 0.0).sum(1)
 
 
 def list_loss(logits: Tensor, listed: Tensor, others: Tensor) -> Tensor:
-    """Take `relaxed_ranking_loss` of a list above all that are not listed; shapes are those of `set_loss`."""
-    below = _below(logits, listed, others)
-    return relaxed_ranking_loss(logits.gather(1, listed), listed > 0, below, torch.ones_like(below, dtype=torch.bool))
+    """Take `relaxed_ranking_loss` of a list above all that are not listed, as a sum; shapes are those of `set_loss`."""
+    real, below = listed > 0, _below(logits, listed, others)
+    mean = relaxed_ranking_loss(logits.gather(1, listed), real, below, torch.ones_like(below, dtype=torch.bool))
+    return mean * real.sum(1)
 
 
 def _below(logits: Tensor, listed: Tensor, others: Tensor) -> Tensor:
