@@ -3,17 +3,25 @@
 import math
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from recdistill.data.dataset import Ints, Sequences
+from recdistill.errors import TeacherError
 from recdistill.losses.ranking import subset_cross_entropy
+from recdistill.methods.base import Setting, build_method
 from recdistill.methods.ce import CE, full_cross_entropy
 from recdistill.models.base import Model
+from recdistill.rankings import Scores
+from recdistill.teachers.answers import Scorer
+from recdistill.teachers.local import LocalTeacher
 
-from .users import WITH_HISTORY, learn, mf, ready, scores_of, teacher_part, top
+from .users import TRAIN, WITH_HISTORY, N, learn, mf, ready, scores_of, teacher_part, top
 
 EVERYWHERE = ["teacher", "student", "union", "all"]
 
@@ -21,9 +29,12 @@ EVERYWHERE = ["teacher", "student", "union", "all"]
 def full(student: list[float], teacher: list[float], *, temperature: float = 1.0) -> Tensor:
     """The loss of one query whose logits of items 1…N are given."""
     embeddings = torch.cat([torch.zeros(1, len(student)), torch.eye(len(student))])
-    return full_cross_entropy(
-        torch.tensor([student]), embeddings, torch.tensor([teacher]), temperature=temperature, precision="fp32"
-    )
+    return whole(torch.tensor([student]), embeddings, torch.tensor([teacher]), temperature=temperature)
+
+
+def whole(queries: Tensor, embeddings: Tensor, scores: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """The loss where the teacher's scores are at hand."""
+    return full_cross_entropy(queries, embeddings, lambda rows: scores[rows], temperature=temperature, precision="fp32")
 
 
 def test_over_all_items_by_hand() -> None:
@@ -36,22 +47,29 @@ def test_over_all_items_is_that_on_the_set_of_all() -> None:
     generator = torch.Generator().manual_seed(0)
     queries, embeddings = torch.randn(3, 4, generator=generator), torch.randn(8, 4, generator=generator)
     scores = 3 * torch.randn(3, 7, generator=generator)
-    chunked = full_cross_entropy(queries, embeddings, scores, temperature=0.7, precision="fp32")
-    whole = torch.ones(3, 7, dtype=torch.bool)
-    plain = subset_cross_entropy(queries @ embeddings[1:].T, scores, whole, temperature=0.7)
+    chunked = whole(queries, embeddings, scores, temperature=0.7)
+    every = torch.ones(3, 7, dtype=torch.bool)
+    plain = subset_cross_entropy(queries @ embeddings[1:].T, scores, every, temperature=0.7)
     assert chunked.item() == pytest.approx(plain.mean().item(), rel=1e-5)
 
 
-def test_its_gradients_are_those_of_the_plain_formula() -> None:
+@pytest.mark.parametrize("rows_at_once", [1, 2, 3])
+def test_its_gradients_are_those_of_the_plain_formula(rows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the second user the teacher knows nothing."""
+    monkeypatch.setattr("recdistill.methods.ce._SCORES", 7 * rows_at_once)
     generator = torch.Generator().manual_seed(1)
     queries = torch.randn(3, 4, generator=generator, requires_grad=True)
     embeddings = torch.randn(8, 4, generator=generator, requires_grad=True)
     scores = 3 * torch.randn(3, 7, generator=generator)
-    chunked = full_cross_entropy(queries, embeddings, scores, precision="fp32")
-    plain = subset_cross_entropy(queries @ embeddings[1:].T, scores, torch.ones(3, 7, dtype=torch.bool)).mean()
+    scores[1] = -torch.inf
+    chunked = whole(queries, embeddings, scores, temperature=0.7)
+    known = [0, 2]
+    every = torch.ones(2, 7, dtype=torch.bool)
+    plain = subset_cross_entropy(queries[known] @ embeddings[1:].T, scores[known], every, temperature=0.7).sum() / 3
+    assert chunked.item() == pytest.approx(plain.item(), rel=1e-5)
     for ours, theirs in zip(
-        torch.autograd.grad(chunked, [queries, embeddings]),
-        torch.autograd.grad(plain, [queries, embeddings]),
+        torch.autograd.grad(2 * chunked, [queries, embeddings]),
+        torch.autograd.grad(2 * plain, [queries, embeddings]),
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -74,7 +92,7 @@ def test_over_all_items_constants_change_nothing(s: list[float], t: list[float],
 def test_over_all_items_loss_and_gradient_are_finite_at_extreme_scores(extreme: float) -> None:
     student = torch.tensor([[extreme, -extreme, 0.0]], requires_grad=True)
     embeddings = torch.cat([torch.zeros(1, 3), torch.eye(3)])
-    loss = full_cross_entropy(student, embeddings, torch.tensor([[-extreme, extreme, 0.0]]), precision="fp32")
+    loss = whole(student, embeddings, torch.tensor([[-extreme, extreme, 0.0]]))
     assert loss.isfinite()
     assert torch.autograd.grad(loss, student)[0].isfinite().all()
 
@@ -108,6 +126,40 @@ def test_the_loss_of_a_user_is_that_of_the_formula(on: str) -> None:
         target, mine = scores_of(teacher)[user][items].softmax(0), scores_of(student)[user][items].log_softmax(0)
         expected.append(-(target * mine).sum().item())
     assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(sum(expected) / 3, rel=1e-4)
+
+
+class Recording(LocalTeacher):
+    """Says how many scores it was asked for at once, and whether it was given the ids of all items for that."""
+
+    def scorer(self, histories: Sequences, *, users: npt.NDArray[np.integer] | None = None) -> Scorer:
+        ask, self.asked = super().scorer(histories, users=users), list[tuple[int, bool]]()
+
+        def scores(rows: Ints, candidates: Ints | None) -> Scores:
+            found = ask(rows, candidates)
+            self.asked.append((found.size, candidates is None))
+            return found
+
+        return scores
+
+
+@pytest.mark.parametrize(("at_once", "asked"), [(1, [N] * 3), (2 * N + 1, [2 * N, N]), (3 * N, [3 * N])])
+def test_a_teacher_that_scores_all_items_does_so_for_some_users_at_a_time(
+    at_once: int, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a batch asks for does not grow with it, and no number is made for each item of each user to ask by."""
+    monkeypatch.setattr("recdistill.methods.ce._SCORES", at_once)
+    teacher, student = Recording(mf(1)), mf(2)
+    method = build_method("ce", {"on": "all"})
+    method.prepare(Setting(TRAIN, np.arange(4), N, teacher))
+    teacher_part(method, student, WITH_HISTORY)
+    assert teacher.asked == [(size, True) for size in asked]
+
+
+def test_a_teacher_of_another_catalogue_is_refused() -> None:
+    method = build_method("ce", {"on": "all"})
+    method.prepare(Setting(TRAIN, np.arange(4), N - 1, LocalTeacher(mf(1))))
+    with pytest.raises(TeacherError, match=f"scores {N} items, but the data have {N - 1}; take a teacher of these"):
+        teacher_part(method, mf(2), WITH_HISTORY)
 
 
 @pytest.mark.parametrize("on", ["union", "all"])

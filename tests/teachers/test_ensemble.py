@@ -134,6 +134,9 @@ def test_a_user_whom_one_of_them_does_not_know_has_the_others_scores() -> None:
     first, second = (np.exp([[1.0, 2.0], [7.0, 4.0]]) / np.exp([[1.0, 2.0], [7.0, 4.0]]).sum(1, keepdims=True)).T
     expected = [first[0] / 4 + 3 * first[1] / 4, second[0] / 4 + 3 * second[1] / 4]
     assert np.exp(scores[1]) == pytest.approx(np.array(expected))
+    every = np.array([[1, 2], [1, 2]])
+    all_items = ensemble.scorer(asked, users=np.array([1, 0]))(np.arange(2), None)
+    assert all_items.tolist() == ensemble.scores(asked, every, users=np.array([1, 0])).tolist()
 
 
 def test_extreme_scores_stay_finite() -> None:

@@ -107,6 +107,8 @@ def test_lists_and_scores_say_the_same(rows: list[list[int]], ordered: bool) -> 
     listed = ranking.items > 0
     scores = teacher.scores(train, np.maximum(ranking.items, 1))
     assert scores[listed].tolist() == ranking.scores[listed].tolist()
+    every = np.tile(np.arange(1, 10), (len(train), 1))
+    assert teacher.scorer(train)(np.arange(len(train)), None).tolist() == teacher.scores(train, every).tolist()
     totals = np.exp(ranking.scores).sum(1)
     assert totals[listed.any(1)] == pytest.approx(1.0, abs=1e-5)
     for row, history in zip(ranking.items.tolist(), train, strict=True):

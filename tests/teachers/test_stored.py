@@ -70,6 +70,7 @@ def test_a_whole_matrix_scores_any_item() -> None:
 def test_a_scorer_answers_for_some_of_the_rows() -> None:
     scorer = stored(table(whole())).scorer(HISTORIES.take(np.array([2, 0])), users=np.array([2, 0]))
     assert scorer(np.array([1, 0, 1]), np.array([[1], [2], [3]])).tolist() == [[0.0], [9.0], [2.0]]
+    assert scorer(np.array([1, 0]), None).tolist() == [[0.0, 1.0, 2.0, 3.0], [8.0, 9.0, 10.0, 11.0]]
 
 
 def test_lists_score_what_they_hold_and_refuse_the_rest() -> None:
@@ -99,6 +100,8 @@ def test_a_matrix_of_some_users_refuses_the_others_scores() -> None:
     assert teacher.knows(np.array([2, 0, 1])).tolist() == [False, True, True]
     with pytest.raises(TeacherError, match="no score of item 'a' for user 30"):
         teacher.scores(HISTORIES, np.array([[1], [1], [1]]), users=EVERYBODY)
+    with pytest.raises(TeacherError, match="no score of item 'a' for user 30, nor 3 others"):
+        teacher.scorer(HISTORIES, users=EVERYBODY)(np.arange(3), None)
 
 
 @pytest.mark.parametrize("outside", [0, 5])

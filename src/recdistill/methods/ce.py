@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from recdistill.data.dataset import Ints
 from recdistill.losses.precision import Precision
@@ -23,6 +25,9 @@ from recdistill.methods.scored import (
     student_lists,
 )
 from recdistill.models.base import Model
+
+_SCORES = 4 << 20
+"""Of the teacher's, held at once where all items are compared."""
 
 
 class CEConfig(GuidedConfig, SecondOpinionConfig):
@@ -101,8 +106,10 @@ class CE(GuidedDistillation, name="ce"):
         """Return the cross-entropy on the chosen items."""
         embeddings, temperature = student.item_embeddings(), self.config.temperature
         if self.config.on == "all":
-            every = torch.arange(1, len(embeddings), device=queries.device).expand(len(queries), -1)
-            scores = self.view.scores(batch.rows, every)
+
+            def scores(rows: slice) -> Tensor:
+                return self.view.all_scores(batch.rows[rows]).to(queries.device)
+
             precision = self.config.label_loss.precision
             return full_cross_entropy(queries, embeddings, scores, temperature=temperature, precision=precision)
         items = self.items[batch.rows]
@@ -111,7 +118,12 @@ class CE(GuidedDistillation, name="ce"):
 
 
 def full_cross_entropy(
-    queries: Tensor, embeddings: Tensor, scores: Tensor, *, temperature: float = 1.0, precision: Precision = "auto"
+    queries: Tensor,
+    embeddings: Tensor,
+    scores: Callable[[slice], Tensor],
+    *,
+    temperature: float = 1.0,
+    precision: Precision = "auto",
 ) -> Tensor:
     r"""Cross-entropy of the student's softmax over all items against the teacher's.
 
@@ -119,13 +131,13 @@ def full_cross_entropy(
               \bar v_u = \sum_i \sigma(r^T_u / \tau)_i \, v_i
 
     The student's side is made chunk by chunk, as in `list_cross_entropy`: cross-entropy against any one item, here the
-    teacher's first, and what the target expects instead of it.
+    teacher's first, and what the target expects instead of it. So is the teacher's, of a block of rows at a time.
 
     Args:
         queries: ``(B, D)`` the student's vectors h.
         embeddings: ``(N+1, D)`` its item vectors v; row 0 is padding and takes no part.
-        scores: ``(B, N)`` the teacher's scores r^T of items 1…N. No gradient flows into them. A row of −∞, of a user
-            whom the teacher does not know, adds nothing.
+        scores: gives some rows' ``(b, N)`` of the teacher's scores r^T of items 1…N; it is asked for each row once. No
+            gradient flows into them. A row of −∞, of a user whom the teacher does not know, adds nothing.
         temperature: τ, positive.
         precision: of the products with the item vectors.
 
@@ -134,10 +146,45 @@ def full_cross_entropy(
 
     Source: "full-CE" in the ablation of the paper of `CE`.
     """
-    score, item = scores.max(1, keepdim=True)
-    has_scores, best = score > -torch.inf, item + 1
-    one = has_scores.to(queries.dtype)
-    against_best = list_cross_entropy(queries, embeddings, best, one, temperature=temperature, precision=precision)
-    expected = torch.softmax((scores.detach() / temperature).masked_fill(~has_scores, 0.0), dim=1) @ embeddings[1:]
-    lead = (queries * (embeddings[best[:, 0]] - expected)).sum(1, keepdim=True)
-    return against_best + (one * lead).mean() / temperature
+    expected, best = _ExpectedLogits.apply(queries, embeddings, scores, temperature)  # type: ignore[no-untyped-call]
+    one = (best > 0).to(queries.dtype)
+    against_best = list_cross_entropy(
+        queries, embeddings, best[:, None], one[:, None], temperature=temperature, precision=precision
+    )
+    lead: Tensor = one @ (queries * embeddings[best]).sum(1) - expected
+    return against_best + lead / (len(queries) * temperature)
+
+
+class _ExpectedLogits(torch.autograd.Function):
+    """Σ h_u · v̄_u of `full_cross_entropy`, its gradient formed block by block in the forward pass, and the best items.
+
+    The second output is ``(B,)`` int64 the teacher's first item, 0 of a user whom it does not know.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, embeddings: Tensor, scores: Callable[[slice], Tensor], temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        h, v = queries.detach(), embeddings.detach()[1:]
+        best = torch.zeros(len(h), dtype=torch.int64, device=h.device)
+        expected, d_embeddings = torch.empty_like(h), torch.zeros_like(embeddings)
+        height = max(1, _SCORES // len(v))
+        for start in range(0, len(h), height):
+            rows = slice(start, min(start + height, len(h)))
+            block = scores(rows)
+            score, item = block.max(1)
+            unknown = score == -torch.inf
+            best[rows] = (item + 1).masked_fill(unknown, 0)
+            probs = (block / temperature).masked_fill_(unknown[:, None], 0.0)
+            probs = torch.softmax(probs, 1, out=probs).masked_fill_(unknown[:, None], 0.0)
+            torch.mm(probs, v, out=expected[rows])
+            d_embeddings[1:].addmm_(probs.T, h[rows])
+        ctx.save_for_backward(expected, d_embeddings)
+        ctx.mark_non_differentiable(best)
+        return (h * expected).sum(), best
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        expected, d_embeddings = ctx.saved_tensors
+        return grad * expected, grad * d_embeddings, None, None

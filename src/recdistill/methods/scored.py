@@ -22,6 +22,7 @@ from recdistill.methods.opinion import SecondOpinionConfig, advised
 from recdistill.methods.probing import probe, without
 from recdistill.models.base import Batch, Model
 from recdistill.models.scoring import top_k
+from recdistill.rankings import Scores
 from recdistill.settings import Settings
 from recdistill.teachers.base import scorer_of_some
 
@@ -132,16 +133,38 @@ class TeacherView:
             TeacherError: for a score that is not a finite number.
         """
         wanted = items.cpu().numpy().astype(np.int64, copy=False)
+        scores = self._ask(rows, np.maximum(wanted, 1))
+        return torch.from_numpy(scores).to(items.device).masked_fill(items == 0, -torch.inf)
+
+    def all_scores(self, rows: Tensor) -> Tensor:
+        """Return the scores ``(B, N)`` of items 1…N for the users of ``rows (B,)``, on the rows' device.
+
+        They are −∞ where the teacher does not know the user.
+
+        Raises:
+            TeacherError: for a score that is not a finite number, or for more or fewer items than there are.
+        """
+        scores = self._ask(rows, None)
+        if scores.shape[1] != self.setting.n_items:
+            raise TeacherError(
+                f"teacher {self.teacher.identity!r} scores {scores.shape[1]:,} items, but the data have "
+                f"{self.setting.n_items:,}; take a teacher of these items."
+            )
+        return torch.from_numpy(scores).to(rows.device)
+
+    def _ask(self, rows: Tensor, items: Ints | None) -> Scores:
+        """Return the scores of some items ``(B, C)``, or of all; finite where the user is known."""
         at = rows.cpu().numpy()
-        scores = self.scorer(at, np.maximum(wanted, 1))
+        scores = self.scorer(at, items)
         wrong = self.knows[at][:, None] & ~np.isfinite(scores)
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
+            item = column + 1 if items is None else items[row, column]
             raise TeacherError(
-                f"teacher {self.teacher.identity!r} scores item {wanted[row, column]} as {scores[row, column]} for "
+                f"teacher {self.teacher.identity!r} scores item {item} as {scores[row, column]} for "
                 f"user {self.setting.users[at[row]]}; scores must be finite numbers. Look at the teacher's weights."
             )
-        return torch.from_numpy(scores).to(items.device).masked_fill(items == 0, -torch.inf)
+        return scores
 
     def lists(self, k: int, *, seen_items: bool) -> Tensor:
         """Return the teacher's top ``k`` for each training row, ``(R, k)`` int64, best first; 0 is padding.

@@ -53,8 +53,11 @@ class Failure:
 
 
 Outcome: TypeAlias = tuple[Request, Answer | Failure]
-Scorer: TypeAlias = Callable[[Ints, Ints], Scores]
-"""``scorer(rows, candidates)`` gives the scores ``(b, C)`` of ``candidates (b, C)`` for some ``rows (b,)``."""
+Scorer: TypeAlias = Callable[[Ints, Ints | None], Scores]
+"""``scorer(rows, candidates)`` gives the scores ``(b, C)`` of ``candidates (b, C)`` for some ``rows (b,)``.
+
+Where ``None`` is asked for they are those of all items 1…N, ``(b, N)``.
+"""
 Take: TypeAlias = Callable[[int], list[Request]]
 """``take(n)`` hands out at most n requests that are to be asked right now; none when there are no more."""
 

@@ -282,11 +282,15 @@ def scorer_of_some(
     place[rows] = np.arange(len(rows))
     ask = teacher.scorer(histories.take(rows), users=None if users is None else users[rows])
 
-    def scores(wanted: Ints, candidates: Ints) -> Scores:
+    def scores(wanted: Ints, candidates: Ints | None) -> Scores:
         at = place[wanted]
         asked = at >= 0
-        found = np.full(candidates.shape, -np.inf, np.float32)
-        found[asked] = ask(at[asked], candidates[asked])
+        if asked.all():
+            return ask(at, candidates)
+        n_columns = teacher.n_items if candidates is None else candidates.shape[1]
+        assert n_columns is not None, "a teacher that scores any item knows how many there are"
+        found = np.full((len(wanted), n_columns), -np.inf, np.float32)
+        found[asked] = ask(at[asked], None if candidates is None else candidates[asked])
         return found
 
     return scores

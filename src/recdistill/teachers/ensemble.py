@@ -110,7 +110,7 @@ class EnsembleTeacher(Teacher):
         values = np.full(items.shape, -np.inf, np.float32)
         for rows in _blocks(len(histories), self.n_items):
             scores = np.full((len(rows), -(-n_columns // GROUP) * GROUP), -np.inf, np.float32)
-            votes = [scorer(rows, _every(len(rows), self.n_items)).astype(np.float64) for scorer in scorers]
+            votes = [scorer(rows, None).astype(np.float64) for scorer in scorers]
             shifts = [np.log(weight) - _log_total(vote) for weight, vote in zip(self.weights, votes, strict=True)]
             scores[:, 1:n_columns] = _mix(votes, shifts)
             if self.exclude_history:
@@ -137,7 +137,7 @@ class EnsembleTeacher(Teacher):
             for weight, scorer in zip(self.weights, scorers, strict=True)
         ]
 
-        def scores(rows: Ints, candidates: Ints) -> Scores:
+        def scores(rows: Ints, candidates: Ints | None) -> Scores:
             return _mix([scorer(rows, candidates) for scorer in scorers], [shift[rows] for shift in shifts])
 
         return scores
@@ -188,7 +188,7 @@ def _log_totals(scorer: Scorer, n_rows: int, n_items: int) -> npt.NDArray[np.flo
     """Return ``(B,)`` the log of the sum of exp(score) over all items, some rows at a time; 0 without a score."""
     totals = np.empty(n_rows)
     for rows in _blocks(n_rows, n_items):
-        totals[rows] = _log_total(scorer(rows, _every(len(rows), n_items)).astype(np.float64))
+        totals[rows] = _log_total(scorer(rows, None).astype(np.float64))
     return totals
 
 
@@ -210,10 +210,6 @@ def _blocks(n_rows: int, n_items: int) -> Iterator[Ints]:
     height = max(1, _NUMBERS // n_items)
     for start in range(0, n_rows, height):
         yield np.arange(start, min(start + height, n_rows))
-
-
-def _every(n_rows: int, n_items: int) -> Ints:
-    return np.broadcast_to(np.arange(1, n_items + 1), (n_rows, n_items))
 
 
 def _shares(ranking: Ranking, by_score: bool) -> npt.NDArray[np.float64]:

@@ -144,7 +144,11 @@ class RulesTeacher(Teacher):
             items[rows] = np.take_along_axis(listed, order, axis=1)
             logs[rows] = np.take_along_axis(known, order, axis=1)
 
-        def scores(rows: Ints, candidates: Ints) -> Scores:
+        def scores(rows: Ints, candidates: Ints | None) -> Scores:
+            if candidates is None:
+                every = np.full((len(rows), self.n_items + 1), _NEVER, np.float32)
+                np.put_along_axis(every, items[rows], logs[rows], axis=1)
+                return every[:, 1:]
             self._check_candidates(candidates)
             listed, wanted = torch.from_numpy(items[rows]), torch.from_numpy(np.ascontiguousarray(candidates, np.int64))
             at = torch.searchsorted(listed, wanted).clamp_max(self.depth - 1)

@@ -132,9 +132,15 @@ class StoredTeacher(Teacher):
         """
         who = self._check_users(users)
 
-        def scores(rows: Ints, candidates: Ints) -> Scores:
+        def scores(rows: Ints, candidates: Ints | None) -> Scores:
+            users = who[rows]
+            if candidates is None and self.scores_items and self.knows(users).all():
+                matrix: Scores = self._by_item.reshape(-1, self.n_items)
+                return matrix[self.lists.starts[users] // self.n_items]
+            if candidates is None:
+                candidates = np.broadcast_to(np.arange(1, self.n_items + 1), (len(rows), self.n_items))
             self._check_candidates(candidates)
-            return self._look_up(who[rows], candidates)
+            return self._look_up(users, candidates)
 
         return scores
 
