@@ -12,6 +12,7 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, minimize
 from torch import Tensor
 
 from recdistill.clustering import k_means, sinkhorn
+from recdistill.methods.intents import IntentConfig
 
 Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
 
@@ -46,6 +47,39 @@ def test_rows_sum_to_1_and_all_clusters_are_equally_large(n_rows: int, n_cluster
 def test_rows_sum_to_1_after_few_iterations_as_well() -> None:
     q = sinkhorn(scores(64, 16), epsilon=0.05, n_iterations=3)
     torch.testing.assert_close(q.sum(1), torch.ones(64, dtype=torch.float64))
+
+
+def clustered(vectors: str, seed: int) -> Tensor:
+    """Cosines of 512 vectors and 128 prototypes of width 64: the vectors are random, in clusters, or at prototypes."""
+    draws = generator(seed)
+    prototypes, noise = torch.randn(128, 64, generator=draws), torch.randn(512, 64, generator=draws)
+    if vectors == "in 20 clusters":
+        noise = 0.3 * noise + torch.randn(20, 64, generator=draws)[torch.randint(20, (512,), generator=draws)]
+    elif vectors == "at prototypes":  # the k-th draws a share of 1/k
+        share = 1 / torch.arange(1.0, 129)
+        noise = 0.3 * noise + prototypes[torch.multinomial(share, 512, replacement=True, generator=draws)]
+    cosines: Tensor = F.normalize(noise, dim=1) @ F.normalize(prototypes, dim=1).T
+    return cosines
+
+
+@pytest.mark.parametrize(
+    ("vectors", "n_iterations", "least", "most"),
+    [
+        ("random", 3, 0.03, 0.15),
+        ("in 20 clusters", 3, 0.03, 0.15),
+        ("at prototypes", 3, 1.0, 2.0),
+        ("at prototypes", 50, 0.0, 0.05),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_how_far_clusters_are_from_equally_large(
+    vectors: str, n_iterations: int, least: float, most: float, seed: int
+) -> None:
+    """Three iterations, the default, do for vectors that no prototype stands out for, and not for others."""
+    epsilon, default = (IntentConfig.model_fields[name].default for name in ("epsilon", "sinkhorn_iterations"))
+    assert default == 3
+    sizes = sinkhorn(clustered(vectors, seed), epsilon=epsilon, n_iterations=n_iterations).sum(0)
+    assert least < (sizes / (512 / 128) - 1).abs().max().item() < most
 
 
 def test_one_iteration_by_hand() -> None:

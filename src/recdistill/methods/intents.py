@@ -54,7 +54,12 @@ class IntentConfig(Settings):
     epsilon: PositiveFloat = 0.05
     """Entropy of the assignment to intents (ε); lower is harder."""
     sinkhorn_iterations: PositiveInt = 3
-    """Steps towards an assignment in which all intents are equally large."""
+    """Steps towards an assignment in which all intents are equally large.
+
+    With 3, of 128 intents that share out 512 vectors, the one that misses its equal share most does by 3 to 18 % where
+    vectors are random, by 3 to 9 % where they are in 20 clusters. Where they lie close about the intents themselves,
+    about some many more than about others, the largest gets two to three times its share; 50 steps make that 1 % more.
+    """
     queue_size: NonNegativeInt = 0
     """Recent vectors that are assigned together with the batch's, for batches that are small against ``n_clusters``.
 
