@@ -5,21 +5,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recdistill.data.dataset import Ints, Sequences
-from recdistill.errors import TeacherError
+from recdistill.data.dataset import IdMap, Ints, Sequences
+from recdistill.errors import SettingsError, TeacherError
 from recdistill.losses.ranking import subset_cross_entropy
 from recdistill.methods.base import Setting, build_method
 from recdistill.methods.ce import CE, full_cross_entropy
 from recdistill.models.base import Model
 from recdistill.rankings import Scores
 from recdistill.teachers.answers import Scorer
+from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.local import LocalTeacher
+from recdistill.teachers.stored import StoredTeacher
 
 from .users import TRAIN, WITH_HISTORY, N, learn, mf, ready, scores_of, teacher_part, top
 
@@ -153,6 +156,42 @@ def test_a_teacher_that_scores_all_items_does_so_for_some_users_at_a_time(
     method.prepare(Setting(TRAIN, np.arange(4), N, teacher))
     teacher_part(method, student, WITH_HISTORY)
     assert teacher.asked == [(size, True) for size in asked]
+
+
+def test_a_file_of_lists_with_scores_teaches_its_lists() -> None:
+    """On the teacher's list without the history no score is read but those that stand in the list."""
+    teacher, student, k = mf(1), mf(2), 4
+    rows = [
+        (user, item, scores_of(teacher)[user, item].item())
+        for user in (0, 3)  # of user 1 it knows nothing
+        for item in top(teacher, user, k, seen_items=False)
+    ]
+    frame = pl.DataFrame(rows, schema=["user", "item", "score"], orient="row")
+    lists = StoredTeacher(frame, ids=IdMap(range(1, N + 1), first=1), users=IdMap(range(4), first=0))
+    settings: dict[str, Any] = {"on": "teacher", "seen_items": False, "top_k": k}
+    method = build_method("ce", settings)
+    method.check(student, lists)
+    method.prepare(Setting(TRAIN, np.arange(4), N, lists))
+    expected = 0.0
+    for user in (0, 3):
+        items = torch.tensor(top(teacher, user, k, seen_items=False))
+        target, mine = scores_of(teacher)[user][items].softmax(0), scores_of(student)[user][items].log_softmax(0)
+        expected -= (target * mine).sum().item() / 3
+    assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(expected, rel=1e-5)
+    known = ready("ce", teacher, student, **settings)
+    assert teacher_part(method, student, [0, 3]).item() == pytest.approx(teacher_part(known, student, [0, 3]).item())
+
+
+@pytest.mark.parametrize("settings", [{}, {"seen_items": False, "on": "union"}, {"on": "all"}])
+def test_elsewhere_lists_with_scores_are_too_little(settings: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="needs scores of any item"):
+        build_method("ce", settings).check(mf(2), FakeTeacher(N, gives_scores=True))
+
+
+def test_lists_without_scores_are_too_little_everywhere() -> None:
+    said = "'ce' needs lists with scores, which teacher 'fake' does not give: use 'bahsd', 'kd' or 'rrd', which learn"
+    with pytest.raises(SettingsError, match=said):
+        build_method("ce", {"on": "teacher", "seen_items": False}).check(mf(2), FakeTeacher(N))
 
 
 def test_a_teacher_of_another_catalogue_is_refused() -> None:

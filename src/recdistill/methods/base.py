@@ -21,8 +21,9 @@ from recdistill.teachers.base import Deputy, Teacher
 from recdistill.teachers.local import LocalTeacher
 from recdistill.teachers.rules import RulesTeacher
 
-Need = Literal["rankings", "scores", "vectors", "checkpoints"]
-"""Lists, scores of any item, the vectors behind them, or the teacher as it was earlier in its training."""
+Need = Literal["rankings", "listed_scores", "scores", "vectors", "checkpoints"]
+"""Lists, scores of what they list, or of any item, the vectors behind them, or the teacher as it was earlier in its
+training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,7 @@ class Method(ABC, nn.Module):
 
 
 _GIVEN: dict[Need, str] = {
+    "listed_scores": "lists with scores",
     "scores": "scores of any item that it asks about",
     "vectors": "the vectors of queries and items",
     "checkpoints": "the teacher at two or more stages of its training",
@@ -183,6 +185,8 @@ _GIVEN: dict[Need, str] = {
 def _lacks(teacher: Teacher, need: Need) -> bool:
     if need == "scores":
         return not teacher.scores_items
+    if need == "listed_scores":
+        return not teacher.gives_scores
     return not teacher.gives_vectors if need == "vectors" else len(teacher.checkpoints) < 2
 
 
@@ -196,6 +200,8 @@ def _remedy(teacher: Teacher, need: Need) -> str:
     by_lists = f"{lists}, which learn from lists"
     if _is_behind(teacher, need):
         return f"ask it without a budget and a ledger, or use {by_lists}"
+    if need == "listed_scores":
+        return f"use {by_lists} alone"
     if need == "scores":
         return f"take a trained model or a file with all scores as teacher, or {by_lists}"
     if need == "vectors":

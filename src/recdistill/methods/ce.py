@@ -22,9 +22,12 @@ from recdistill.methods.scored import (
     GuidedDistillation,
     TeacherView,
     blocks,
+    n_asked,
     student_lists,
+    teacher_ranking,
 )
 from recdistill.models.base import Model
+from recdistill.settings import Settings
 
 _SCORES = 4 << 20
 """Of the teacher's, held at once where all items are compared."""
@@ -34,7 +37,10 @@ class CEConfig(GuidedConfig, SecondOpinionConfig):
     """Cross-entropy against the teacher's scores."""
 
     on: Literal["teacher", "student", "union", "all"] = "teacher"
-    """The items compared: the teacher's list, the student's own, both, or all there are."""
+    """The items compared: the teacher's list, the student's own, both, or all there are.
+
+    On its list, without items of the history, a teacher is asked for no score that does not come with the list.
+    """
     top_k: PositiveInt = 50
     """Length of the lists (K)."""
     temperature: PositiveFloat = 1.0
@@ -70,16 +76,32 @@ class CE(GuidedDistillation, name="ce"):
     scores: Tensor
     """``(R, C)`` the teacher's scores of them."""
 
+    def __init__(self, config: Settings | None = None, **settings: Any) -> None:
+        super().__init__(config, **settings)
+        if self.config.on == "teacher" and not self.config.seen_items:
+            self.needs = frozenset({"rankings", "listed_scores"})
+
+    def n_listed(self, setting: Setting) -> int:
+        """Length of the teacher's list, before the items of the history are left out."""
+        return n_asked(setting, min(self.config.top_k, setting.n_items))
+
     def prepare(self, setting: Setting) -> None:
         """Ask the teacher for its lists, where they are needed."""
         super().prepare(setting)
         config = self.config
+        k = min(config.top_k, setting.n_items)
+        if config.on != "all":
+            self.keep("items", 2 * k if config.on == "union" else k, dtype=torch.int32)
+            self.keep("scores", *self.items.shape[1:], dtype=torch.float32)
+        if "listed_scores" in self.needs:
+            ranking = teacher_ranking(self.setting, k)
+            assert ranking.scores is not None, "check_teacher has seen to it"
+            self.items.copy_(torch.from_numpy(ranking.items))
+            self.scores.copy_(torch.from_numpy(ranking.scores))
+            return
         self.view = TeacherView(self.setting)
         if config.on == "all":
             return
-        k = min(config.top_k, setting.n_items)
-        self.keep("items", 2 * k if config.on == "union" else k, dtype=torch.int32)
-        self.keep("scores", *self.items.shape[1:], dtype=torch.float32)
         if config.on != "student":
             self.listed = self.view.lists(k, seen_items=config.seen_items)
         if config.on == "teacher":

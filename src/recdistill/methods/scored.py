@@ -22,7 +22,7 @@ from recdistill.methods.opinion import SecondOpinionConfig, advised
 from recdistill.methods.probing import probe, without
 from recdistill.models.base import Batch, Model
 from recdistill.models.scoring import top_k
-from recdistill.rankings import Scores
+from recdistill.rankings import Ranking, Scores
 from recdistill.settings import Settings
 from recdistill.teachers.base import scorer_of_some
 
@@ -188,21 +188,23 @@ class TeacherView:
 
 
 def teacher_lists(setting: Setting, k: int) -> Tensor:
+    """Return the items of `teacher_ranking`, ``(R, k)`` int64; 0 is padding."""
+    return torch.from_numpy(teacher_ranking(setting, k).items).long()
+
+
+def teacher_ranking(setting: Setting, k: int) -> Ranking:
     """Return a teacher's top ``k`` for each training row without the items of its history, best first.
 
     Args:
         setting: the training histories and the teacher.
         k: length of the lists, at most N.
-
-    Returns:
-        ``(R, k)`` int64; 0 is padding.
     """
     assert setting.teacher is not None
     k = min(k, setting.n_items)
     answers = probe(setting, k=n_asked(setting, k)).full
     if not setting.teacher.exclude_history:
         answers = without(answers, setting.train, setting.n_items)
-    return torch.from_numpy(answers.items[:, :k]).long()
+    return Ranking(answers.items[:, :k], None if answers.scores is None else answers.scores[:, :k])
 
 
 def n_asked(setting: Setting, k: int) -> int:
