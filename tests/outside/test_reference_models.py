@@ -21,7 +21,7 @@ from recdistill.rankings import Ranking
 from .conftest import Piece
 from .test_implicit import matrix
 
-TOLERANCE = 0.015
+TOLERANCE = 0.012
 """In NDCG@10, either way; popularity is further below than this."""
 
 
@@ -58,12 +58,11 @@ def our_bpr(piece: Piece, seed: int) -> rd.Student:
     training = rd.TrainerSettings(
         epochs=30, validate_every=30, batch_size=32, learning_rate=0.01, weight_decay=0.3, seed=seed
     )
-    model = MFConfig(dim=32, item_bias=True)
-    return rd.train(piece.split, model, method=rd.Supervised(loss="bpr"), training=training)
+    return rd.train(piece.split, MFConfig(dim=32), method=rd.Supervised(loss="bpr"), training=training)
 
 
 def test_bpr_is_as_good_as_that_of_implicit(piece: Piece, popularity: float) -> None:
-    """Theirs draws items to rank below by popularity, ours evenly as in the paper; both have a bias for each item."""
+    """Theirs has a bias for each item and draws what to rank below by popularity; ours draws evenly, as the paper."""
     theirs, ours = (
         float(np.mean([ndcg(piece, fit(piece, seed)) for seed in range(5)])) for fit in (implicit_bpr, our_bpr)
     )
