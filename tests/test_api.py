@@ -84,6 +84,19 @@ def test_stored_scores_can_teach(split: rd.Split, tmp_path: Path) -> None:
     assert not (tmp_path / "ledger.sqlite").exists()
 
 
+def test_scores_that_are_nearly_all_there_are_told_of_unless_a_method_is_named(
+    split: rd.Split, caplog: pytest.LogCaptureFixture
+) -> None:
+    users, items = split.dataset.users, split.dataset.items
+    frame = pl.DataFrame({"user": users.raw}).join(pl.DataFrame({"item": items.raw[:-1]}), how="cross")
+    stored = rd.StoredTeacher(frame.with_row_index("score"), ids=items, users=users)
+    rd.distill(stored, split, method=rd.KD(top_k=4), student=SMALL, training=FEW)
+    assert caplog.messages == []
+    rd.distill(stored, split, student=SMALL, training=FEW)
+    (said,) = caplog.messages
+    assert "So the default method is 'kd', which learns from lists, instead of 'ckd'" in said
+
+
 def test_a_saved_model_teaches_by_its_scores_unless_told_otherwise(teacher: rd.Student, split: rd.Split) -> None:
     by_default, by_scores, by_lists = (
         rd.distill(teacher, split, method=method, student=SMALL, training=FEW).recommend([["p3"]], k=5)

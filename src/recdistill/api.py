@@ -13,7 +13,7 @@ from recdistill.data.interactions import Interactions, read_interactions
 from recdistill.data.splits import Split, leave_one_out
 from recdistill.devices import find_device
 from recdistill.errors import SettingsError
-from recdistill.methods.base import Method, build_method, default_method
+from recdistill.methods.base import Method, build_method, default_method, warn_of_gap
 from recdistill.methods.supervised import Supervised
 from recdistill.models.base import Model
 from recdistill.models.sasrec import SASRecConfig
@@ -104,6 +104,8 @@ def distill(
         device = find_device(training.device)
         asked = local_teacher(teacher, split, device=device) if isinstance(teacher, Student) else teacher
         with _kept(asked, folder, budget) as kept:
+            if method is None:
+                warn_of_gap(kept)
             learner = method or build_method(default_method(kept))
             return _learn(split, student, learner, training, kept, start, folder, report)
 

@@ -1,5 +1,6 @@
 """Which method a teacher teaches by unless one is named, and what is said of one that does not fit."""
 
+import re
 from pathlib import Path
 
 import polars as pl
@@ -7,7 +8,7 @@ import pytest
 
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import SettingsError
-from recdistill.methods.base import build_method, default_method
+from recdistill.methods.base import build_method, default_method, warn_of_gap
 from recdistill.models.base import build_model
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
@@ -58,6 +59,28 @@ def of_the_last_item() -> Teacher:
 def test_the_default_method_is_what_the_teacher_can_do(teacher: Teacher | None, method: str) -> None:
     assert default_method(teacher) == method
     build_method(method).check(build_model("sasrec", N), teacher)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        (file(N - 1), r"of 5 items it scores 4 for user 0, say, but not item 5\. So the default method is 'kd', which"),
+        (EnsembleTeacher([file(), file(N - 1)]), r"but not item 5\. So the default method is 'kd'"),
+        (EnsembleTeacher([model(), file(N - 1)]), r"but not item 5\. So the default method is 'kd'"),
+        (file(), None),
+        (file(2), None),
+        (EnsembleTeacher([FakeTeacher(N), file(N - 1)]), None),
+        (model(), None),
+        (None, None),
+    ],
+)
+def test_of_scores_that_are_nearly_all_there_it_is_said_what_is_missing(
+    teacher: Teacher | None, said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One new item in the logs would otherwise change the method, and nobody would know; best items alone are lists."""
+    warn_of_gap(teacher)
+    assert len(caplog.messages) == (said is not None)
+    assert said is None or re.search(said, caplog.text)
 
 
 @pytest.mark.parametrize(

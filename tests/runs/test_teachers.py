@@ -104,22 +104,29 @@ def test_a_file_of_scores_can_teach(
     assert re.search(rf"^{file['model']} +- +0\.\d\d in files +-$", capsys.readouterr().out, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("n_products", "method"), [(12, "ckd"), (5, "kd")])
+@pytest.mark.parametrize(("n_products", "method"), [(12, "ckd"), (11, "kd"), (5, "kd")])
 def test_what_stands_in_a_file_decides_how_it_teaches(
-    little_run: Sections, tmp_path: Path, n_products: int, method: str
+    little_run: Sections, tmp_path: Path, n_products: int, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The folder says how in the end, and is taken up again by the same file."""
+    """The folder says how in the end, and is taken up again by the same file.
+
+    A file that misses few scores is told of, unless the method is named.
+    """
     rows = [(f"c{user}", f"p{(user + n) % 12}", -float(n)) for user in range(60) for n in range(n_products)]
     pl.DataFrame(rows, schema=["user", "item", "score"], orient="row").write_csv(tmp_path / "scores.csv")
     file = {"kind": "file", "path": str(tmp_path / "scores.csv")}
     run = Run.parse(little_run | {"teacher": file, "method": {"second_opinion": 0.2}})
     with pytest.raises(KeyboardInterrupt):
         run_distillation(run, tmp_path / "run", Listener(stop_after=1))
+    assert ("but not item 'p11'. So the default method is 'kd'" in caplog.text) == (n_products == 11)
     result = run_distillation(run, tmp_path / "run")
     assert result.run == run_distillation(run, tmp_path / "run").run == run.by_default(method)
+    caplog.clear()
     named = Run.parse(little_run | {"teacher": file, "method": {"name": "rrd"}})
     with pytest.raises(SettingsError, match=rf'method\.name: "{method}" and "rrd"'):
         run_distillation(named, tmp_path / "run")
+    run_distillation(named, tmp_path / "named")
+    assert caplog.messages == []
 
 
 def test_an_api_is_asked_within_the_budget_and_paid_once(api: BlackBox, little_run: Sections, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from recdistill.settings import Settings, nearest
 from recdistill.teachers.base import Deputy, Teacher
 from recdistill.teachers.local import LocalTeacher
 from recdistill.teachers.rules import RulesTeacher
+
+_log = logging.getLogger("recdistill.methods")
 
 Need = Literal["rankings", "listed_scores", "scores", "vectors", "checkpoints"]
 """Lists, scores of what they list, or of any item, the vectors behind them, or the teacher as it was earlier in its
@@ -230,6 +233,21 @@ def default_method(teacher: Teacher | None) -> str:
     if teacher.scores_items:
         return "ckd"
     return "bahsd" if teacher.hears_parts else "kd"
+
+
+def warn_of_gap(teacher: Teacher | None) -> None:
+    """Warn where the default method is another than it would be if a few scores were not missing.
+
+    That is where more than half of the scores are there: the best items of each user alone are hardly so many.
+    """
+    if teacher is not None and teacher.scores_most:
+        _log.warning(
+            "teacher %r has most scores, but not all: %s. So the default method is %r, which learns from lists, "
+            "instead of 'ckd': add the scores that are missing, or name a method if that is what you want",
+            teacher.identity,
+            teacher.gap,
+            default_method(teacher),
+        )
 
 
 def build_method(name: str, settings: dict[str, Any] | None = None) -> Method:

@@ -16,9 +16,9 @@ from recdistill.errors import SettingsError
 from recdistill.evaluation.beside import Answered, ask_about, beside
 from recdistill.evaluation.full_ranking import evaluate
 from recdistill.evaluation.results import Evaluation, strata, table
-from recdistill.methods.base import default_method
+from recdistill.methods.base import default_method, warn_of_gap
 from recdistill.runs.data import load_same_split
-from recdistill.runs.file import Run
+from recdistill.runs.file import Choice, Run
 from recdistill.runs.folder import (
     EVALUATION,
     RESULTS,
@@ -115,6 +115,8 @@ def _run_joined(run: Run, folder: Path, report: Report) -> Result:
     device = find_device(run.training.device)
     split = load_same_split(run, folder, report)
     teacher = None if run.teacher is None else open_teacher(run.teacher, split, device)
+    if not isinstance(run.chosen, Choice):
+        warn_of_gap(teacher)
     run = run.by_default(default_method(teacher))
     claim(folder, run)
     model, method, setting = set_up_run(run, split, teacher)

@@ -50,6 +50,8 @@ class Teacher(ABC):
     """How many requests are asked at once."""
     gap: str = ""
     """Which scores are missing where it has those of some items and not of any; empty where that is not known."""
+    scores_most: bool = False
+    """Whether it scores more than half of its users' items though not all, so that it is hardly meant to be a list."""
     n_items: int | None = None
     """N, where it is known; it is to teachers that score any item."""
     free: bool = False

@@ -52,6 +52,7 @@ class EnsembleTeacher(Teacher):
         self.weights = [weight / sum(weights) for weight in weights]
         self.gives_scores = all(teacher.gives_scores for teacher in teachers)
         self.scores_items = all(teacher.scores_items for teacher in teachers)
+        self.scores_most = not self.scores_items and all(t.scores_items or t.scores_most for t in teachers)
         self.gap = "; ".join(
             f"its teacher {teacher.identity!r}: {teacher.gap or 'gives lists'}"
             for teacher in teachers

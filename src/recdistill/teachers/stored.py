@@ -33,7 +33,8 @@ class StoredTeacher(Teacher):
     Where each of its users has a score for every item, the table is a whole matrix. Any item can be asked about then,
     so that methods such as ``rcekd`` can learn from it. Where items are left out it is a list with scores for each
     user, for methods such as ``kd`` and ``rrd``, or ``bahsd`` with ``scales = [1.0]``. Asked about an item that it
-    leaves out, or a user without a row, it raises.
+    leaves out, or a user without a row, it raises. A table that leaves out a few is such a list as well; where it has
+    more than half of its users' scores, a warning tells of the gap before students learn by the default method.
 
     Rows of users and items that are not in the data are left out, and counted in a warning. So are users of the data
     without a row: they learn from labels alone. A table for more users than the data hold is as welcome as one for a
@@ -84,6 +85,7 @@ class StoredTeacher(Teacher):
         self.file_bytes = file_bytes(source)
         """Size of the files; ``None`` of a frame."""
         self.scores_items = bool((counts[counts > 0] == len(ids)).all())
+        self.scores_most = not self.scores_items and bool(2 * rows.height > np.count_nonzero(counts) * len(ids))
         self.exclude_history = exclude_history
         self.n_items: int = len(ids)
         self._raw_items, self._raw_users = ids, users
