@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from recdistill.teachers.ensemble import EnsembleTeacher as EnsembleTeacher
     from recdistill.teachers.http import HttpTeacher as HttpTeacher
     from recdistill.teachers.local import LocalTeacher as LocalTeacher
+    from recdistill.teachers.matrix import MatrixTeacher as MatrixTeacher
     from recdistill.teachers.rules import RulesTeacher as RulesTeacher
     from recdistill.teachers.stored import StoredTeacher as StoredTeacher
     from recdistill.training.settings import TrainerSettings as TrainerSettings
@@ -85,6 +86,7 @@ __all__ = [
     "Interactions",
     "LightGCN",
     "LocalTeacher",
+    "MatrixTeacher",
     "RecDistillError",
     "RulesTeacher",
     "S4Rec",
@@ -133,6 +135,7 @@ _HOMES = {
     "LightGCN": "models.lightgcn:LightGCNConfig",
     "LocalTeacher": "teachers.local:LocalTeacher",
     "MF": "models.mf:MFConfig",
+    "MatrixTeacher": "teachers.matrix:MatrixTeacher",
     "RCEKD": "methods.rcekd:RCEKD",
     "RRD": "methods.rrd:RRD",
     "RecDistillError": "errors:RecDistillError",

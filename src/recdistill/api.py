@@ -79,7 +79,8 @@ def distill(
 
     Args:
         teacher: a saved model of one's own, which scores on the device of the training, or any `Teacher`:
-            ``HttpTeacher`` for an API, ``CallableTeacher`` for a function, ``StoredTeacher`` for a table of scores.
+            ``HttpTeacher`` for an API, ``CallableTeacher`` for a function, ``StoredTeacher`` for a table of scores,
+            ``MatrixTeacher`` for an array of them.
         data: the user's own interactions: a split, a data set, or a file or frame with the default column names.
         method: how; if left out, ``CKD()`` where the teacher scores any item, else ``BAHSD()`` where it can be asked
             about parts of histories, else ``KD()``, as it is from ``RulesTeacher``. Only its settings are used, so it

@@ -289,7 +289,15 @@ def test_every_section_is_listed_with_its_settings(capsys: pytest.CaptureFixture
     listed = re.findall(r"^([\w.]+)  \S", out, re.MULTILINE)
     assert listed == [
         *("data", "evaluation", "signature.google", "signature.hmac", "signature.oauth", "signature.sigv4", "split"),
-        *("teacher.ensemble", "teacher.file", "teacher.http", "teacher.rules", "teacher.run", "training"),
+        *(
+            "teacher.ensemble",
+            "teacher.file",
+            "teacher.http",
+            "teacher.matrix",
+            "teacher.rules",
+            "teacher.run",
+            "training",
+        ),
     ]
     assert re.search(r"^  path +needed +CSV, TSV or Parquet file", out, re.MULTILINE)
     assert re.search(r"^  budget +null +Most of what `?`?charge", out, re.MULTILINE)
@@ -298,7 +306,7 @@ def test_every_section_is_listed_with_its_settings(capsys: pytest.CaptureFixture
 def test_the_kinds_of_a_section_are_listed_together(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = call(capsys, "settings", "teacher")
     kinds = re.findall(r"^([\w.]+)  \S", out, re.MULTILINE)
-    assert kinds == [f"teacher.{kind}" for kind in ("ensemble", "file", "http", "rules", "run")]
+    assert kinds == [f"teacher.{kind}" for kind in ("ensemble", "file", "http", "matrix", "rules", "run")]
     _, out, _ = call(capsys, "settings", "teacher.run")
     assert re.findall(r"^([\w.]+)  \S", out, re.MULTILINE) == ["teacher.run"]
     assert call(capsys, "settings", "trainig")[::2] == (

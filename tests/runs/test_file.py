@@ -314,6 +314,12 @@ def test_every_file_is_seen_from_the_run_file(tmp_path: Path, monkeypatch: pytes
     assert run.start == str(Path.home() / "small")
     assert isinstance(run.teacher, RunTeacherSettings)
     assert run.teacher.folder == str(tmp_path.parent / "big")
+    matrix = 'kind = "matrix"\npath = "scores.npy"\nrow_users = "~/users.txt"\ncolumn_items = "../items.txt"\n'
+    (tmp_path / "matrix.toml").write_text(f'[data]\npath = "logs.csv"\n[teacher]\n{matrix}')
+    placed = Run.read(tmp_path / "matrix.toml").dump()["teacher"]
+    assert placed["path"] == str(tmp_path / "scores.npy")
+    assert placed["row_users"] == str(Path.home() / "users.txt")
+    assert placed["column_items"] == str(tmp_path.parent / "items.txt")
     assert Run.read(tmp_path / "run.toml", ["data.path=now.csv"]).data.path == str(tmp_path / "elsewhere" / "now.csv")
 
 

@@ -104,6 +104,32 @@ def test_a_file_of_scores_can_teach(
     assert re.search(rf"^{file['model']} +- +0\.\d\d in files +-$", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_a_matrix_of_scores_can_teach(little_run: Sections, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By itself and in an ensemble.
+
+    Rows and columns are in another order than the data's. What comes next after customer c's history is as in
+    `test_a_file_of_scores_can_teach`.
+    """
+    customers, products = [7 * n % 60 for n in range(60)], [5 * n % 12 for n in range(12)]
+    scores = [[-2.0 * ((p - c - c % 5 - 4) % 12) for p in products] for c in customers]
+    np.save(tmp_path / "scores.npy", np.array(scores, np.float16))
+    (tmp_path / "users.txt").write_text("".join(f"c{customer}\n" for customer in customers))
+    (tmp_path / "items.txt").write_text("".join(f"p{product}\n" for product in products))
+    teacher = {"kind": "matrix", "path": "scores.npy", "row_users": "users.txt", "column_items": "items.txt"}
+    teacher |= {name: str(tmp_path / file) for name, file in teacher.items() if name != "kind"}
+    run = Run.parse(little_run | {"teacher": teacher, "training": little_run["training"] | {"epochs": 6}})
+    result = run_distillation(run, tmp_path / "run")
+    assert result.run == run.by_default("ckd")
+    assert Student.load(tmp_path / "run").recommend([["p1", "p2", "p3", "p4", "p5"]], k=1)[0][0].item == "p6"
+    file, _ = result.facts["side_by_side"]
+    assert file["file_bytes"] == (tmp_path / "scores.npy").stat().st_size
+    print_result(result)
+    assert re.search(rf"^{file['model']} +- +0\.\d\d in files +-$", capsys.readouterr().out, re.MULTILINE)
+    both = Run.parse(little_run | {"teacher": {"kind": "ensemble", "members": [teacher, teacher]}})
+    assert both.teacher is not None
+    assert open_teacher(both.teacher, load_split(both)).scores_items
+
+
 @pytest.mark.parametrize(("n_products", "method"), [(12, "ckd"), (11, "kd"), (5, "kd")])
 def test_what_stands_in_a_file_decides_how_it_teaches(
     little_run: Sections, tmp_path: Path, n_products: int, method: str, caplog: pytest.LogCaptureFixture

@@ -242,3 +242,10 @@ def test_ids_stored_as_decimals_are_refused() -> None:
 def test_an_empty_table_is_refused() -> None:
     with pytest.raises(TeacherError, match="the frame names its columns and holds no row; write one for each user"):
         stored(table(TOP)[:0])
+
+
+@pytest.mark.parametrize("source", [np.zeros((3, 4)), [[0.0]], "scores.npy", Path("scores.npy")])
+def test_a_matrix_is_sent_where_it_belongs(source: Any) -> None:
+    said = r'not from .*(ndarray|list|npy)\. A matrix of users × items teaches by MatrixTeacher.* by kind = "matrix"'
+    with pytest.raises(TeacherError, match=said):
+        stored(source)

@@ -272,7 +272,7 @@ def _teacher(values: Values, where: str) -> TeacherSettings:
     if kind not in TEACHERS:
         raise SettingsError(
             f'{where}: kind is {kind!r}; write kind = "http" for an API, "run" for a folder, "file" for stored scores, '
-            '"rules" for your own histories, "ensemble" for several'
+            '"matrix" for an array of them, "rules" for your own histories, "ensemble" for several'
         )
     members = values.get("members")
     if kind == "ensemble" and isinstance(members, list) and all(isinstance(member, dict) for member in members):

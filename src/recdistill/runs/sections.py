@@ -146,6 +146,18 @@ class FileTeacherSettings(Settings):
     """What separates fields; by default a tab in ``.tsv`` files, else a comma."""
 
 
+class MatrixTeacherSettings(Settings):
+    """``[teacher]`` with ``kind = "matrix"``: scores of all users and items as one array, see `MatrixTeacher`."""
+
+    kind: Literal["matrix"] = "matrix"
+    path: Location
+    """``.npy`` file (``np.save``) of float16, float32 or float64, a row a user and a column an item."""
+    row_users: Location
+    """Text file with the user id of each row, one on each line and no line besides."""
+    column_items: Location
+    """Text file with the item id of each column, likewise."""
+
+
 class RulesTeacherSettings(Settings):
     """``[teacher]`` with ``kind = "rules"``: what the training histories say by themselves, see `RulesTeacher`."""
 
@@ -173,7 +185,9 @@ class EnsembleTeacherSettings(Settings):
     """``[teacher]`` with ``kind = "ensemble"``: several teachers whose lists are fused, see `EnsembleTeacher`."""
 
     kind: Literal["ensemble"] = "ensemble"
-    members: tuple[HttpTeacherSettings | RunTeacherSettings | FileTeacherSettings, ...] = Field(min_length=2)
+    members: tuple[HttpTeacherSettings | RunTeacherSettings | FileTeacherSettings | MatrixTeacherSettings, ...] = Field(
+        min_length=2
+    )
     """The teachers, each a ``[[teacher.members]]`` with what a ``[teacher]`` of its kind has."""
     weights: tuple[PositiveFloat, ...] | None = None
     """How much each of them counts, in their order; equally if left out."""
@@ -194,12 +208,18 @@ class EnsembleTeacherSettings(Settings):
 
 
 TeacherSettings: TypeAlias = (
-    HttpTeacherSettings | RunTeacherSettings | FileTeacherSettings | RulesTeacherSettings | EnsembleTeacherSettings
+    HttpTeacherSettings
+    | RunTeacherSettings
+    | FileTeacherSettings
+    | MatrixTeacherSettings
+    | RulesTeacherSettings
+    | EnsembleTeacherSettings
 )
 TEACHERS: dict[str, type[TeacherSettings]] = {
     "http": HttpTeacherSettings,
     "run": RunTeacherSettings,
     "file": FileTeacherSettings,
+    "matrix": MatrixTeacherSettings,
     "rules": RulesTeacherSettings,
     "ensemble": EnsembleTeacherSettings,
 }
@@ -207,7 +227,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "data": ("path", "titles"),
     "model": ("start",),
     "student": ("start",),
-    "teacher": ("ledger", "item_file", "folder", "path"),
+    "teacher": ("ledger", "item_file", "folder", "path", "row_users", "column_items"),
 }
 """The settings of each section that are a `Location`."""
 

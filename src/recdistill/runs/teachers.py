@@ -22,6 +22,7 @@ from recdistill.runs.sections import (
     EnsembleTeacherSettings,
     FileTeacherSettings,
     HttpTeacherSettings,
+    MatrixTeacherSettings,
     RulesTeacherSettings,
     RunTeacherSettings,
     TeacherSettings,
@@ -34,6 +35,7 @@ from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.teachers.local import LocalTeacher
+from recdistill.teachers.matrix import MatrixTeacher
 from recdistill.teachers.rules import RulesTeacher
 from recdistill.teachers.stored import StoredTeacher
 
@@ -58,6 +60,8 @@ def open_teacher(settings: TeacherSettings, split: Split, device: torch.device |
         )
     if isinstance(settings, FileTeacherSettings):
         return stored_teacher(settings, split)
+    if isinstance(settings, MatrixTeacherSettings):
+        return matrix_teacher(settings, split)
     if isinstance(settings, RulesTeacherSettings):
         return rules_teacher(settings, split)
     if isinstance(settings, EnsembleTeacherSettings):
@@ -132,6 +136,18 @@ def stored_teacher(settings: FileTeacherSettings, split: Split) -> StoredTeacher
         item=settings.item,
         score=settings.score,
         separator=settings.separator,
+        exclude_history=split.masks_seen,
+    )
+
+
+def matrix_teacher(settings: MatrixTeacherSettings, split: Split) -> MatrixTeacher:
+    """Return the matrix of scores that a run names as a teacher."""
+    return MatrixTeacher(
+        settings.path,
+        row_users=settings.row_users,
+        column_items=settings.column_items,
+        ids=split.dataset.items,
+        users=split.dataset.users,
         exclude_history=split.masks_seen,
     )
 
@@ -211,6 +227,6 @@ def side_by_side(teachers: Iterable[Teacher], student: Model, cases: Cases) -> l
             rows.append({"model": name, **asdict(footprint(teacher.model, cases))})
         elif isinstance(teacher, LedgerTeacher) and (seconds := teacher.ledger.seconds_each(teacher.identity)):
             rows.append({"model": name, "seconds_an_answer": seconds})
-        elif isinstance(teacher, StoredTeacher) and teacher.file_bytes is not None:
+        elif isinstance(teacher, StoredTeacher | MatrixTeacher) and teacher.file_bytes is not None:
             rows.append({"model": name, "file_bytes": teacher.file_bytes})
     return [*rows, {"model": "student", **asdict(footprint(student, cases))}] if asked else []

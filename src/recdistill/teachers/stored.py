@@ -7,6 +7,7 @@ import json
 import logging
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,8 @@ class StoredTeacher(Teacher):
     without a row: they learn from labels alone. A table for more users than the data hold is as welcome as one for a
     few of them; but where it names strange users, and most of the data's have no row, its ids are taken to be wrong.
 
+    All of it is held in memory; a matrix that is too large for that, or dense, is for `MatrixTeacher`.
+
     Args:
         source: a Parquet, CSV or TSV file, a glob of them, or a polars frame.
         ids: the items of the data.
@@ -52,8 +55,8 @@ class StoredTeacher(Teacher):
 
     Raises:
         DataError: for a file that cannot be read, or a missing column.
-        TeacherError: for a score that is not a finite number in 32 bits, a missing id, two scores of one item for a
-            user, ids most of which are not those of the data, or a table of which nothing is left.
+        TeacherError: for an array, a score that is not a finite number in 32 bits, a missing id, two scores of one
+            item for a user, ids most of which are not those of the data, or a table of which nothing is left.
     """
 
     takes = "user"
@@ -72,6 +75,7 @@ class StoredTeacher(Teacher):
         separator: str | None = None,
         exclude_history: bool = True,
     ) -> None:
+        _refuse_matrix(source)
         found = _read(source, [user, item, score], separator, ids, users)
         rows = _known(found, label(source), ids, users)
         rows = rows.sort("user", "score", "item", descending=[False, True, False])
@@ -205,6 +209,21 @@ class _Rows:
     unknown_users: list[RawId]
     """The first that are not in the data."""
     unknown_items: list[RawId]
+
+
+def _refuse_matrix(source: object) -> None:
+    """Say where a matrix, or a frame of another library, belongs."""
+    if isinstance(source, str | Path):
+        given = f"the file {source}" if str(source).endswith(".npy") else ""
+    else:
+        given = "" if isinstance(source, pl.DataFrame | pl.LazyFrame) else f"what is given as a {type(source).__name__}"
+    if given:
+        raise TeacherError(
+            f"a row for each user, item and score is read from a file or a polars frame, not from {given}. A matrix of "
+            "users × items teaches by MatrixTeacher(scores, row_users=…, column_items=…), in a run file by "
+            'kind = "matrix"; '
+            "a frame of pandas by pl.from_pandas(frame)."
+        )
 
 
 def _read(source: Source, columns: list[str], separator: str | None, ids: IdMap, users: IdMap) -> _Rows:
