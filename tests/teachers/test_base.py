@@ -77,6 +77,15 @@ def test_items_that_make_no_sense_are_dropped_counted_and_reported_once(caplog: 
     assert teacher.dropped == {"unknown": 4, "repeated": 2, "seen": 4}  # 2, 1 and 2 of them, twice
     assert len(caplog.messages) == 1
     assert "2 unknown to the data, 1 listed twice, 2 of the history" in caplog.messages[0]
+    assert caplog.messages[0].endswith("; it lists 'x', say: are its ids the data's own, such as 'a'?")
+
+
+def test_next_to_no_strange_items_raise_no_question(caplog: pytest.LogCaptureFixture) -> None:
+    answers = {row: Answer(["a", "b"] if row else ["x", "b"]) for row in range(51)}
+    with caplog.at_level(logging.WARNING, logger="recdistill.teachers"):
+        Silent().ranking(answers, Sequences.from_lists([[3]] * 51), 2)
+    (said,) = caplog.messages
+    assert said.endswith("later ones are only counted, in `dropped`")
 
 
 def test_items_of_the_history_stay_where_the_teacher_does_not_exclude_them() -> None:

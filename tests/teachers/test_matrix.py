@@ -109,6 +109,8 @@ def test_users_without_a_row_and_strange_rows_and_columns_are_told(caplog: pytes
     assert "2 of 6 columns are left out, as their items are not in the data, for example ['x', 'y']" in said
     assert "1 of 3 rows are left out, as their users are not in the data, for example [77]" in said
     assert "1 of 3 users of the data have no row, and learn nothing from it" in said
+    assert "are these the data's own ids, such as 'a'?" in said
+    assert "are these the data's own ids, of which 20, say, is not there?" in said
     with pytest.raises(TeacherError, match="holds no score of item 'a' for user 20, nor 0 others"):
         asked.scores(HISTORIES, np.array([[1], [1], [1]]), users=EVERYBODY)
 

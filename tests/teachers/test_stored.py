@@ -1,6 +1,7 @@
 """A table of scores as a teacher."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,36 @@ def test_rows_of_strange_items_and_users_are_left_out_and_told(caplog: pytest.Lo
     (record, _) = caplog.messages
     assert "2 of 8 rows are left out, as their items are not in the data, for example ['x', 'y']" in record
     assert "1 of 8 rows are left out, as their users are not in the data, for example [77]" in record
+
+
+OFF_BY_ONE = IdMap(range(200), first=1)
+
+
+@pytest.mark.parametrize(
+    ("table_ids", "said"),
+    [
+        (
+            range(1, 201),
+            r"1 of 200 rows .* example \[200\]: are these the data's own ids, of which 0, say, is not there\?$",
+        ),
+        (range(-1, 199), r"1 of 200 rows .* example \[-1\]: are these the data's own ids, of which 199, say, is not"),
+        (range(202), r"2 of 202 rows .* for example \[200, 201\]$"),
+        (range(203), r"3 of 203 rows .* for example \[200, 201, 202\]: are these the data's own ids, such as 0\?$"),
+    ],
+)
+def test_where_a_few_ids_are_strange_it_is_asked_what_the_others_are(
+    table_ids: range, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Numbers from 1 to N, where the data's are from 0 to N - 1, would teach each item what is true of another."""
+    frame = pl.DataFrame({"user": [0] * len(table_ids), "item": table_ids, "score": [0.0] * len(table_ids)})
+    StoredTeacher(frame, ids=OFF_BY_ONE, users=IdMap([0], first=0))
+    (found,) = caplog.messages
+    assert re.search(said, found)
+    caplog.clear()
+    of_users = frame.select(item="user", user="item", score="score")
+    users = IdMap(range(200), first=0)
+    StoredTeacher(of_users, ids=IdMap([0], first=1), users=users)
+    assert re.search(said.removesuffix("$"), caplog.messages[0])
 
 
 def test_users_without_a_row_are_counted(caplog: pytest.LogCaptureFixture) -> None:

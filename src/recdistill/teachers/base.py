@@ -19,6 +19,9 @@ from recdistill.teachers.answers import Answer, Bools, Failure, Outcome, Request
 
 _log = logging.getLogger("recdistill.teachers")
 
+STRANGE = 0.01
+"""Share of strange ids from which on it is asked whether the others are what they seem."""
+
 
 class Teacher(ABC):
     """A recommender that is asked; only a trained model of our own can be looked into.
@@ -207,7 +210,8 @@ class Teacher(ABC):
         rows = sorted(answers)
         given = [answers[row] for row in rows]
         row = np.repeat(np.array(rows, np.int64), [len(answer.items) for answer in given])
-        dense = self._dense([item for answer in given for item in answer.items])
+        raw = [item for answer in given for item in answer.items]
+        dense = self._dense(raw)
         last = int(max(dense.max(initial=0), histories.flat()[0].max(initial=0)))
 
         cell = row * (last + 1) + np.maximum(dense, 0)
@@ -216,6 +220,7 @@ class Teacher(ABC):
         known = dense > 0
         seen = np.isin(cell, histories.pairs(last)) if self.exclude_history else np.zeros_like(known)
         self._report(
+            "" if known.all() or self.ids is None else self._doubt(raw[int(known.argmin())], (~known).mean()),
             unknown=int((dense < 0).sum()),
             repeated=int((known & ~first).sum()),
             seen=int((known & first & seen).sum()),
@@ -254,14 +259,22 @@ class Teacher(ABC):
             return np.array(raw, np.int64)
         return self.ids.find(raw)
 
-    def _report(self, **dropped: int) -> None:
-        """Count dropped items, and say so the first time."""
+    def _doubt(self, strange: RawId, share: float) -> str:
+        """Ask whether ids are the data's own where a good share of them is strange: others may be found by chance."""
+        assert self.ids is not None
+        if share < STRANGE:
+            return ""
+        return f"; it lists {strange!r}, say: are its ids the data's own, such as {self.ids.raw[0]!r}?"
+
+    def _report(self, question: str, **dropped: int) -> None:
+        """Count dropped items, and say so the first time, with what is to be asked of them."""
         if sum(dropped.values()) and not self.dropped.total():
             _log.warning(
                 "teacher %r lists items that were dropped: %d unknown to the data, %d listed twice, %d of the history "
-                "itself; later ones are only counted, in `dropped`",
+                "itself; later ones are only counted, in `dropped`%s",
                 self.identity,
                 *dropped.values(),
+                question,
             )
         self.dropped.update(dropped)
 

@@ -21,6 +21,7 @@ from recdistill.models.scoring import GROUP, best
 from recdistill.rankings import Ranking, Scores
 from recdistill.teachers.answers import Bools, Scorer
 from recdistill.teachers.base import Teacher
+from recdistill.teachers.stored import left_out
 
 _log = logging.getLogger("recdistill.teachers")
 
@@ -205,12 +206,12 @@ class MatrixTeacher(Teacher):
                 "the rows of other users if these ids are right."
             )
         notes = [
-            f"{left_out:,} of {total:,} {what} are left out, as their {whose} are not in the data, for example {shown}"
-            for left_out, total, what, whose, shown in (
-                (strange_items, len(column_items), "columns", "items", others[1]),
-                (strange_users, len(row_users), "rows", "users", others[0]),
+            left_out(strange, total, f"{what} are left out, as their {whose}", shown, own, places >= 0)
+            for strange, total, what, whose, shown, own, places in (
+                (strange_items, len(column_items), "columns", "items", others[1], ids, self._column[1:]),
+                (strange_users, len(row_users), "rows", "users", others[0], users, self._row),
             )
-            if left_out
+            if strange
         ]
         if answered < len(users):
             notes.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from recdistill.data.interactions import describe_bad_rows, first_problems, labe
 from recdistill.errors import TeacherError
 from recdistill.rankings import Ranking, Scores
 from recdistill.teachers.answers import Bools, Scorer
-from recdistill.teachers.base import Teacher
+from recdistill.teachers.base import STRANGE, Teacher
 
 _log = logging.getLogger("recdistill.teachers")
 
@@ -282,19 +283,44 @@ def _known(rows: _Rows, name: str, ids: IdMap, users: IdMap) -> pl.DataFrame:
             "ids are right."
         )
     _refuse_doubles(known, name, ids, users)
+    sides = (
+        ("items", strange_items, rows.unknown_items, ids, known["item"]),
+        ("users", strange_users, rows.unknown_users, users, known["user"]),
+    )
     notes = [
-        f"{left_out:,} of {frame.height:,} rows are left out, as their {what} are not in the data, for example {shown}"
-        for what, left_out, shown in (
-            ("items", strange_items, rows.unknown_items),
-            ("users", strange_users, rows.unknown_users),
-        )
-        if left_out
+        left_out(strange, frame.height, f"rows are left out, as their {what}", shown, own, _named(dense, own))
+        for what, strange, shown, own, dense in sides
+        if strange
     ]
     if unanswered:
         notes.append(f"{unanswered:,} of {len(users):,} users of the data have no row, and learn nothing from it")
     if notes:
         _log.warning("%s: %s", name, "; ".join(notes))
     return known
+
+
+def _named(dense: pl.Series, own: IdMap) -> Bools:
+    return np.bincount(dense.to_numpy() - own.first, minlength=len(own)) > 0
+
+
+def left_out(strange: int, total: int, what: str, shown: Sequence[RawId], own: IdMap, named: Bools) -> str:
+    """Say what is left out as its ids are not in the data, and ask whether these are the data's own, with one of each.
+
+    It is not asked where next to nothing is left out and all of the data are named. Where ids are off by one, all but
+    the last of them are found, though each for another item or user.
+
+    Args:
+        strange: how many are left out.
+        total: of how many.
+        what: they are, and whose the ids are.
+        shown: some of the strange ids.
+        own: the ids of the data.
+        named: ``(len(own),)`` which of them are named.
+    """
+    said = f"{strange:,} of {total:,} {what} are not in the data, for example {shown}"
+    if not named.all():
+        return f"{said}: are these the data's own ids, of which {own.raw[int(named.argmin())]!r}, say, is not there?"
+    return f"{said}: are these the data's own ids, such as {own.raw[0]!r}?" if strange >= STRANGE * total else said
 
 
 def _refuse_doubles(known: pl.DataFrame, name: str, ids: IdMap, users: IdMap) -> None:
