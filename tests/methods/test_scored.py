@@ -1,8 +1,10 @@
 """What methods see of a scored teacher, and of the student's own lists."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from recdistill.methods.base import Method, Setting, build_method
 from recdistill.methods.scored import DistillationConfig, GuidedDistillation, TeacherView, student_lists, teacher_lists
 from recdistill.models.base import Model, build_model
 from recdistill.registry import import_all
+from recdistill.teachers.answers import Scorer
 from recdistill.teachers.local import LocalTeacher
 
 from .users import TRAIN, WITH_HISTORY, N, mf, ready, scores_of, setting, stored, teacher_part, top
@@ -27,13 +30,24 @@ def test_scores_are_the_teachers_and_padding_has_none() -> None:
 
 
 def test_a_score_that_is_no_number_is_refused_with_the_item_and_the_user() -> None:
+    class Broken(LocalTeacher):
+        def scorer(self, histories: Sequences, *, users: npt.NDArray[np.integer] | None = None) -> Scorer:
+            return lambda rows, candidates: np.where(candidates == 7, np.inf, 0.0).astype(np.float32)
+
+    view = TeacherView(replace(setting(mf(1)), teacher=Broken(mf(1))))
+    with pytest.raises(TeacherError, match="scores item 7 as inf for user 3; scores must be finite"):
+        view.scores(torch.tensor([0, 3]), torch.tensor([[1, 2], [5, 7]]))
+
+
+@pytest.mark.parametrize("method", ["ckd", "rcekd", "kd", "rrd"])
+def test_a_teacher_whose_scores_overflow_is_named_by_every_method(method: str) -> None:
+    """By CKD too, whose second opinion would be mixed with what is no number, with warnings of NumPy."""
     teacher = mf(1)
     with torch.no_grad():
         teacher.get_parameter("embedding.weight")[7] = 1e38
         teacher.get_parameter("user_embedding.weight")[3] = 1e5
-    view = TeacherView(setting(teacher))
-    with pytest.raises(TeacherError, match="scores item 7 as inf for user 3; scores must be finite"):
-        view.scores(torch.tensor([0, 3]), torch.tensor([[1, 2], [5, 7]]))
+    with pytest.raises(TeacherError, match=r"teacher 'mf-.*' cannot teach: it scores item 7 for user 3 as inf, and 0"):
+        ready(method, teacher, mf(2))
 
 
 @pytest.mark.parametrize("exclude_history", [True, False])

@@ -255,3 +255,17 @@ def test_experts_and_topologies_share_the_loss_as_the_setting_says() -> None:
     topology = loss(own, theirs, [0] * len(users[0]) + [1] * len(items[0]), "members").item()
     expected = 0.75 * missed_by_one_expert(method, users, items) + 0.25 * topology
     assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("user_embedding.weight", "histories or users"), ("embedding.weight", "items")]
+)
+@pytest.mark.parametrize("method", ["de", "htd"])
+def test_vectors_that_have_no_length_in_32_bits_are_the_teachers_fault(method: str, name: str, what: str) -> None:
+    """The loss would be NaN, and the student's learning rate would get the blame."""
+    teacher = mf(1, dim=8)
+    with torch.no_grad():
+        teacher.get_parameter(name)[3] = 1e20
+    said = rf"teacher 'mf-.*' cannot teach: of its \d+ vectors of {what}, 1 are not finite, or so long"
+    with pytest.raises(TeacherError, match=said):
+        ready(method, teacher, mf(2))

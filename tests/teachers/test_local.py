@@ -151,3 +151,27 @@ def test_its_checkpoints_are_its_earlier_stages_and_itself(model: Newest) -> Non
     assert first.rank(HISTORIES, 1).items.tolist() == [[1], [1]]  # all scores are 0: the first item comes first
     assert not first.exclude_history
     assert list(LocalTeacher(model).checkpoints) == []
+
+
+def overflowing(model: Newest, *, to: float) -> LocalTeacher:
+    """Let item 2 be scored by a sum beyond 32 bits after item 1, of weights that are finite: NaN where signs differ."""
+    with torch.no_grad():
+        model.weight[1] = torch.tensor([3e38, 3e38 if to > 0 else -3e38, 0.0])
+        model.get_buffer("items")[2] = torch.tensor([10.0, 10.0, 0.0])
+    return LocalTeacher(model)
+
+
+@pytest.mark.parametrize("to", [torch.inf, -1.0])
+def test_scores_that_overflow_are_the_teachers_fault(model: Newest, to: float) -> None:
+    """What trains the student cannot tell, and would advise on the student's learning rate."""
+    teacher = overflowing(model, to=to)
+    histories = Sequences.from_lists([[3], [1]])
+    assert teacher.rank(histories.take(slice(0, 1)), 2).items.tolist() == [[1, 2]]
+    with pytest.raises(TeacherError, match=rf"teacher '{teacher.identity}' cannot teach: .*(as inf|as NaN).* diverged"):
+        teacher.rank(histories, 2)
+    said = rf"teacher '{teacher.identity}' cannot teach: it scores item 2 for row 1 as (inf|nan), and 0 more"
+    with pytest.raises(TeacherError, match=said):
+        teacher.scorer(histories)(np.array([1, 0]), np.array([[1, 2], [1, 2]]))
+    said = said.replace("row 1", "user 9")
+    with pytest.raises(TeacherError, match=said):
+        teacher.scores(histories, np.array([[1, 2], [1, 2]]), users=np.array([7, 9]))

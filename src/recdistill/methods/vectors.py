@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from recdistill.errors import TeacherError
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.scored import Distillation, DistillationConfig, asked_users, known
 from recdistill.models.base import Model
+from recdistill.teachers.answers import Vectors
 
 
 class VectorConfig(DistillationConfig):
@@ -38,10 +40,16 @@ class VectorDistillation(Distillation):
     needs = frozenset({"vectors"})
 
     def prepare(self, setting: Setting) -> None:
-        """Ask the teacher for its vectors."""
+        """Ask the teacher for its vectors.
+
+        Raises:
+            SettingsError: when it does not give them.
+            TeacherError: for vectors that are not finite, or so long that no distance from them is.
+        """
         super().prepare(setting)
         rows = known(setting)
         vectors = self.teacher.vectors(setting.train.take(rows), users=asked_users(setting, rows))
+        check_vectors(vectors, self.teacher.identity)
         self.known = torch.zeros(len(setting.train), dtype=torch.bool)
         self.known[torch.from_numpy(rows)] = True
         self.teacher_queries = torch.zeros(len(setting.train), vectors.queries.shape[1])
@@ -128,6 +136,22 @@ class Experts(nn.Module):
         """Return ``(n,)`` int64 the likeliest expert for each of ``teacher (n, D')``."""
         likeliest: Tensor = self.choice(teacher).argmax(1)
         return likeliest
+
+
+def check_vectors(vectors: Vectors, identity: str) -> None:
+    """Refuse a teacher's vectors from which no distance can be learned.
+
+    Raises:
+        TeacherError: saying how many there are.
+    """
+    for what, found in (("histories or users", vectors.queries), ("items", vectors.items)):
+        wrong = ~torch.from_numpy(found).square().sum(1).isfinite()
+        if wrong.any():
+            raise TeacherError(
+                f"teacher {identity!r} cannot teach: of its {len(found):,} vectors of {what}, {int(wrong.sum()):,} are "
+                "not finite, or so long that the square of their length is not. Its training has diverged: train it "
+                "anew at a lower learning rate, or take an earlier state of it."
+            )
 
 
 def squared_distance(mapped: Tensor, teacher: Tensor) -> Tensor:

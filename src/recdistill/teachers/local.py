@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recdistill.data.dataset import Ints, Sequences
-from recdistill.errors import TeacherError
+from recdistill.data.dataset import Ints, Items, Sequences
+from recdistill.errors import TeacherError, TrainingError
 from recdistill.models.base import Batch, Model
 from recdistill.models.scoring import top_k
 from recdistill.rankings import Ranking, Scores
@@ -26,6 +26,7 @@ _NUMBERS = 4 << 20
 """Numbers held at once while scoring."""
 _GATHER_COST = 8
 """How many times as long as multiplying it, in a product of large matrices, gathering an item's vector takes."""
+_DIVERGED = "Its training has diverged: train it anew at a lower learning rate, or take an earlier state of it."
 
 
 class LocalTeacher(Teacher):
@@ -76,10 +77,15 @@ class LocalTeacher(Teacher):
         """Return the top ``k`` for each history; equal scores in the order of the items.
 
         Raises:
-            TrainingError: when a score is NaN.
+            TeacherError: when a score is NaN, or that of a listed item infinite.
             DataError: when a history is empty, or an item is none of the model's.
         """
-        ranking = top_k(self.model, histories, k, histories if self.exclude_history else None, users=users)
+        try:
+            ranking = top_k(self.model, histories, k, histories if self.exclude_history else None, users=users)
+        except TrainingError as error:
+            raise TeacherError(f"teacher {self.identity!r} cannot teach: {error}") from error
+        assert ranking.scores is not None, "a model ranks by scores"
+        self._refuse_infinite(ranking.scores, ranking.items, np.arange(len(histories)), users)
         return ranking if self.gives_scores else Ranking(ranking.items)
 
     def knows(self, users: npt.NDArray[np.integer]) -> Bools:
@@ -90,7 +96,8 @@ class LocalTeacher(Teacher):
         """Read the histories once, and return what scores chosen items for some of them.
 
         Raises:
-            TeacherError: for an item outside 1…N, or a teacher that gives lists only.
+            TeacherError: for a teacher that gives lists only; when asked, for an item outside 1…N, or a score that is
+                not a finite number.
         """
         self._refuse_black_box()
         queries, table = self._encode(histories, users)
@@ -101,7 +108,9 @@ class LocalTeacher(Teacher):
                 every: Scores = (some @ table[1:].T).cpu().numpy()
                 return every
             self._check_candidates(candidates)
-            return _products(queries, table, rows, candidates)
+            found = _products(queries, table, rows, candidates)
+            self._refuse_infinite(found, candidates, rows, users)
+            return found
 
         return scores
 
@@ -114,6 +123,20 @@ class LocalTeacher(Teacher):
         self._refuse_black_box()
         queries, table = self._encode(histories, users)
         return Vectors(queries.cpu().numpy(), table.cpu().numpy())
+
+    def _refuse_infinite(
+        self, scores: Scores, items: Ints | Items, rows: Ints, users: npt.NDArray[np.integer] | None
+    ) -> None:
+        """Refuse ``scores (b, C)`` that are no finite numbers; of ``items (b, C)``, 0 for none, of some ``rows``."""
+        wrong = ~np.isfinite(scores) & (items > 0)
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            who = f"row {rows[row]}" if users is None else f"user {users[rows[row]]}"
+            raise TeacherError(
+                f"teacher {self.identity!r} cannot teach: it scores item {items[row, column]} for {who} as "
+                f"{scores[row, column]}, and {wrong.sum() - 1:,} more that were asked for with it are no finite "
+                f"numbers either. {_DIVERGED}"
+            )
 
     def _refuse_black_box(self) -> None:
         if not self.gives_scores:
@@ -162,8 +185,7 @@ def _refuse_diverged(model: Model, identity: str) -> None:
             wrong = int((~tensor.isfinite()).sum())
             raise TeacherError(
                 f"teacher {identity!r} cannot teach: {wrong:,} of {tensor.numel():,} numbers in its weights {name!r} "
-                "are NaN or infinite. Its training has diverged: train it anew at a lower learning rate, or take an "
-                "earlier state of it."
+                f"are NaN or infinite. {_DIVERGED}"
             )
 
 
