@@ -56,6 +56,9 @@ def test_it_says_what_a_table_of_the_same_scores_says(kind: Any, numbers: int, m
         assert ours.items.tolist() == theirs.items.tolist()
         assert np.array_equal(ours.scores, theirs.scores)  # type: ignore[arg-type]
     assert one.scores(histories, candidates, users=users).tolist() == [[8, 4], [2, 2], [5, 5], [9, 0]]
+    rows = np.array([3, 0])
+    every = one.scorer(histories, users=users)(rows, None)
+    assert every.tolist() == other.scorer(histories, users=users)(rows, None).tolist()
 
 
 def test_a_file_teaches_like_the_array_and_is_not_read_into_memory(tmp_path: Path) -> None:

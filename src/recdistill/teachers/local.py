@@ -105,10 +105,11 @@ class LocalTeacher(Teacher):
         def scores(rows: Ints, candidates: Ints | None) -> Scores:
             if candidates is None:
                 some = queries[torch.from_numpy(rows.astype(np.int64)).to(queries.device)]
-                every: Scores = (some @ table[1:].T).cpu().numpy()
-                return every
-            self._check_candidates(candidates)
-            found = _products(queries, table, rows, candidates)
+                found: Scores = (some @ table[1:].T).cpu().numpy()
+                candidates = np.broadcast_to(np.arange(1, len(table)), found.shape)
+            else:
+                self._check_candidates(candidates)
+                found = _products(queries, table, rows, candidates)
             self._refuse_infinite(found, candidates, rows, users)
             return found
 

@@ -149,12 +149,14 @@ class MatrixTeacher(Teacher):
         """
         who = self._check_users(users)
 
-        def scores(rows: Ints, candidates: Ints) -> Scores:
+        def scores(rows: Ints, candidates: Ints | None) -> Scores:
+            if candidates is None:
+                candidates = np.arange(1, self.n_items + 1)[None]
             self._check_candidates(candidates)
             row, column = self._row[who[rows]][:, None], self._column[candidates]
             if (missing := (row < 0) | (column < 0)).any():
                 at, place = np.argwhere(missing)[0]
-                user, item = self._named(who[rows[at]], candidates[at, place])
+                user, item = self._named(who[rows[at]], np.broadcast_to(candidates, missing.shape)[at, place])
                 raise TeacherError(
                     f"teacher {self.identity!r} holds no score of item {item!r} for user {user!r}, nor "
                     f"{missing.sum() - 1:,} others that were asked for; add their rows or columns, or take a method "
