@@ -1,13 +1,15 @@
-"""What documents show, holds: run files, the README's Python and commands, links, and tables that are whole."""
+"""What documents show, holds: run files, the README's Python, all commands, links, and tables that are whole."""
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from recdistill.cli import main
 from recdistill.runs.file import Run
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +70,24 @@ def test_the_commands_run(tmp_path: Path) -> None:
         assert program == "recdistill"
         last = execute([sys.executable, "-m", "recdistill", *arguments], tmp_path)
     assert len(last.splitlines()) == 1 + 5
+
+
+def test_the_commands_of_the_recipes_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On few users and items, of those that they name, and beside the model that they are compared with."""
+    rows = [f"{user},{179 + (user + step) % 12},{step}\n" for user in range(40) for step in range(5 + user % 6)]
+    (tmp_path / "clicks.csv").write_text("user_id,item_id,timestamp\n" + "".join(rows))
+    (tmp_path / "teacher.toml").write_text(named_run_files()["teacher.toml"].replace('"shop"', '"clicks.csv"'))
+    (session,) = blocks("console", (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8"))
+    monkeypatch.chdir(tmp_path)
+    for line in ["$ recdistill train teacher.toml", *session.splitlines()]:
+        prompt, program, *arguments = shlex.split(line, comments=True)
+        assert (prompt, program) == ("$", "recdistill")
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(arguments)
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 10
 
 
 def test_the_python_runs(tmp_path: Path) -> None:
