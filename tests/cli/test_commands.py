@@ -171,7 +171,7 @@ def test_users_with_short_histories_from_logs_to_what_they_gained(
     assert len(set(re.findall(r"\bp\d+\b", out)) - {"p1", "p2"}) == 3
     code, out, _ = call(capsys, "compare", runs / "one", folder, "--metric", "ndcg")
     assert code == 0
-    gained = r"[+-]0\.\d{4} +\[[+-]0\.\d{4}, [+-]0\.\d{4}\] +[01]\.\d{4}"
+    gained = r"[+-]0\.\d{4} \([+-]\d+\.\d %\) +\[[+-]0\.\d{4}, [+-]0\.\d{4}\] +[01]\.\d{4}"
     for stratum in ("head", "tail"):
         assert re.search(rf"^s4rec +{stratum} +{gained}$", out, re.MULTILINE)
 
