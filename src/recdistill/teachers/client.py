@@ -14,7 +14,7 @@ a connection cut before or within the reply            sent again, after a wait 
 408, 425, 500, 502, 504, …: a passing error            sent again, after a wait that doubles              no
 429, 503, what ``throttling`` names: too much           nobody sends anything until the wait is over, then no
                                                        half as many at once; sent again, and no attempt while
-                                                       others get through
+                                                       others get through or are still out
 ``Retry-After``, as seconds or as a date to come       that wait instead of ours                          no
 the same, longer than ``longest_wait``                 a failure; after 429 and 503 nothing more is sent  no
 a step of a session: cut, late, 500, 502, 504, …       the session is replayed under a new name, after   as above
@@ -299,7 +299,8 @@ class _Dispatcher(Dispatcher):
                 self.calls[refused.kind] += 1
                 tally.paid |= refused.paid
                 renewing = not renewed and self._drops(token, refused)
-                in_vain = not (refused.too_much and tried_at < self.replied_at and time.monotonic() < bears_until)
+                heard = tried_at < self.replied_at or self.window.in_flight > 1  # of those still out nobody knows yet
+                in_vain = not (refused.too_much and heard and time.monotonic() < bears_until)
                 tried_at = time.monotonic()
                 last = in_vain and attempt == self.settings.attempts
                 wait = 0.0 if renewing else self._note_refusal(refused, attempt, sent_at, last=last)

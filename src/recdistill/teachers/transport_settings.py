@@ -48,8 +48,8 @@ class TransportSettings(Settings):
     """Seconds for one call, from connecting to the last byte; at most half of them for connecting."""
     attempts: PositiveInt = 5
     """Most sendings of one call, the first included, and most replays of a session; one more where a token that was
-    fetched is refused. Those that were too much for the API while it answered others do not count, for ``dead_after``
-    seconds."""
+    fetched is refused. Those that were too much for the API while it answered others, or still had them, do not count,
+    for ``dead_after`` seconds."""
     permanent: tuple[Annotated[int, Field(ge=400, le=599)], ...] = ()
     """Statuses that lie in the question, though they usually pass or end the asking: 500 where that means a user whom
     it does not know, 403 one who has opted out."""
