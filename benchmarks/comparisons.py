@@ -16,10 +16,11 @@ import numpy as np
 from benchmarks.experiments import Row, Values, by_stratum
 from benchmarks.results import FOLDER, ResultTable
 
+from recdistill.arrays import Floats
 from recdistill.data.splits import Split
 from recdistill.errors import DataError
 from recdistill.evaluation.full_ranking import targets_of
-from recdistill.evaluation.metrics import MISS, Floats
+from recdistill.evaluation.metrics import MISS
 from recdistill.evaluation.results import Evaluation
 from recdistill.evaluation.significance import by_user, sign_flip_test
 

@@ -19,15 +19,15 @@ from benchmarks.experiments import Values, commit, find_recipe, train
 from benchmarks.results import FOLDER, ResultTable
 from scipy.stats import mannwhitneyu
 
+from recdistill.arrays import Floats, Ints, Items
 from recdistill.data.benchmark_data import load_benchmark
-from recdistill.data.dataset import Ints, Items
 from recdistill.data.groups import Groups
 from recdistill.data.splits import Split, leave_one_out
 from recdistill.methods.bahsd import BAHSDConfig
 from recdistill.methods.base import Setting
 from recdistill.methods.believing import SHARES
 from recdistill.methods.opinion import rules_beside
-from recdistill.methods.probing import Floats, consensus, consistency, peakedness, probe, stack
+from recdistill.methods.probing import consensus, consistency, peakedness, probe, stack
 from recdistill.methods.soft_lists import Answers, soft_targets
 from recdistill.runs.teachers import local_teacher
 from recdistill.teachers.ensemble import fuse

@@ -39,12 +39,11 @@ from benchmarks.results import FOLDER, QUALITY, ResultTable
 from benchmarks.s4rec_rows import IN_PAPER, OURS, PUBLISHED_FIGURES, SEEDS, TABLES, Row, ablation, core
 from torch import Tensor
 
+from recdistill.arrays import Bools, Floats, Ints
 from recdistill.data.benchmark_data import load_benchmark
-from recdistill.data.dataset import Ints
-from recdistill.data.groups import Mask, head_users
+from recdistill.data.groups import head_users
 from recdistill.data.splits import Cases, Split, leave_one_out
 from recdistill.evaluation.full_ranking import evaluate
-from recdistill.evaluation.metrics import Floats
 from recdistill.evaluation.results import Evaluation
 from recdistill.methods.contrast import encode_all
 from recdistill.methods.iclrec import ICLRec
@@ -173,7 +172,7 @@ class Intents:
     """``(U,)`` dense users."""
     lengths: Ints
     """``(U,)`` training interactions."""
-    is_head: Mask
+    is_head: Bools
     """``(U,)``"""
     vectors: Floats
     """``(U, D)`` of length 1."""

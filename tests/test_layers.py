@@ -18,7 +18,7 @@ LAYERS = (  # from the top; what stands in one row knows nothing of each other
     ("models",),
     ("losses", "rankings"),
     ("data",),
-    ("settings", "registry", "files", "devices", "consoles"),
+    ("settings", "registry", "files", "devices", "consoles", "arrays"),
     ("errors",),
 )
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from recdistill.data.dataset import Ints, Items
+from recdistill.arrays import Ints, Items
 from recdistill.errors import TeacherError
 
 Scores = npt.NDArray[np.float32]

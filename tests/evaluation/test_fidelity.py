@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recdistill.data.dataset import Items
+from recdistill.arrays import Items
 from recdistill.errors import DataError
 from recdistill.evaluation import fidelity
 from recdistill.evaluation.fidelity import agreement, rank_biased_overlap

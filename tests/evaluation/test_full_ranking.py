@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 from torch import Tensor
 
+from recdistill.arrays import Floats
 from recdistill.data.dataset import Sequences
 from recdistill.data.splits import Cases
 from recdistill.errors import DataError, SettingsError, TeacherError, TrainingError
 from recdistill.evaluation.full_ranking import evaluate
-from recdistill.evaluation.metrics import MISS, Floats
+from recdistill.evaluation.metrics import MISS
 from recdistill.evaluation.results import Evaluation
 from recdistill.models.base import Batch, Model
 from recdistill.models.scoring import top_k

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recdistill.data.dataset import IdMap, Ints, Sequences
+from recdistill.arrays import Ints
+from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.losses.ranking import subset_cross_entropy
 from recdistill.methods.base import Setting, build_method

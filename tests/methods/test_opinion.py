@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from recdistill.data.dataset import Items, Sequences
+from recdistill.arrays import Bools, Items
+from recdistill.data.dataset import Sequences
 from recdistill.data.splits import Cases
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.methods.bahsd import BAHSD, BAHSDConfig
@@ -20,7 +21,6 @@ from recdistill.methods.probing import probe
 from recdistill.methods.rrd import RRD
 from recdistill.methods.scored import Distillation, TeacherView
 from recdistill.models.base import build_model
-from recdistill.teachers.answers import Bools
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.fake import FakeTeacher, Rule

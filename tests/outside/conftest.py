@@ -12,7 +12,8 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import recdistill as rd
-from recdistill.data.dataset import Items, RawId, Sequences
+from recdistill.arrays import Items
+from recdistill.data.dataset import RawId, Sequences
 from recdistill.evaluation.fidelity import agreement
 from recdistill.models.scoring import top_k
 

@@ -12,12 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from recdistill.arrays import Ints, Items, Times
 from recdistill.errors import DataError
 
 RawId: TypeAlias = int | str
-Ints: TypeAlias = npt.NDArray[np.int64]
-Items: TypeAlias = npt.NDArray[np.int32]
-Times: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from recdistill.data.dataset import Ints, Sequences
-
-Mask = npt.NDArray[np.bool_]
+from recdistill.arrays import Bools, Ints
+from recdistill.data.dataset import Sequences
 
 HEAD_SHARE = 0.2
 """The head is the largest set of the longest histories (or most popular items) that is at most this share of all."""
@@ -32,7 +31,7 @@ def head_cut(counts: npt.NDArray[np.integer], share: float = HEAD_SHARE) -> int:
     return int(ordered[n_head]) + 1
 
 
-def head_users(train_lengths: Ints) -> Mask:
+def head_users(train_lengths: Ints) -> Bools:
     """Return ``(U,)`` True for head users: the largest set of longest training histories that is at most 20 %."""
     return np.asarray(train_lengths) >= head_cut(train_lengths)
 
@@ -57,7 +56,7 @@ def item_counts(train: Sequences, n_items: int) -> Ints:
     return np.bincount(train.flat()[0], minlength=n_items + 1)
 
 
-def head_items(train: Sequences, n_items: int) -> Mask:
+def head_items(train: Sequences, n_items: int) -> Bools:
     """Return ``(N+1,)`` True for head items: the largest set of most popular items that is at most 20 % of all N.
 
     Equal counts stay together and go to the tail at the cut; entry 0 (padding) is False.
@@ -72,11 +71,11 @@ def head_items(train: Sequences, n_items: int) -> Mask:
 class Groups:
     """All strata of a split, with the cuts that go with every number."""
 
-    head_users: Mask
+    head_users: Bools
     """``(U,)`` True for head users."""
     bands: npt.NDArray[np.int64]
     """``(U,)`` length band of each user, 1…5."""
-    head_items: Mask
+    head_items: Bools
     """``(N+1,)`` True for head items; entry 0 (padding) is False."""
     user_cut: int
     """Smallest training length of a head user."""

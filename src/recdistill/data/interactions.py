@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from recdistill.arrays import Items, Times
 from recdistill.data.columns import parse_ids, parse_times
-from recdistill.data.dataset import Dataset, IdMap, Items, Sequences, Times
+from recdistill.data.dataset import Dataset, IdMap, Sequences
 from recdistill.data.files import Source, Table, open_tables
 from recdistill.errors import DataError
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from recdistill.arrays import Ints, Items, Times
 from recdistill.data.columns import instant
-from recdistill.data.dataset import Dataset, Ints, Items, Sequences, Times
+from recdistill.data.dataset import Dataset, Sequences
 from recdistill.errors import DataError
 
 

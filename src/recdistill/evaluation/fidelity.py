@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from recdistill.data.dataset import Items
+from recdistill.arrays import Floats, Items
 from recdistill.errors import DataError
-from recdistill.evaluation.metrics import Floats
 
 _PAIRS = 1 << 24
 """Pairs of ranks compared at once; bounds memory, not the result."""

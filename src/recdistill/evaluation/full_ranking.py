@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from recdistill.data.dataset import Ints, Items, Sequences
+from recdistill.arrays import Ints, Items
+from recdistill.data.dataset import Sequences
 from recdistill.data.splits import Cases
 from recdistill.errors import DataError, SettingsError, TeacherError
 from recdistill.evaluation.metrics import MISS, Ranks

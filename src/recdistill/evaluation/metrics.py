@@ -13,9 +13,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from recdistill.data.dataset import Ints, Items
+from recdistill.arrays import Floats, Ints, Items
 
-Floats: TypeAlias = npt.NDArray[np.float64]
 Ranks: TypeAlias = npt.NDArray[np.int32]
 
 MISS = int(np.iinfo(np.int32).max)

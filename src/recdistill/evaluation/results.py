@@ -13,15 +13,13 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from recdistill.data.dataset import Ints, Items
+from recdistill.arrays import Bools, Floats, Ints, Items
 from recdistill.errors import ArtefactError, DataError, SettingsError
 from recdistill.evaluation import metrics
-from recdistill.evaluation.metrics import METRICS, Floats, Ranks
+from recdistill.evaluation.metrics import METRICS, Ranks
 from recdistill.evaluation.significance import bootstrap_interval, by_user, sign_flip_test
 from recdistill.files import replacing
 from recdistill.settings import nearest
-
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

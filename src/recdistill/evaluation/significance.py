@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recdistill.data.dataset import Ints
-from recdistill.evaluation.metrics import Floats
+from recdistill.arrays import Floats, Ints
 
 _SIGNS = 1 << 24
 """Random signs held at once; bounds memory, not the result."""

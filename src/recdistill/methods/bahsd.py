@@ -27,7 +27,8 @@ from pydantic import (
 )
 from torch import Tensor
 
-from recdistill.data.dataset import Ints, Sequences
+from recdistill.arrays import Floats, Ints
+from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
 from recdistill.losses.ranking import ranking_consistency
 from recdistill.methods.base import Setting, TrainingBatch
@@ -38,7 +39,6 @@ from recdistill.methods.lists import draw_unlisted, list_logits
 from recdistill.methods.opinion import Share
 from recdistill.methods.parts import ShownPrefixes, cut
 from recdistill.methods.probing import (
-    Floats,
     Unmeasured,
     check_told,
     consensus,

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recdistill.data.dataset import Ints, Sequences
+from recdistill.arrays import Ints
+from recdistill.data.dataset import Sequences
 from recdistill.data.splits import Cases
 from recdistill.errors import SettingsError
 from recdistill.models.base import Batch, Model

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from recdistill.data.dataset import Ints
+from recdistill.arrays import Ints
 from recdistill.errors import SettingsError
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.lists import draw_places, list_logits

@@ -10,7 +10,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from recdistill.data.dataset import Ints
+from recdistill.arrays import Ints
 from recdistill.losses.precision import Precision
 from recdistill.losses.ranking import subset_cross_entropy
 from recdistill.losses.softmax import list_cross_entropy

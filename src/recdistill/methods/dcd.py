@@ -6,7 +6,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from recdistill.data.dataset import Ints
+from recdistill.arrays import Ints
 from recdistill.losses.ranking import relaxed_ranking_loss
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.lists import contains, draw_places, list_logits, places

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recdistill.arrays import Bools, Ints
 from recdistill.augmentations import join
-from recdistill.data.dataset import Ints, Sequences
+from recdistill.data.dataset import Sequences
 from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.methods.contrast import ContrastConfig, encode_views, nt_xent
 from recdistill.methods.labels import LabelLoss
-from recdistill.models.base import Batch, Bools, Model
+from recdistill.models.base import Batch, Model
 
 
 class DuoRecConfig(ContrastConfig):

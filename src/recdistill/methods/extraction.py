@@ -10,7 +10,8 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from recdistill.data.dataset import Ints, Items, Sequences
+from recdistill.arrays import Ints, Items
+from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.losses.ranking import ranking_consistency
 from recdistill.methods.base import Method, Setting, TrainingBatch

@@ -15,10 +15,11 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from recdistill.arrays import Bools
 from recdistill.augmentations import AugmentationConfig, two_views
 from recdistill.clustering import k_means, sinkhorn
 from recdistill.data.dataset import Sequences
-from recdistill.data.groups import HEAD_SHARE, Mask, head_cut
+from recdistill.data.groups import HEAD_SHARE, head_cut
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.contrast import Pooling, Similarity, as_learned, encode_all, encode_views
 from recdistill.models.base import Model
@@ -293,14 +294,14 @@ class IntentParts(nn.Module):
         return F.normalize(vectors, dim=1) if self.config.similarity == "cosine" else vectors
 
 
-def head_rows(setting: Setting, share: float) -> Mask:
+def head_rows(setting: Setting, share: float) -> Bools:
     """Return ``(R,)`` which rows are of head users: the longest training histories, at most ``share`` of all.
 
     A row that shows an earlier part of a long history belongs to its user's group.
     """
     users, rows = setting.whole_rows
     lengths = setting.train.lengths[rows]
-    is_head: Mask = (lengths >= head_cut(lengths, share))[np.searchsorted(users, setting.users)]
+    is_head: Bools = (lengths >= head_cut(lengths, share))[np.searchsorted(users, setting.users)]
     return is_head
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from recdistill.arrays import Bools
 from recdistill.data.dataset import Sequences
 from recdistill.data.splits import Cases
 from recdistill.errors import SettingsError
@@ -17,7 +18,6 @@ from recdistill.methods.believing import DEPTH, Belief, weigh, weigh_lists
 from recdistill.methods.probing import probe
 from recdistill.rankings import Ranking
 from recdistill.settings import Settings
-from recdistill.teachers.answers import Bools
 from recdistill.teachers.base import Deputy, Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.rules import RulesTeacher

@@ -17,16 +17,15 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from recdistill.data.dataset import Ints, Items, Sequences
+from recdistill.arrays import Floats, Ints, Items
+from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.evaluation.fidelity import rank_biased_overlap
 from recdistill.methods.base import Setting
 from recdistill.rankings import Ranking, Scores
 from recdistill.teachers.base import Teacher
 
-Floats: TypeAlias = npt.NDArray[np.float64]
 Unmeasured: TypeAlias = Literal["unreliable", "reliable", "typical"]
 
 _BLOCK = 4096

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from recdistill.data.dataset import Ints
+from recdistill.arrays import Ints
 from recdistill.losses.ranking import subset_cross_entropy
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.methods.lists import contains, draw_places, list_logits

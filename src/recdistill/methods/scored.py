@@ -13,7 +13,8 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from recdistill.data.dataset import Ints, Sequences
+from recdistill.arrays import Ints
+from recdistill.data.dataset import Sequences
 from recdistill.errors import TeacherError
 from recdistill.methods.base import Method, Setting, TrainingBatch
 from recdistill.methods.believing import DEPTH

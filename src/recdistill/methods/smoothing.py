@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recdistill.data.dataset import Ints, Sequences
+from recdistill.arrays import Ints
+from recdistill.data.dataset import Sequences
 from recdistill.methods.base import Setting, TrainingBatch
 from recdistill.teachers.rules import RulesTeacher
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from recdistill.data.dataset import Ints, Sequences
+from recdistill.arrays import Ints
+from recdistill.data.dataset import Sequences
 from recdistill.errors import DataError, TrainingError
 from recdistill.models.base import Batch, Model
 from recdistill.rankings import Ranking, Scores

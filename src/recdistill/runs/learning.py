@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recdistill.data.dataset import Ints, Sequences
+from recdistill.arrays import Ints
+from recdistill.data.dataset import Sequences
 from recdistill.data.splits import Split
 from recdistill.devices import find_device
 from recdistill.errors import ArtefactError, SettingsError

@@ -15,10 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from recdistill import __version__
+from recdistill.arrays import Bools
 from recdistill.data.dataset import Dataset, IdMap, Sequences
 from recdistill.errors import ArtefactError, SettingsError
 from recdistill.files import write_whole
-from recdistill.models.base import Bools, Model, UserModel, build_model
+from recdistill.models.base import Model, UserModel, build_model
 from recdistill.settings import Settings
 
 CARD, WEIGHTS, ITEMS, USERS = "model.json", "model.safetensors", "items.parquet", "users.parquet"

@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple, Self
 
 import numpy as np
 
-from recdistill.data.dataset import Dataset, Ints, RawId, Sequences
+from recdistill.arrays import Ints
+from recdistill.data.dataset import Dataset, RawId, Sequences
 from recdistill.errors import DataError, SettingsError
 from recdistill.models.base import Model, UserModel
 from recdistill.models.scoring import top_k

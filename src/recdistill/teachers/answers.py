@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import TypeAlias, cast
 
 import numpy as np
-import numpy.typing as npt
 
-from recdistill.data.dataset import Ints, RawId
+from recdistill.arrays import Ints
+from recdistill.data.dataset import RawId
 from recdistill.errors import TeacherError
 from recdistill.rankings import Scores
-
-Bools: TypeAlias = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

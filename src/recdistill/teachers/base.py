@@ -12,10 +12,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from recdistill.data.dataset import IdMap, Ints, RawId, Sequences
+from recdistill.arrays import Bools, Ints
+from recdistill.data.dataset import IdMap, RawId, Sequences
 from recdistill.errors import TeacherError
 from recdistill.rankings import Ranking, Scores
-from recdistill.teachers.answers import Answer, Bools, Failure, Outcome, Request, Scorer, Take, Vectors
+from recdistill.teachers.answers import Answer, Failure, Outcome, Request, Scorer, Take, Vectors
 
 _log = logging.getLogger("recdistill.teachers")
 

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from recdistill.data.dataset import IdMap, Ints, RawId
+from recdistill.arrays import Ints
+from recdistill.data.dataset import IdMap, RawId
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.teachers.answers import Answer, Failure, Outcome, Request, Take, check_items, check_scores
 from recdistill.teachers.base import OutsideTeacher

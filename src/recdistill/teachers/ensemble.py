@@ -10,11 +10,12 @@ import numpy.typing as npt
 import torch
 from scipy.special import logsumexp
 
-from recdistill.data.dataset import Ints, Sequences
+from recdistill.arrays import Bools, Ints
+from recdistill.data.dataset import Sequences
 from recdistill.errors import SettingsError
 from recdistill.models.scoring import GROUP, best
 from recdistill.rankings import Ranking, Scores
-from recdistill.teachers.answers import Bools, Scorer
+from recdistill.teachers.answers import Scorer
 from recdistill.teachers.base import Teacher, scorer_of_some
 
 _NUMBERS = 4 << 20

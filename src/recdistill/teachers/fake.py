@@ -8,7 +8,8 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from recdistill.data.dataset import Items, Sequences
+from recdistill.arrays import Items
+from recdistill.data.dataset import Sequences
 from recdistill.errors import TeacherError
 from recdistill.rankings import Ranking
 from recdistill.teachers.base import Teacher

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from recdistill.arrays import Bools
 from recdistill.data.dataset import Sequences
 from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
 from recdistill.rankings import Ranking
-from recdistill.teachers.answers import Bools, Failure, Outcome, Request
+from recdistill.teachers.answers import Failure, Outcome, Request
 from recdistill.teachers.base import Deputy, Teacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_records import Digest, Page, Question, Stats, Terms, digest

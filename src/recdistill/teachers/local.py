@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recdistill.data.dataset import Ints, Items, Sequences
+from recdistill.arrays import Bools, Ints, Items
+from recdistill.data.dataset import Sequences
 from recdistill.errors import TeacherError, TrainingError
 from recdistill.models.base import Batch, Model
 from recdistill.models.scoring import top_k
 from recdistill.rankings import Ranking, Scores
-from recdistill.teachers.answers import Bools, Scorer, Vectors
+from recdistill.teachers.answers import Scorer, Vectors
 from recdistill.teachers.base import Teacher
 
 _HISTORIES = 1024

@@ -15,17 +15,18 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from recdistill.data.dataset import IdMap, Ints, RawId, Sequences
+from recdistill.arrays import Bools, Ints
+from recdistill.data.dataset import IdMap, RawId, Sequences
 from recdistill.errors import DataError, TeacherError
 from recdistill.models.scoring import GROUP, best
 from recdistill.rankings import Ranking, Scores
-from recdistill.teachers.answers import Bools, Scorer
+from recdistill.teachers.answers import Scorer
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.stored import left_out
 
 _log = logging.getLogger("recdistill.teachers")
 
-Floats: TypeAlias = npt.NDArray[np.floating[Any]]
+Numbers: TypeAlias = npt.NDArray[np.floating[Any]]
 Ids: TypeAlias = str | Path | Sequence[RawId] | pl.Series
 """A text file with an id on each line and no line besides, or the ids themselves."""
 
@@ -67,7 +68,7 @@ class MatrixTeacher(Teacher):
 
     def __init__(
         self,
-        scores: str | Path | Floats,
+        scores: str | Path | Numbers,
         *,
         row_users: Ids,
         column_items: Ids,
@@ -77,7 +78,7 @@ class MatrixTeacher(Teacher):
     ) -> None:
         on_disk = isinstance(scores, str | Path)
         self._name = str(scores) if on_disk else "the matrix"
-        self._matrix: Floats = _open(Path(scores)) if isinstance(scores, str | Path) else np.asarray(scores)
+        self._matrix: Numbers = _open(Path(scores)) if isinstance(scores, str | Path) else np.asarray(scores)
         _check_kind(self._matrix, self._name)
         self.file_bytes = Path(str(scores)).stat().st_size if on_disk else None
         """Size of the file; ``None`` of an array."""
@@ -166,7 +167,7 @@ class MatrixTeacher(Teacher):
 
         return scores
 
-    def _checked(self, scores: Floats, users: Ints, items: Ints) -> Scores:
+    def _checked(self, scores: Numbers, users: Ints, items: Ints) -> Scores:
         """Return ``scores (b, C)`` in 32 bits, if finite, of ``users (b,)`` and ``items``, ``(b, C)`` or ``(1, C)``."""
         with np.errstate(over="ignore"):
             found = scores.astype(np.float32)
@@ -223,7 +224,7 @@ class MatrixTeacher(Teacher):
             _log.warning("%s: %s", self._name, "; ".join(notes))
 
 
-def _open(path: Path) -> Floats:
+def _open(path: Path) -> Numbers:
     """Map a ``.npy`` file into memory."""
     try:
         matrix = np.lib.format.open_memmap(path, mode="r")
@@ -239,7 +240,7 @@ def _open(path: Path) -> Floats:
     return matrix
 
 
-def _check_kind(matrix: Floats, name: str) -> None:
+def _check_kind(matrix: Numbers, name: str) -> None:
     if matrix.ndim != 2 or matrix.dtype.kind != "f" or matrix.dtype.itemsize not in (2, 4, 8):
         raise TeacherError(
             f"{name} is an array of shape {matrix.shape} and type {matrix.dtype}; scores are a matrix, a row a user "

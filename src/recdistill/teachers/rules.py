@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from scipy import sparse
 
-from recdistill.data.dataset import Ints, Items, Sequences
+from recdistill.arrays import Ints, Items
+from recdistill.data.dataset import Sequences
 from recdistill.errors import DataError, SettingsError
 from recdistill.models.scoring import GROUP, best
 from recdistill.rankings import Ranking, Scores

@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from recdistill.arrays import Bools, Ints
 from recdistill.data.columns import parse_ids, problems
-from recdistill.data.dataset import IdMap, Ints, RawId, Sequences
+from recdistill.data.dataset import IdMap, RawId, Sequences
 from recdistill.data.files import Source, file_bytes, open_tables
 from recdistill.data.interactions import describe_bad_rows, first_problems, label
 from recdistill.errors import TeacherError
 from recdistill.rankings import Ranking, Scores
-from recdistill.teachers.answers import Bools, Scorer
+from recdistill.teachers.answers import Scorer
 from recdistill.teachers.base import STRANGE, Teacher
 
 _log = logging.getLogger("recdistill.teachers")

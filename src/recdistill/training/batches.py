@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recdistill.data.dataset import Ints, Sequences
+from recdistill.arrays import Ints
+from recdistill.data.dataset import Sequences
 from recdistill.models.base import Batch
 from recdistill.training import processes
 
