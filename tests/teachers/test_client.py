@@ -101,6 +101,20 @@ def collect(teacher: Paying, n: int, outcomes: list[Outcome]) -> None:
         outcomes += block
 
 
+def bearing(most: int, *, seconds: float) -> Callable[[Body], Iterator[bytes | float]]:
+    """Return what answers so many calls at once, each after some seconds, and refuses any other at once."""
+    in_flight = [0]
+
+    def answer(body: Body) -> Iterator[bytes | float]:
+        in_flight[0] += 1
+        too_much = in_flight[0] > most
+        yield 0.0 if too_much else seconds
+        in_flight[0] -= 1
+        yield response(b"", "429 Too Many Requests") if too_much else GOOD
+
+    return answer
+
+
 def rows_asked(api: RawApi) -> list[int]:
     return sorted(row for body in api.asked for row in body["rows"])
 
@@ -174,16 +188,7 @@ def test_what_is_too_much_while_others_get_through_is_no_attempt(api: RawApi) ->
 
     The first refusals come while it has not answered anybody yet.
     """
-    in_flight = [0]
-
-    def one_at_once(body: Body) -> Iterator[bytes | float]:
-        in_flight[0] += 1
-        too_much = in_flight[0] > 1
-        yield 0.0 if too_much else 0.02
-        in_flight[0] -= 1
-        yield response(b"", "429 Too Many Requests") if too_much else GOOD
-
-    api.answer = one_at_once
+    api.answer = bearing(1, seconds=0.02)
     teacher = Paying(Paged(api.url), concurrency=32, attempts=2)
     assert len(teacher.rank(histories(80), 1)) == 80
     assert teacher.client.calls["429"] < 32 + 16 + 8 + 4 + 2 + 80 // 10
@@ -211,16 +216,7 @@ def test_an_api_that_bears_less_is_asked_less_at_once(api: RawApi) -> None:
 
     Eight at once to the end would be three hundred refusals.
     """
-    in_flight = [0]
-
-    def at_most_two(body: Body) -> Iterator[bytes | float]:
-        in_flight[0] += 1
-        too_much = in_flight[0] > 2
-        yield 0.01
-        in_flight[0] -= 1
-        yield response(b"", "429 Too Many Requests") if too_much else GOOD
-
-    api.answer = at_most_two
+    api.answer = bearing(2, seconds=0.01)
     teacher = Paying(Paged(api.url), concurrency=8)
     assert len(teacher.rank(histories(100), 1)) == 100
     assert teacher.client.calls["answered"] == 100
