@@ -21,7 +21,7 @@ from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 
-from .conftest import Api
+from ..conftest import Api
 
 
 @pytest.fixture

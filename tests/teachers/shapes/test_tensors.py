@@ -10,7 +10,7 @@ from recdistill.teachers.answers import Answer, Failure
 from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.tensors import Stacking, cut, stack
 
-from .test_shapes import URL, about, answer, sent, settings, talk
+from .talking import URL, about, answer, sent, settings, talk
 
 STACKED: dict[str, Any] = {
     "body": {"inputs": "{questions}"},
