@@ -32,7 +32,6 @@ from recdistill.runs.sections import TeacherSettings
 from recdistill.runs.teachers import keep_answers, open_teacher
 from recdistill.teachers.answers import Answer, Outcome
 from recdistill.teachers.base import Deputy, Teacher
-from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.http import HttpTeacher
 from recdistill.teachers.ledger_records import Stats
 from recdistill.teachers.ledger_teacher import LedgerTeacher
@@ -258,11 +257,10 @@ def _plan(run: Run, split: Split, method: Method, setting: Setting) -> list[Plan
     teacher = setting.teacher
     assert teacher is not None, "there is somebody to ask"
     rehearsals = [_Rehearsal(keeper) for keeper in _keepers(teacher)]
-    rehearsed: Teacher = rehearsals[0]
-    if isinstance(teacher, EnsembleTeacher):
-        waiting = iter(rehearsals)
-        members = [next(waiting) if isinstance(member, LedgerTeacher) else member for member in teacher.teachers]
-        rehearsed = EnsembleTeacher(members, weights=teacher.weights)
+    waiting = iter(rehearsals)
+    rehearsed = teacher.with_members(
+        [next(waiting) if isinstance(member, LedgerTeacher) else member for member in teacher.members]
+    )
     ask_about_test(run, split, rehearsed)
     method.prepare(replace(setting, teacher=rehearsed, valid=None))  # made-up answers are not weighed
     plans: list[Plan] = []
@@ -287,8 +285,7 @@ def _plan(run: Run, split: Split, method: Method, setting: Setting) -> list[Plan
 
 def _keepers(teacher: Teacher) -> list[LedgerTeacher]:
     """Return the teachers whose answers are kept, in the order of the APIs that a run names."""
-    members = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher]
-    return [member for member in members if isinstance(member, LedgerTeacher)]
+    return [member for member in teacher.members if isinstance(member, LedgerTeacher)]
 
 
 def _teacher_of(run: Run) -> TeacherSettings:

@@ -50,7 +50,7 @@ def test_the_share_is_that_of_the_rules() -> None:
     teacher = advised(asked(), 0.3, k=5).teacher
     assert isinstance(teacher, EnsembleTeacher)
     assert teacher.weights == pytest.approx([0.7, 0.3])
-    rules = teacher.teachers[1]
+    rules = teacher.members[1]
     assert isinstance(rules, RulesTeacher)
     assert rules.ordered
 
@@ -67,7 +67,7 @@ def test_windows_of_a_history_are_counted_once() -> None:
     whole, windows = (advised(asked(max_len), 0.5, k=5).teacher for max_len in (None, 2))
     assert isinstance(whole, EnsembleTeacher)
     assert isinstance(windows, EnsembleTeacher)
-    assert whole.teachers[1].identity == windows.teachers[1].identity
+    assert whole.members[1].identity == windows.members[1].identity
 
 
 @pytest.mark.parametrize("name", ["kd", "bahsd", "rrd"])
@@ -243,8 +243,8 @@ def test_methods_that_ask_for_scores_learn_those_of_both(name: str) -> None:
     assert isinstance(method, Distillation)
     teacher = method.setting.teacher
     assert isinstance(teacher, EnsembleTeacher)
-    assert not isinstance(teacher.teachers[1], EnsembleTeacher)
-    rules = teacher.teachers[1]
+    assert not isinstance(teacher.members[1], EnsembleTeacher)
+    rules = teacher.members[1]
     assert isinstance(rules, RulesTeacher)
     assert (rules.ordered, rules.takes) == (False, "user")
     rows, items = torch.tensor(WITH_HISTORY), torch.arange(1, N + 1).expand(3, -1)

@@ -235,3 +235,13 @@ def test_it_is_told_as_much_as_one_of_them_reads() -> None:
     assert EnsembleTeacher([one, other]).max_history is None
     other.max_history = 5
     assert EnsembleTeacher([one, other]).max_history == 5
+
+
+def test_members_can_be_replaced_and_one_teacher_is_its_own_member() -> None:
+    one, other, third = (FakeTeacher(3, identity=name) for name in "abc")
+    ensemble = EnsembleTeacher([one, other], weights=[3, 1])
+    changed = ensemble.with_members([third, other])
+    assert (*changed.members, changed.weights) == (third, other, [0.75, 0.25])
+    assert [*one.members, one.with_members([other])] == [one, other]
+    with pytest.raises(ValueError, match="too many values"):
+        one.with_members([other, third])

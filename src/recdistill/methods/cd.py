@@ -14,7 +14,6 @@ from recdistill.methods.lists import draw_places, list_logits
 from recdistill.methods.scored import GuidedConfig, GuidedDistillation, TeacherView, student_lists
 from recdistill.models.base import Model
 from recdistill.teachers.base import Teacher
-from recdistill.teachers.ensemble import EnsembleTeacher
 
 
 class CDConfig(GuidedConfig):
@@ -54,7 +53,7 @@ class CD(GuidedDistillation, name="cd"):
 
     def check_teacher(self, teacher: Teacher | None) -> Teacher:
         """Refuse an ensemble, too, whose scores are logarithms of shares."""
-        if isinstance(teacher, EnsembleTeacher):
+        if teacher is not None and len(teacher.members) > 1:
             raise SettingsError(
                 f"method {self.name!r} reads every score as the logit of a probability, and those of several teachers "
                 "together are shares of all items, nearly none of which is likely: name one teacher, or take a method "

@@ -39,7 +39,6 @@ from recdistill.serving.artefact import FOLDER as STUDENT
 from recdistill.serving.artefact import size_of
 from recdistill.serving.student import Student
 from recdistill.teachers.base import Teacher
-from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.training import processes
 from recdistill.training.checkpoints import CHECKPOINT
@@ -151,7 +150,7 @@ def _run_joined(run: Run, folder: Path, report: Report) -> Result:
             if not first:
                 processes.wait()
                 return Result.load(folder)
-            asked = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher] if teacher else []
+            asked = () if teacher is None else teacher.members
             queries = [asdict(member.stats()) for member in asked if isinstance(member, LedgerTeacher)]
             compared = side_by_side(asked, student.model, split.test)
         student.save(folder / STUDENT)

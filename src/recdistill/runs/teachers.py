@@ -86,10 +86,11 @@ def keep_answers(
         path = ledger_file(settings, folder)
         ledger = ledgers.enter_context(Ledger(path if instead is None or path.exists() else instead / path.name))
         return LedgerTeacher(teacher, ledger, budget=settings.budget, round=settings.round)
-    if isinstance(teacher, EnsembleTeacher) and isinstance(settings, EnsembleTeacherSettings):
-        pairs = zip(settings.members, teacher.teachers, strict=True)
-        kept = [keep_answers(named, member, folder, ledgers, instead=instead) for named, member in pairs]
-        return EnsembleTeacher(kept, weights=settings.weights)
+    if isinstance(settings, EnsembleTeacherSettings):
+        pairs = zip(settings.members, teacher.members, strict=True)
+        return teacher.with_members(
+            [keep_answers(named, member, folder, ledgers, instead=instead) for named, member in pairs]
+        )
     return teacher
 
 

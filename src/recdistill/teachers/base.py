@@ -88,6 +88,16 @@ class Teacher(ABC):
         """
 
     @property
+    def members(self) -> Sequence[Teacher]:
+        """The teachers whose answers it fuses; itself, where it fuses none."""
+        return (self,)
+
+    def with_members(self, members: Sequence[Teacher]) -> Teacher:
+        """Return what fuses others, as many, as it does its members; where it fuses none, the other itself."""
+        (member,) = members
+        return member
+
+    @property
     def by_user(self) -> bool:
         """Whether its answer is for a user as of today, so that earlier parts of a history have none of their own."""
         return self.takes == "user"

@@ -49,7 +49,7 @@ class EnsembleTeacher(Teacher):
     def __init__(self, teachers: Sequence[Teacher], *, weights: Sequence[float] | None = None) -> None:
         weights = [1.0] * len(teachers) if weights is None else list(weights)
         _check(teachers, weights)
-        self.teachers = list(teachers)
+        self._members = tuple(teachers)
         self.weights = [weight / sum(weights) for weight in weights]
         self.gives_scores = all(teacher.gives_scores for teacher in teachers)
         self.scores_items = all(teacher.scores_items for teacher in teachers)
@@ -70,15 +70,24 @@ class EnsembleTeacher(Teacher):
         """Which teachers have answered any question within their budget."""
 
     @property
+    def members(self) -> Sequence[Teacher]:
+        """The teachers, in their order."""
+        return self._members
+
+    def with_members(self, members: Sequence[Teacher]) -> EnsembleTeacher:
+        """Return an ensemble of others, of the same weights."""
+        return EnsembleTeacher(members, weights=self.weights)
+
+    @property
     def by_user(self) -> bool:
         """Whether one of the teachers answers for a user as of today."""
-        return any(teacher.by_user for teacher in self.teachers)
+        return any(teacher.by_user for teacher in self._members)
 
     @property
     def identity(self) -> str:
         """A hash of the teachers' own identities and weights."""
         parts = [
-            f"{weight:.6g} {teacher.identity}" for weight, teacher in zip(self.weights, self.teachers, strict=True)
+            f"{weight:.6g} {teacher.identity}" for weight, teacher in zip(self.weights, self._members, strict=True)
         ]
         return f"ensemble-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:12]}"
 
@@ -90,7 +99,7 @@ class EnsembleTeacher(Teacher):
         """
         if self.scores_items:
             return self._rank_all(histories, k, users=users)
-        return self._fused([teacher.rank(histories, k, users=users) for teacher in self.teachers], k)
+        return self._fused([teacher.rank(histories, k, users=users) for teacher in self._members], k)
 
     def rank_within_budget(
         self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None
@@ -99,7 +108,7 @@ class EnsembleTeacher(Teacher):
         if self.scores_items:
             self.heard[:] = True
             return self._rank_all(histories, k, users=users), np.ones(len(histories), np.bool_)
-        pairs = [teacher.rank_within_budget(histories, k, users=users) for teacher in self.teachers]
+        pairs = [teacher.rank_within_budget(histories, k, users=users) for teacher in self._members]
         self.heard |= np.array([some.any() for _, some in pairs])
         answered: Bools = np.any([answered for _, answered in pairs], axis=0)
         return self._fused([ranking for ranking, _ in pairs], k), answered
@@ -123,7 +132,7 @@ class EnsembleTeacher(Teacher):
 
     def knows(self, users: npt.NDArray[np.integer]) -> Bools:
         """Return ``(B,)`` which users one of the teachers knows."""
-        known: Bools = np.any([teacher.knows(users) for teacher in self.teachers], axis=0)
+        known: Bools = np.any([teacher.knows(users) for teacher in self._members], axis=0)
         return known
 
     def scorer(self, histories: Sequences, *, users: npt.NDArray[np.integer] | None = None) -> Scorer:
@@ -147,10 +156,10 @@ class EnsembleTeacher(Teacher):
     def _scorers(self, histories: Sequences, users: npt.NDArray[np.integer] | None) -> list[Scorer]:
         """Have every teacher read the histories, as far as it knows their users."""
         everyone = np.ones(len(histories), np.bool_)
-        known = [everyone if users is None else teacher.knows(users) for teacher in self.teachers]
+        known = [everyone if users is None else teacher.knows(users) for teacher in self._members]
         return [
             scorer_of_some(teacher, histories, np.flatnonzero(some), users=users)
-            for teacher, some in zip(self.teachers, known, strict=True)
+            for teacher, some in zip(self._members, known, strict=True)
         ]
 
     def _fused(self, rankings: list[Ranking], k: int) -> Ranking:
