@@ -51,6 +51,9 @@ class Plan:
     calls: Ints
     """``(m,)`` how many calls each takes that the ledger has no answer to, in the order in which they are asked: of a
     session exactly, of a list in pages at most, and together with others where a call carries several."""
+    shares: npt.NDArray[np.float64]
+    """``(m,)`` its part of each of these calls, which carry ``batch_size`` questions but for the last of those that are
+    asked together."""
     depth: int
     """Length of the lists that most questions ask for."""
     batch_size: int
@@ -64,6 +67,10 @@ class Plan:
     """From booking a question to its answer, as measured before; ``None`` without any answer."""
     promised: int = 0
     """What other rounds of the same API, which are asked before, take from the same budget."""
+    refused: int = 0
+    """Questions that the API refused for good before, and that are not asked again."""
+    guessed: bool = False
+    """Whether what is still asked depends on answers that are not there yet, so that other questions may come up."""
 
     @property
     def missing(self) -> int:
@@ -73,7 +80,7 @@ class Plan:
     @property
     def costs(self) -> npt.NDArray[np.float64]:
         """``(m,)`` what each missing answer costs, in what the budget counts."""
-        told = {"queries": np.ones_like(self.calls), "calls": self.calls / self.batch_size, "rows": self.calls}
+        told = {"queries": np.ones_like(self.calls), "calls": self.calls * self.shares, "rows": self.calls}
         return self._measured(told[self.stats.charge], self.stats.spent)
 
     @property
@@ -92,14 +99,14 @@ class Plan:
     def seconds(self) -> float | None:
         """How long these take; ``None`` while nothing was measured and no rate is set."""
         n, at_once = self.affordable, self.concurrency * self.batch_size
-        calls = float(self._measured(self.calls / self.batch_size, self.stats.calls)[:n].sum())
+        calls = float(self._measured(self.calls * self.shares, self.stats.calls)[:n].sum())
         by_rate = 0.0 if self.rate is None else calls / self.rate
         by_latency = 0.0 if self.seconds_each is None else n * self.seconds_each / at_once
         return max(by_rate, by_latency) or (0.0 if not n else None)
 
     def _measured(self, told: npt.NDArray[np.number], total: int) -> npt.NDArray[np.float64]:
         """Return what answers took before, on average; before the first, or where they differ, what is told of each."""
-        if not self.stats.answers or (told != told[:1]).any():
+        if not self.stats.answers or (self.calls != self.calls[:1]).any():
             return told.astype(np.float64)
         return np.full(len(told), total / self.stats.answers)
 
@@ -107,8 +114,8 @@ class Plan:
 def plan(run: Run, folder: Path) -> list[Plan]:
     """Find out what a run would ask each of its APIs, and ask nothing.
 
-    Test cases come first, then the method is led through its questions by made-up answers. A method whose questions
-    depend on the answers may ask others in earnest, but not many more.
+    Test cases come first, then the method is led through its questions by made-up answers. One whose questions depend
+    on the answers is given those of the ledger, as far as they go, and may ask others in earnest from there on.
 
     Raises:
         SettingsError: when the run has no teacher behind an API, or what it has does not fit.
@@ -224,39 +231,55 @@ class _Watch:
 
 
 class _Rehearsal(Deputy):
-    """Notes what a teacher would be asked, and makes every answer up."""
+    """Notes what a teacher would be asked, and makes answers up: all, or those alone that are not known."""
 
-    def __init__(self, keeper: LedgerTeacher) -> None:
+    def __init__(self, keeper: LedgerTeacher, questions_in_a_call: int, *, recalls: bool) -> None:
         super().__init__(keeper)
         self.keeper = keeper
+        self.questions_in_a_call = questions_in_a_call
+        self.recalls = recalls
         self.lengths: Counter[int] = Counter()
         """How many questions ask for lists of which length."""
         self.asked: dict[bytes, set[int]] = {}
         """How long a list each question is asked for, but for what a longer one contains."""
-        self.calls: dict[tuple[int, bytes], int] = {}
+        self.calls: dict[tuple[int, bytes], tuple[int, float]] = {}
+        """How many calls each of them takes that is missing, and its share of each."""
+        self.refused: set[tuple[int, bytes]] = set()
 
     def rank(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Ranking:
-        """Return the first items of the catalogue for everybody."""
-        asked, missing = self.keeper.look_up(histories, k, users=users)
-        self.lengths[k] += len(asked)
+        """Return the first items of the catalogue, where the ledger has no answer, or none is needed."""
+        known = self.keeper.look_up(histories, k, users=users)
+        self.lengths[k] += len(known.asked)
         depth = self.keeper.depth(k)
-        longer = {question for question in asked if depth > max(self.asked.get(question, ()), default=0)}
+        longer = {question for question in known.asked if depth > max(self.asked.get(question, ()), default=0)}
         for question in longer:
             self.asked.setdefault(question, set()).add(depth)
+        self.refused |= {(depth, question) for question in longer & known.refused}
+        together = [question for question in known.missing if question in longer]
+        full, rest = divmod(len(together), self.questions_in_a_call)
+        shares = [1 / self.questions_in_a_call] * (full * self.questions_in_a_call) + [1 / max(rest, 1)] * rest
         self.calls |= {
-            (depth, question): self.keeper.calls(request, k)
-            for question, request in missing.items()
-            if question in longer
+            (depth, question): (self.keeper.calls(known.missing[question], k), share)
+            for question, share in zip(together, shares, strict=True)
         }
         items = np.tile(np.arange(1, k + 1, dtype=np.int32), (len(histories), 1))
-        return Ranking(items, -items.astype(np.float32) if self.gives_scores else None)
+        scores = -items.astype(np.float32) if self.gives_scores else None
+        if self.recalls:
+            ranking, answered = self.keeper.recall(histories, k, users=users)
+            items[answered] = ranking.items[answered]
+            if scores is not None and ranking.scores is not None:
+                scores[answered] = ranking.scores[answered]
+        return Ranking(items, scores)
 
 
 def _plan(run: Run, split: Split, method: Method, setting: Setting) -> list[Plan]:
     """Lead a method through its questions; an API answers from its ledger, or makes it up."""
     teacher = setting.teacher
     assert teacher is not None, "there is somebody to ask"
-    rehearsals = [_Rehearsal(keeper) for keeper in _keepers(teacher)]
+    keepers = zip(_keepers(teacher), run.apis, strict=True)
+    rehearsals = [
+        _Rehearsal(keeper, settings.batch_size, recalls=method.follows_answers) for keeper, settings in keepers
+    ]
     waiting = iter(rehearsals)
     rehearsed = teacher.with_members(
         [next(waiting) if isinstance(member, LedgerTeacher) else member for member in teacher.members]
@@ -270,7 +293,8 @@ def _plan(run: Run, split: Split, method: Method, setting: Setting) -> list[Plan
         plans.append(
             Plan(
                 questions=sum(map(len, rehearsal.asked.values())),
-                calls=np.array(list(rehearsal.calls.values()), np.int64),
+                calls=np.array([calls for calls, _ in rehearsal.calls.values()], np.int64),
+                shares=np.array([share for _, share in rehearsal.calls.values()], np.float64),
                 depth=rehearsal.lengths.most_common(1)[0][0] if rehearsal.asked else 0,
                 batch_size=settings.batch_size,
                 stats=keeper.stats(),
@@ -278,6 +302,8 @@ def _plan(run: Run, split: Split, method: Method, setting: Setting) -> list[Plan
                 rate=settings.rate,
                 seconds_each=keeper.ledger.seconds_each(keeper.identity),
                 promised=sum(math.ceil(made.costs[: made.affordable].sum()) for made in rounds),
+                refused=len(rehearsal.refused),
+                guessed=bool(rehearsal.calls) and method.follows_answers,
             )
         )
     return plans

@@ -15,6 +15,9 @@ from recdistill.teachers.ledger_records import Stats
 from ..teachers.raw_api import Body, RawApi, response
 from .shell import call
 
+ONE_EACH = np.ones(1000, np.int64)
+"""A call for each of a thousand questions."""
+
 
 @pytest.fixture
 def api() -> Iterator[RawApi]:
@@ -133,6 +136,62 @@ def test_test_cases_that_the_teacher_is_asked_about_are_planned_and_labelled(
     assert out.startswith(f"{n} questions, 0 answered before, {n} to ask\n")
     assert call(capsys, "distill", run_file, *options)[0] == 0
     assert len(api.asked) == n
+
+
+def test_a_plan_of_walks_goes_along_the_answers_that_are_there(
+    capsys: pytest.CaptureFixture[str], run_file: Path, api: RawApi, tmp_path: Path
+) -> None:
+    walks = ("--set", "method.name=extraction", "--set", "method.walk_len=6", "--set", "method.n_queries=30")
+    options = (run_file, "--out", tmp_path / "run", *walks)
+    planned = call(capsys, "probe", *options, "--dry-run")[1]
+    assert re.match(r"\d+ questions, 0 answered before, \d+ to ask, or others, as the answers turn out\n", planned)
+    assert call(capsys, "probe", *options)[0] == 0
+    n = len(api.asked)
+    again = call(capsys, "probe", *options, "--dry-run")[1]
+    assert again.startswith(f"{n} questions, {n} answered before, 0 to ask\n")
+
+
+def test_what_was_refused_for_good_is_planned_as_such(
+    capsys: pytest.CaptureFixture[str], run_file: Path, api: RawApi, tmp_path: Path
+) -> None:
+    good, refused = api.answer, response(b"who?", "404 Not Found")
+    api.answer = lambda body: refused if body["history"][-1] == "p3" else good(body)
+    options = (run_file, "--out", tmp_path / "run")
+    call(capsys, "probe", *options)
+    again = call(capsys, "probe", *options, "--dry-run")[1]
+    assert again.startswith("60 questions, 55 answered before, 5 refused for good, 0 to ask\n")
+
+
+def test_a_dry_run_leaves_the_ledger_as_it_is(
+    capsys: pytest.CaptureFixture[str], run_file: Path, tmp_path: Path
+) -> None:
+    options = (run_file, "--out", tmp_path / "run")
+    call(capsys, "probe", *options)
+    before = call(capsys, "ledger", "stats", tmp_path / "run" / "ledger.sqlite")
+    for changes, said in (
+        (["teacher.budget=5"], "60 questions, 60 answered before, 0 to ask\nbudget: 0 of 5 queries left: enough"),
+        (["teacher.budget=7", "teacher.identity=other"], "budget: 7 of 7 queries left, at 1 an answer: buys 7"),
+    ):
+        others = [option for change in changes for option in ("--set", change)]
+        assert said in call(capsys, "probe", *options, "--dry-run", *others)[1]
+    code, _, err = call(capsys, "probe", *options, "--dry-run", "--set", "teacher.charge=calls")
+    assert code == 2
+    assert 'set charge = "queries"' in err
+    assert call(capsys, "ledger", "stats", tmp_path / "run" / "ledger.sqlite") == before
+
+
+def test_a_plan_counts_the_last_call_of_those_that_are_asked_together_whole(
+    capsys: pytest.CaptureFixture[str], run_file: Path, api: RawApi, tmp_path: Path
+) -> None:
+    """Fifteen test cases are asked before the other 47 questions: one call of 15 and three, the last of seven."""
+    api.answer = two_a_page
+    options = (*BATCH, "--set", "teacher.charge=calls", "--set", "evaluation.ask_teacher=15")
+    for budget, told, bought in ((3, "buys 55, 7 too few", (55, 3, 0)), (4, "an answer: enough", (62, 4, 0))):
+        given = (*options, "--set", f"teacher.budget={budget}")
+        _, out, _ = call(capsys, "probe", run_file, "--out", tmp_path / "run", "--dry-run", *given)
+        assert told in out
+        assert call(capsys, "probe", run_file, "--out", tmp_path / "run", *given)[0] == 0
+        assert of_the_run(tmp_path / "run") == bought
 
 
 def test_an_api_that_is_told_user_and_history_is_asked_about_parts_of_histories(
@@ -313,23 +372,23 @@ def test_only_an_api_is_probed(capsys: pytest.CaptureFixture[str], run_file: Pat
     ],
 )
 def test_what_a_budget_buys_and_how_long_it_takes(stats: Stats, affordable: int, seconds: float) -> None:
-    plan = Plan(1200, np.ones(1000, np.int64), 100, 1, stats, concurrency=8, rate=10.0, seconds_each=0.2)
+    plan = Plan(1200, ONE_EACH, np.ones(1000), 100, 1, stats, concurrency=8, rate=10.0, seconds_each=0.2)
     assert plan.affordable == affordable
     assert plan.seconds == pytest.approx(seconds)
 
 
 def test_without_a_rate_time_is_what_an_answer_took() -> None:
-    plan = Plan(1000, np.ones(1000, np.int64), 100, 1, Stats("api"), concurrency=8, rate=None, seconds_each=0.4)
+    plan = Plan(1000, ONE_EACH, np.ones(1000), 100, 1, Stats("api"), concurrency=8, rate=None, seconds_each=0.4)
     assert plan.seconds == pytest.approx(50)
-    assert replace(plan, batch_size=5).seconds == pytest.approx(10)
+    assert replace(plan, batch_size=5, shares=np.full(1000, 0.2)).seconds == pytest.approx(10)
 
 
 def test_what_was_measured_counts_unless_questions_are_known_to_differ() -> None:
     """Pages that ended early cost 1.5 calls, not 2; a session of four items takes four calls, whatever others took."""
     stats = Stats("api", answers=10, spent=15, budget=25, calls=15, charge="calls")
-    pages = Plan(30, np.full(20, 2), 100, 1, stats, concurrency=8, rate=1.0, seconds_each=None)
+    pages = Plan(30, np.full(20, 2), np.ones(20), 100, 1, stats, concurrency=8, rate=1.0, seconds_each=None)
     assert (pages.affordable, pages.seconds) == (6, 9.0)
-    sessions = replace(pages, calls=np.array([4, 3, 2, 9]))
+    sessions = replace(pages, calls=np.array([4, 3, 2, 9]), shares=np.ones(4))
     assert (sessions.affordable, sessions.seconds) == (3, 9.0)
 
 

@@ -110,7 +110,7 @@ def test_several_teachers_are_settings_like_one() -> None:
         ({"student": {"dims": 3}}, r"\[student\] sasrec: unknown setting 'dims'; did you mean 'dim'"),
         ({"method": {"name": "badsh"}}, r"\[method\]: unknown name 'badsh'; did you mean 'bahsd'"),
         ({"method": {"name": "kd", "topk": 3}}, r"\[method\] kd: unknown setting 'topk'; did you mean 'top_k'"),
-        ({"teacher": {"url": "x"}}, r'\[teacher\]: kind is None; write kind = "http"'),
+        ({"teacher": {"url": "x"}}, r'\[teacher\]: kind is missing, or none of these: write kind = "http"'),
         ({"teacher": API | {"buget": 3}}, r"\[teacher\]: unknown setting 'buget'; did you mean 'budget'"),
         ({"teacher": {"kind": "ensemble", "members": [RUN]}}, r"\[teacher\]: members: Tuple should have at least 2"),
         ({"teacher": {"kind": "ensemble", "members": RUN}}, r"\[teacher\]: members: Input should be a valid tuple"),
@@ -240,6 +240,41 @@ def test_an_override_needs_section_key_and_value(assignment: str) -> None:
 def test_an_override_with_a_broken_value_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="is no TOML value"):
         override({}, [f"a.b={text}"])
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "teacher.headers.Authorization=Bearer s3cret",
+        'teacher.headers={Authorization="Bearer s3cret"',
+        "Authorization=s3cret",
+        "Bearer s3cret",
+        "teacher.url.x=s3cret",
+    ],
+)
+def test_an_override_that_is_refused_is_not_shown(assignment: str) -> None:
+    """A shell may have put the secret there in the place of its variable."""
+    with pytest.raises(SettingsError, match="--set") as caught:
+        override({"teacher": {"url": "http://me:s3cret@shop.example"}}, [assignment])
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert "s3cret" not in str(error)
+        error = error.__cause__
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        "http://me:s3cret@shop.example",
+        {"kind": "http://me:s3cret@shop.example"},
+        {"kind": "http", "url": "http://shop.example", "method": "Bearer s3cret"},
+        {"kind": "http", "url": "http://shop.example", "identity": ["s3cret"]},
+    ],
+)
+def test_what_is_wrong_with_a_teacher_is_said_without_its_value(teacher: Any) -> None:
+    with pytest.raises(SettingsError, match=r"teacher|\[teacher\]") as caught:
+        Run.parse({"data": {"path": "log.csv"}, "teacher": teacher})
+    assert "s3cret" not in str(caught.value)
 
 
 def test_an_override_leaves_the_original_alone() -> None:

@@ -88,8 +88,10 @@ def test_a_passing_fault_is_sent_again(api: RawApi, fault: Script, kind: str) ->
         response(b"{}", "400 Bad Request", x_amzn_ErrorType="ThrottlingException:http://internal.amazon.com/coral/"),
         response({"__type": "com.amazon.coral.availability#ThrottlingException"}, "400 Bad Request"),
         response({"__type": "ThrottlingException"}, "403 Forbidden"),
+        response({"__type": "ThrottlingException"}, "402 Payment Required"),
+        response({"__type": "ThrottlingException"}),
     ],
-    ids=["header", "body", "403"],
+    ids=["header", "body", "403", "402", "200"],
 )
 def test_what_says_that_it_is_too_much_passes_under_any_status(api: RawApi, fault: Script) -> None:
     """Else questions would be refused for good that an API was only too busy for."""
@@ -234,6 +236,14 @@ def test_senseless_scores_are_a_failure(api: RawApi, scores: object) -> None:
     outcome = ask(api, gives_scores=True)
     assert isinstance(outcome, Failure)
     assert (outcome.paid, len(api.asked)) == (True, 1)
+
+
+def test_scores_that_rise_are_a_failure_with_a_remedy(api: RawApi) -> None:
+    """As of a list that is filled up from another one."""
+    api.answer = lambda asked: response({"items": ["b", "c"], "scores": [0.4, 1.7e9]})
+    outcome = ask(api, gives_scores=True)
+    assert isinstance(outcome, Failure)
+    assert "the order is the ranking all the same, give no scores (gives_scores = false)" in outcome.reason
 
 
 @pytest.mark.parametrize("status", ["301 Moved Permanently", "302 Found", "307 Temporary Redirect"])

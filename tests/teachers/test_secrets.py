@@ -65,7 +65,11 @@ def forms(secret: str) -> list[str]:
     in_address = [quote(secret, ""), quote(secret), quote_plus(secret), quote(quote(secret, ""), "")]
     lower = [re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), written) for written in in_address]
     in_base_64 = [encoded.rstrip("="), encoded, quote(encoded, ""), urlsafe_b64encode(secret.encode()).decode()]
-    return [*in_text, *in_html, *in_address, *lower, secret.replace("+", " "), *in_base_64]
+    within = [b64encode(b"Be" + secret.encode() + b"12")[3:], b64encode(b"B" + secret.encode() + b"1")[2:]]
+    whole = [
+        part[: (8 * len(secret.encode()) + bits) // 6].decode() for part, bits in zip(within, (-2, -4), strict=True)
+    ]
+    return [*in_text, *in_html, *in_address, *lower, secret.replace("+", " "), *in_base_64, *whole]
 
 
 def answers(request: Request) -> Response:
@@ -77,9 +81,12 @@ def repeats(status: int, **headers: str) -> Callable[[Request], Response]:
     """Answer with whatever has come, and the secret in every form that there is."""
 
     def answer(request: Request) -> Response:
-        proof = request.headers.get("Authorization", "").partition(" ")[2]
-        told = [SECRET, proof, *forms(SECRET), *forms(proof), request.get_data(as_text=True), str(request.headers)]
-        return Response(" ".join([*told, str(request.environ["REQUEST_URI"])]), status, headers)
+        header = request.headers.get("Authorization", "")
+        proof = header.partition(" ")[2]
+        signed = request.query_string.decode().partition("hmac_")[2]
+        told = [signed, SECRET, proof, *forms(SECRET), *forms(proof), request.get_data(as_text=True)]
+        echoed = [b64encode(header.encode()).decode(), str(request.headers), str(request.environ["REQUEST_URI"])]
+        return Response(" ".join([*told, *echoed]), status, headers)
 
     return answer
 
@@ -175,8 +182,9 @@ def _toml(value: Any) -> str:
 
 def assert_clean(where: dict[str, bytes]) -> None:
     """Look for the secret and what is made of it, in every form that they may have, in everything there is."""
-    sought = [form for secret in (SECRET, TOKEN, BASIC) for form in forms(secret)] + ["hmac_sign="]
+    sought = [form for secret in (SECRET, TOKEN, BASIC) for form in forms(secret)]
     found = [(place, form) for place, content in where.items() for form in sought if form.encode() in content]
+    found += [(place, "hmac_sign") for place, content in where.items() if re.search(rb"hmac_sign=[0-9a-f]{8}", content)]
     assert found == []
 
 
@@ -184,7 +192,7 @@ def assert_clean(where: dict[str, bytes]) -> None:
     ("auth", "answer", "login"),
     [(AUTH[name], answers, gives_a_token) for name in AUTH]
     + [(AUTH["header"], FAULTS[name], gives_a_token) for name in FAULTS]
-    + [(AUTH[name], FAULTS["broken"], gives_a_token) for name in ("whole header", "pair")]
+    + [(AUTH[name], FAULTS["broken"], gives_a_token) for name in ("whole header", "pair", "hmac", "sigv4")]
     + [(AUTH["header"], repeats_in_a_list, gives_a_token)]
     + [(AUTH["header"] | SEVERAL, repeats_in_one_of_several, gives_a_token)]
     + [(AUTH["oauth"], FAULTS[name], gives_a_token) for name in ("refused", "unknown", "broken", "no JSON")]
@@ -194,6 +202,8 @@ def assert_clean(where: dict[str, bytes]) -> None:
         *FAULTS,
         "whole header, broken",
         "pair, broken",
+        "hmac, broken",
+        "sigv4, broken",
         "list",
         "one of several",
         *[f"oauth, {name}" for name in ("refused", "unknown", "broken", "no JSON")],
@@ -252,6 +262,20 @@ def test_a_secret_is_hidden_in_every_form(secret: str) -> None:
     """All but the end of base 64, which says nothing."""
     for form in forms(secret):
         assert re.fullmatch(r"key \*\*\*(=|%3D)* refused", hide(f"key {form} refused", [secret]))
+
+
+@pytest.mark.parametrize("auth", ["hmac", "sigv4"])
+def test_signatures_are_hidden_however_they_are_quoted(auth: str) -> None:
+    """Whoever reads one could ask the same for a while."""
+    shape = DeclaredShape(HttpConfig.parse({"url": "https://shop.example", **AUTH[auth]}))
+    signed = shape.sign(Call("POST", "https://shop.example/r", {}, b"{}"), None)
+    carried = signed.url + signed.headers.get("Authorization", "")
+    (signature,) = re.findall("(?:hmac_sign=|Signature=)([0-9a-f]+)", carried)
+    for quoted in (carried, quote(carried, ""), json.dumps({"sign": signature}), signature.upper()):
+        hidden = shape.hide(f"cannot POST {quoted}")
+        assert hidden.startswith("cannot POST ")
+        assert signature[4:-4] not in hidden.lower()
+    assert shape.hide("no item 0123456789abcdef") == "no item 0123456789abcdef"
 
 
 @pytest.mark.parametrize(

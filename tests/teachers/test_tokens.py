@@ -184,6 +184,22 @@ def test_a_token_is_renewed_shortly_before_it_ends(
     assert server.asked == ["token-1", "token-1", "token-2"]
 
 
+def test_a_token_is_of_the_moment_in_which_a_call_is_sent(server: Server) -> None:
+    """Sixteen calls wait for turns up to two seconds away, and a token lasts for less; clocks differ by .4 s."""
+    given: dict[str, float] = {}
+
+    def lasting(n: int) -> dict[str, Any]:
+        given[f"token-{n}"] = time.monotonic()
+        return {"access_token": f"token-{n}", "expires_in": 0.6}
+
+    server.grants = lasting
+    server.status = lambda token: 200 if time.monotonic() - given[token] < 0.6 + 0.4 else 401
+    teacher = server.teacher(rate=8, concurrency=16)
+    teacher.rank(histories(16), 1)
+    assert teacher.client.calls == {"answered": 16}
+    assert len(server.logins) < 8
+
+
 def test_a_token_that_does_not_say_how_long_it_lasts_is_kept(server: Server, clock: SimpleNamespace) -> None:
     server.grants = lambda n: {"access_token": f"token-{n}"}
     teacher = server.teacher()

@@ -70,9 +70,10 @@ def _print_plan(plan: Plan) -> None:
     from recdistill.labelling import duration
 
     stats = plan.stats
-    typer.echo(
-        f"{plan.questions:,} questions, {plan.questions - plan.missing:,} answered before, {plan.missing:,} to ask"
-    )
+    refused = f"{plan.refused:,} refused for good, " if plan.refused else ""
+    answered = plan.questions - plan.refused - plan.missing
+    guessed = ", or others, as the answers turn out" if plan.guessed else ""
+    typer.echo(f"{plan.questions:,} questions, {answered:,} answered before, {refused}{plan.missing:,} to ask{guessed}")
     if plan.left is not None:
         short = plan.missing - plan.affordable
         then = " by then" if plan.promised else ""

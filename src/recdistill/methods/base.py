@@ -112,6 +112,11 @@ class Method(ABC, nn.Module):
         super().__init__()
         self.config = config if config is not None else self.Config.parse(settings, where=f"method {self.name}")
 
+    @property
+    def follows_answers(self) -> bool:
+        """Whether what it asks next depends on what was answered."""
+        return False
+
     def check(self, student: Model, teacher: Teacher | None) -> None:
         """Refuse a student and a teacher that do not fit, before anything is asked, or paid for.
 

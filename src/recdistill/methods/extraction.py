@@ -64,6 +64,11 @@ class Extraction(Method, name="extraction"):
     needs = frozenset({"rankings"})
     parts_of_histories = True
 
+    @property
+    def follows_answers(self) -> bool:
+        """Walks go along them."""
+        return self.config.queries == "random_walks"
+
     def check_teacher(self, teacher: Teacher | None) -> Teacher:
         """Refuse one that is told users, too, where there are walks."""
         teacher = super().check_teacher(teacher)

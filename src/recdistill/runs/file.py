@@ -198,26 +198,27 @@ def override(values: Values, assignments: Sequence[str]) -> Values:
         name, equals, text = assignment.partition("=")
         *path, key = name.strip().split(".")
         if not (equals and path and key and all(path)):
-            raise SettingsError(f"--set {assignment}: write section.key=value, for example training.epochs=20")
+            given = f"{name.strip()}=…" if equals else "…"  # a value may be a secret
+            raise SettingsError(f"--set {given}: write section.key=value, for example training.epochs=20")
         inner = result
         for part in path:
             inner = inner.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise SettingsError(f"--set {assignment}: {part!r} is no section but the value {inner!r}")
-        inner[key] = _value(text.strip(), assignment)
+                raise SettingsError(f"--set {name.strip()}=…: {part!r} is no section but has a value")
+        inner[key] = _value(text.strip(), name.strip())
     return result
 
 
-def _value(text: str, assignment: str) -> Any:
+def _value(text: str, name: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError as error:
         if _BARE.fullmatch(text):
             return text
         raise SettingsError(
-            f"--set {assignment}: {text!r} is no TOML value ({error}); numbers and true or false stand as they are, "
-            "lists as [1, 2], and text with spaces in double quotes."
-        ) from error
+            f"--set {name}=…: that is no TOML value ({error}); numbers and true or false stand as they are, lists as "
+            "[1, 2], and text with spaces in double quotes. A shell takes quotes away: --set 'name=\"a b\"' keeps them."
+        ) from None
 
 
 def _read(path: Path) -> Values:
@@ -271,8 +272,8 @@ def _teacher(values: Values, where: str) -> TeacherSettings:
     kind = values.get("kind")
     if kind not in TEACHERS:
         raise SettingsError(
-            f'{where}: kind is {kind!r}; write kind = "http" for an API, "run" for a folder, "file" for stored scores, '
-            '"matrix" for an array of them, "rules" for your own histories, "ensemble" for several'
+            f'{where}: kind is missing, or none of these: write kind = "http" for an API, "run" for a folder, "file" '
+            'for stored scores, "matrix" for an array of them, "rules" for your own histories, "ensemble" for several'
         )
     members = values.get("members")
     if kind == "ensemble" and isinstance(members, list) and all(isinstance(member, dict) for member in members):

@@ -235,6 +235,8 @@ FILES: dict[str, tuple[str, ...]] = {
 class Sections(Settings):
     """The sections that a run file may have."""
 
+    never_shown = frozenset({"teacher"})
+
     data: Values
     """Where the interactions are."""
     split: Values = Field(default_factory=dict)

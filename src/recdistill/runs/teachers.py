@@ -80,11 +80,13 @@ def keep_answers(
         teacher: as `open_teacher` gives it.
         folder: of the run, where the ledger is unless the settings name another place.
         ledgers: is given the ledgers to close.
-        instead: where an empty ledger lies in the place of each that is not there yet, so that none is made.
+        instead: where an empty ledger lies in the place of each that is not there yet, so that none is made, and where
+            nothing is to be asked: ledgers that are there stay as they are.
     """
     if isinstance(settings, HttpTeacherSettings):
         path = ledger_file(settings, folder)
-        ledger = ledgers.enter_context(Ledger(path if instead is None or path.exists() else instead / path.name))
+        looked_at = path if instead is None or path.exists() else instead / path.name
+        ledger = ledgers.enter_context(Ledger(looked_at, noting=instead is None))
         return LedgerTeacher(teacher, ledger, budget=settings.budget, round=settings.round)
     if isinstance(settings, EnsembleTeacherSettings):
         pairs = zip(settings.members, teacher.members, strict=True)

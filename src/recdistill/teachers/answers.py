@@ -102,7 +102,10 @@ def check_scores(scores: Sequence[object], n_items: int) -> list[float]:
         raise TeacherError(f"scores must be finite numbers, but one is {wrong!r}")
     values = list(map(float, numbers))
     if values != sorted(values, reverse=True):
-        raise TeacherError("scores rise along a list; the best item must come first")
+        raise TeacherError(
+            "scores rise along a list; the best item must come first. Where the order is the ranking all the same, "
+            "give no scores (gives_scores = false)"
+        )
     return values
 
 

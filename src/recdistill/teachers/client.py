@@ -288,8 +288,7 @@ class _Dispatcher(Dispatcher):
             await self._wait_for_place()
             token, sent_at = None, time.monotonic()
             try:
-                token = await self.transport.token(call)  # before the turn, as all who wait for one get it at once
-                await self._wait_for_turn(tally)
+                token = await self._wait_for_turn(call, tally)
                 sent_at = time.monotonic()
                 signed = self.transport.sign(call, token)
                 self.meter.charge(requests)
@@ -335,27 +334,36 @@ class _Dispatcher(Dispatcher):
                 async with asyncio.timeout(_POLL):
                     await self.landed.wait()
 
-    async def _wait_for_turn(self, tally: _Tally) -> None:
-        """Keep to the rate, and to the waits that the API asks for; who has paid waits though asking is stopped."""
+    async def _wait_for_turn(self, call: Call, tally: _Tally) -> str | None:
+        """Keep to the rate, and to the waits that the API asks for; who has paid waits though asking is stopped.
+
+        Returns the token that the call is to carry, which is of the last moment: a turn may be far away.
+        """
         rate = self.settings.rate
         gap = 0.0 if rate is None else 1 / rate
-        wait = await self._take_turn(gap, tally)
+        token, wait = await self._take_turn(call, gap, tally)
         while wait > 0:
             await self._sit_out(wait, tally)
             wait = self.meter.held()
             if wait > _PUNCTUAL:  # the turn came while nobody may send
-                wait = await self._take_turn(gap, tally)
+                token, wait = await self._take_turn(call, gap, tally)
+        return token
 
-    async def _take_turn(self, gap: float, tally: _Tally) -> float:
-        """Wait until a turn is near, after those of us who came before; return the seconds that are left."""
+    async def _take_turn(self, call: Call, gap: float, tally: _Tally) -> tuple[str | None, float]:
+        """Wait until a turn is near, after those of us who came before; return a token and the seconds that are left.
+
+        The token is had before the turn is taken, so that those who waited for one do not send all at once.
+        """
         async with self.turns:
             if self.stopped.is_set() and not tally.paid:
                 raise _Stopped
+            token = await self.transport.token(call)
             while (wait := self.meter.turn(gap)) > SOON:
                 if wait > _LONG:
                     _log.warning("the next call waits %.0f s for its turn, by the rate or as the API asks for it", wait)
                 await self._sit_out(wait - SOON / 2, tally)
-        return wait
+                token = await self.transport.token(call)
+        return token, wait
 
     async def _sit_out(self, wait: float, tally: _Tally) -> None:
         """Wait so long, unless asking is stopped; who has paid waits on."""

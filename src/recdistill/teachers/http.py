@@ -91,7 +91,7 @@ class HttpTeacher(MeteredTeacher):
             SettingsError: when an environment variable that the settings name is not set.
         """
         self.shape.secrets()  # a variable that is not set is missed here, before anything is taken and booked
-        blocks = self.client.answers(self.shape, take, k, meter=meter, hide=self._hide)
+        blocks = self.client.answers(self.shape, take, k, meter=meter, hide=self.shape.hide)
         return ([(request, self._discreet(outcome)) for request, outcome in block] for block in blocks)
 
     def _discreet(self, outcome: Answer | Failure) -> Answer | Failure:

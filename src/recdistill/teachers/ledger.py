@@ -65,6 +65,8 @@ _NEWEST = 1000
 """Answers that are looked at to tell how long one takes."""
 _HOLDER = "place, pid, process_started, ifnull(renewed_at, booked_at)"
 """Who has an attempt open, and when that was heard last."""
+_NOBODY = 0
+"""The number of a teacher that has none; SQLite begins with 1."""
 _UNNOTICED = 1.0
 """Seconds by which a clock may be set back unnoticed."""
 
@@ -77,13 +79,17 @@ class Ledger:
     Args:
         path: the file.
         create: whether to make it if it is not there.
+        noting: whether teachers and their terms are written down when they are told; without, they hold for this
+            opening alone, and nothing can be asked.
 
     Raises:
         TeacherError: for a file that is no ledger, is damaged, or cannot be opened or written.
     """
 
-    def __init__(self, path: Path | str, *, create: bool = True) -> None:
+    def __init__(self, path: Path | str, *, create: bool = True, noting: bool = True) -> None:
         self._file = LedgerFile(Path(path), create=create)
+        self._noting = noting
+        self._told: dict[str, Terms] = {}
         self._us = Holder(here(), os.getpid(), process_started(os.getpid()) or 0)
 
     def __enter__(self) -> Self:
@@ -111,8 +117,11 @@ class Ledger:
 
     def page(self, identity: str, k: int, round: int) -> Page:
         """Return where the answers of a teacher that is asked for ``k`` items are filed."""
-        with self._file.writing() as db:
-            return Page(_teacher(db, identity), k, round)
+        if self._noting:
+            with self._file.writing() as db:
+                return Page(_teacher(db, identity), k, round)
+        with self._file.reading() as db:
+            return Page(_known(db, identity) or _NOBODY, k, round)
 
     def set_terms(self, identity: str, terms: Terms) -> None:
         """Note a teacher's budget, over the whole life of the file, and what it counts.
@@ -120,15 +129,26 @@ class Ledger:
         Raises:
             SettingsError: when something else has been counted before, or is about to be.
         """
+        if not self._noting:
+            self._told[identity] = terms
+            with self._file.reading() as db:
+                if (teacher := _known(db, identity)) is not None:
+                    self._check_terms(db, teacher, terms)
+            return
         with self._file.writing() as db:
-            now, teacher = time.time(), _teacher(db, identity)
-            (spent,) = db.execute("SELECT spent FROM teachers WHERE id = ?", (teacher,)).fetchone()
-            booked = db.execute(
-                f"SELECT {_HOLDER} FROM attempts WHERE teacher = ? AND ended_at IS NULL", (teacher,)
-            ).fetchall()
-            if spent or any(self.held_by(Holder(*who), heard_at, now=now) for *who, heard_at in booked):
-                self._spent(db, teacher, terms)
+            teacher = _teacher(db, identity)
+            self._check_terms(db, teacher, terms)
             db.execute("UPDATE teachers SET budget = ?, charge = ? WHERE id = ?", (*terms, teacher))
+
+    def _check_terms(self, db: sqlite3.Connection, teacher: int, terms: Terms) -> None:
+        """Refuse terms that count something else than a teacher has been charged, or is about to be."""
+        now = time.time()
+        (spent,) = db.execute("SELECT spent FROM teachers WHERE id = ?", (teacher,)).fetchone()
+        booked = db.execute(
+            f"SELECT {_HOLDER} FROM attempts WHERE teacher = ? AND ended_at IS NULL", (teacher,)
+        ).fetchall()
+        if spent or any(self.held_by(Holder(*who), heard_at, now=now) for *who, heard_at in booked):
+            self._spent(db, teacher, terms)
 
     def _spent(self, db: sqlite3.Connection, teacher: int, terms: Terms) -> int:
         """Return what a teacher has spent.
@@ -306,11 +326,12 @@ class Ledger:
                     )
                 elif charge == "queries" and not outcome.paid:
                     _spend(db, page, -db.execute(f"UPDATE attempts SET charged = 0 {_OPEN} AND charged", key).rowcount)
-                if isinstance(outcome, Unsent):
+                unsent = isinstance(outcome, Unsent)
+                if unsent and not outcome.calls:
                     db.execute(f"DELETE FROM attempts {_OPEN} AND charged = 0", key)
-                if isinstance(outcome, Failure):
+                if isinstance(outcome, Failure):  # but it is no failure of the question that others ended the asking
                     db.execute(
-                        f"INSERT INTO failures SELECT id, ?, ? FROM attempts {_OPEN}",
+                        f"INSERT INTO failures SELECT id, ?, ? FROM attempts {_OPEN}{' AND charged' if unsent else ''}",
                         (outcome.reason, outcome.final, *key),
                     )
                 name = "answered" if isinstance(outcome, Answer) else "failed"
@@ -335,16 +356,19 @@ class Ledger:
                 "SELECT id, spent, budget, charge FROM teachers WHERE identity = ?", (identity,)
             ).fetchone()
             if row is None:
-                return Stats(identity)
-            teacher, spent, budget, charge = row
+                told = self._told.get(identity, Terms(None, "queries"))
+                return Stats(identity, budget=told.budget, charge=told.charge)
+            teacher, spent, *noted = row
+            budget, charge = self._told.get(identity, noted)
             (answers,) = db.execute("SELECT count(*) FROM answers WHERE teacher = ?", (teacher,)).fetchone()
-            failures, lost, calls, in_flight = db.execute(
-                "SELECT ifnull(sum(outcome = 'failed'), 0), ifnull(sum(outcome = 'lost'), 0), ifnull(sum(calls), 0), "
-                "ifnull(sum(ended_at IS NULL), 0) FROM attempts WHERE teacher = ?",
+            lost, calls, in_flight = db.execute(
+                "SELECT ifnull(sum(outcome = 'lost'), 0), ifnull(sum(calls), 0), ifnull(sum(ended_at IS NULL), 0) "
+                "FROM attempts WHERE teacher = ?",
                 (teacher,),
             ).fetchone()
-            (refused,) = db.execute(
-                "SELECT ifnull(sum(final), 0) FROM failures JOIN attempts ON attempt = id WHERE teacher = ?", (teacher,)
+            failures, refused = db.execute(
+                "SELECT count(*), ifnull(sum(final), 0) FROM failures JOIN attempts ON attempt = id WHERE teacher = ?",
+                (teacher,),
             ).fetchone()
         return Stats(identity, answers, spent, budget, failures, refused, lost, calls, charge, in_flight)
 
@@ -368,8 +392,15 @@ class Ledger:
 def _teacher(db: sqlite3.Connection, identity: str) -> int:
     """Return the number of a teacher, which gets one if it has none."""
     db.execute("INSERT OR IGNORE INTO teachers (identity) VALUES (?)", (identity,))
-    (teacher,) = db.execute("SELECT id FROM teachers WHERE identity = ?", (identity,)).fetchone()
-    return int(teacher)
+    teacher = _known(db, identity)
+    assert teacher is not None, "it was just put there"
+    return teacher
+
+
+def _known(db: sqlite3.Connection, identity: str) -> int | None:
+    """Return the number of a teacher, if it has one."""
+    row = db.execute("SELECT id FROM teachers WHERE identity = ?", (identity,)).fetchone()
+    return None if row is None else int(row[0])
 
 
 def _spend(db: sqlite3.Connection, page: Page, amount: int) -> None:

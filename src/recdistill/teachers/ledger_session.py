@@ -45,8 +45,12 @@ class LedgerSession:
         self.waiting: deque[tuple[Request, Question]] = deque()
         self.busy: list[tuple[Request, Question]] = []
         self.asked: dict[int, Question] = {}
-        self.refused: list[Digest] = []
-        """Refused for good since the last answer."""
+        self.settled = 0
+        """Outcomes that were written down."""
+        self.refused: deque[tuple[int, Digest]] = deque()
+        """Refused for good since the question of the last answer was handed out, and how many were settled before."""
+        self.settled_before: dict[int, int] = {}
+        """How many outcomes there were when a row was handed out."""
         self.active_at = time.monotonic()
         """When a request was last taken, sent or settled."""
         self.strange: TeacherError | None = None
@@ -93,6 +97,7 @@ class LedgerSession:
             for request, question in candidates:
                 if question.digest in booking.granted:
                     self.asked[request.row] = question
+                    self.settled_before[request.row] = self.settled
                     taken.append(request)
                 elif question.digest in booking.busy:
                     self.busy.append((request, question))
@@ -176,17 +181,20 @@ class LedgerSession:
         outcomes = [(self.asked[request.row], outcome) for request, outcome in block]
         self.ledger.settle(self.page, outcomes)
         for (request, outcome), (question, _) in zip(block, outcomes, strict=True):
-            del self.asked[request.row]
+            begun = self.settled_before.pop(request.row)
             if isinstance(outcome, Answer):
                 self.answers[question.digest] = outcome
-                self.refused.clear()
+                while self.refused and self.refused[0][0] < begun:
+                    self.refused.popleft()
             elif isinstance(outcome, Unsent):
                 self.waiting.append((request, question))
             else:
                 self.failures.append(outcome)
                 self.exhausted &= outcome.paid
                 if outcome.final:
-                    self.refused.append(question.digest)
+                    self.refused.append((self.settled, question.digest))
+            self.settled += 1
+            del self.asked[request.row]
         self.keeper.watch(block)
         self._look_at(outcome for _, outcome in block if isinstance(outcome, Answer) and outcome.items)
 
@@ -206,8 +214,8 @@ class LedgerSession:
                 )
 
     def doubt(self) -> None:
-        """Let what was refused since the last answer be asked again: it may be the teacher that was at fault."""
-        self.ledger.forget_refusals(self.page, self.refused)
+        """Let what was refused lately be asked again: it may be the teacher that was at fault."""
+        self.ledger.forget_refusals(self.page, [request for _, request in self.refused])
 
     def fail(self, reason: str) -> None:
         """Write down why the teacher gave up on what it was asked; it may have been paid for."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from recdistill.arrays import Bools
 from recdistill.data.dataset import Sequences
 from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
 from recdistill.rankings import Ranking
-from recdistill.teachers.answers import Failure, Outcome, Request
+from recdistill.teachers.answers import Answer, Failure, Outcome, Request
 from recdistill.teachers.base import Deputy, Teacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_records import Digest, Page, Question, Stats, Terms, digest
@@ -21,6 +22,17 @@ from recdistill.teachers.ledger_session import LedgerSession
 from recdistill.teachers.meter import Charge, MeteredTeacher
 
 _log = logging.getLogger("recdistill.teachers")
+
+
+class LookUp(NamedTuple):
+    """What a ledger knows of the questions about some histories."""
+
+    asked: set[Digest]
+    """All of them."""
+    refused: set[Digest]
+    """Those that the teacher refused for good."""
+    missing: dict[Digest, Request]
+    """Those still to be asked, in their order."""
 
 
 class LedgerTeacher(Deputy):
@@ -118,18 +130,27 @@ class LedgerTeacher(Deputy):
             )
         return ranking, answered
 
-    def look_up(
-        self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None
-    ) -> tuple[set[Digest], dict[Digest, Request]]:
-        """Return the different questions about these histories, and those still to be asked, in their order.
-
-        Nothing is asked.
-        """
+    def look_up(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> LookUp:
+        """Return which questions about these histories are answered. Nothing is asked."""
         asked = {question.digest: request for request, question in self._questions(histories, users)}
         page = self.page(k)
-        done = set(self.ledger.find(page, list(asked), k))
-        done |= {question for question, failure in self.ledger.failed(page, list(asked)).items() if failure.final}
-        return set(asked), {question: request for question, request in asked.items() if question not in done}
+        found = self.ledger.find(page, list(asked), k).keys()
+        failed = self.ledger.failed(page, list(asked))
+        refused = {digest for digest, failure in failed.items() if failure.final} - found
+        done = found | refused
+        return LookUp(set(asked), refused, {digest: asked[digest] for digest in asked if digest not in done})
+
+    def recall(
+        self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None
+    ) -> tuple[Ranking, Bools]:
+        """Return what is answered already, and ``(B,)`` which rows that is; the others list nothing. Nothing is asked.
+
+        Raises:
+            TeacherError: for answers without the scores that the teacher should give.
+        """
+        asked = self._questions(histories, users)
+        found = self.ledger.find(self.page(k), [question.digest for _, question in asked], k)
+        return self._translated(asked, found, histories, k)
 
     def has(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Bools:
         """Return ``(B,)`` which histories have an answer in the ledger. Nothing is asked."""
@@ -189,14 +210,20 @@ class LedgerTeacher(Deputy):
             if session.exhausted:
                 session.drop()
             session.wait_for_others()
-        answers = {
-            request.row: session.answers[question.digest]
-            for request, question in asked
-            if question.digest in session.answers
-        }
+        return *self._translated(asked, session.answers, histories, k), session
+
+    def _translated(
+        self,
+        asked: Sequence[tuple[Request, Question]],
+        found: Mapping[Digest, Answer],
+        histories: Sequences,
+        k: int,
+    ) -> tuple[Ranking, Bools]:
+        """Return answers as lists of our items, and ``(B,)`` which rows have one."""
+        answers = {request.row: found[question.digest] for request, question in asked if question.digest in found}
         answered = np.zeros(len(histories), np.bool_)
         answered[list(answers)] = True
-        return self.teacher.ranking(answers, histories, k), answered, session
+        return self.teacher.ranking(answers, histories, k), answered
 
     def _ask(self, session: LedgerSession) -> Iterator[list[Outcome]]:
         if isinstance(self.teacher, MeteredTeacher):

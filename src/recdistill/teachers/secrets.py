@@ -154,7 +154,7 @@ def hide(text: str, secrets: Iterable[str]) -> str:
     >>> hide(r"key s3cret/1, s3cret%2f1, s3cret\/1, s3cret\u002F1, s3cret&#47;1", ["s3cret/1"])
     'key ***, ***, ***, ***, ***'
     """
-    forms = {form for value in secrets for form in (value, *_in_base_64(value))}
+    forms = {form for value in filter(None, secrets) for form in (value, *_in_base_64(value))}
     for form in sorted(forms, key=len, reverse=True):
         text = _spelled(form).sub("***", text)
     return text
@@ -170,10 +170,18 @@ def _pair(text: str) -> str:
     return plain if ":" in plain and plain.isprintable() else ""
 
 
-def _in_base_64(value: str) -> tuple[str, str]:
-    """Return a text in base 64, as it is usually written, and for addresses."""
-    encoded = b64encode(value.encode()).decode().rstrip("=")
-    return encoded, encoded.replace("+", "-").replace("/", "_")
+def _in_base_64(value: str) -> list[str]:
+    """Return a text in base 64, as it is usually written and for addresses: by itself, and as a part of another text.
+
+    Of a part those characters are left out that depend on what stands around it.
+    """
+    plain = value.encode()
+    encoded = [b64encode(plain).decode().rstrip("=")]
+    for before in range(3):
+        begin, end = -(-8 * before // 6), 8 * (before + len(plain)) // 6
+        if end - begin >= _SHORTEST:
+            encoded.append(b64encode(bytes(before) + plain).decode()[begin:end])
+    return [form for text in encoded for form in (text, text.replace("+", "-").replace("/", "_"))]
 
 
 @lru_cache(maxsize=256)

@@ -96,7 +96,9 @@ class ShapeSettings(Settings):
     the list, not one that is short.
     """
 
-    never_shown = frozenset({"url", "headers", "query", "values", "body", "question", "item", "signature"})
+    never_shown = frozenset(
+        {"url", "method", "headers", "query", "values", "body", "question", "item", "signature", "identity"}
+    )
 
     preset: str | None = None
     """A shape that is known by name; what is set here replaces what it sets, and tables are merged. It is read once:

@@ -20,7 +20,7 @@ from recdistill.teachers.exchange import WHOLE, Call, Conversation, Garbled, Pas
 from recdistill.teachers.paths import Path
 from recdistill.teachers.secrets import credentials, fill_in, hide, secret, variables
 from recdistill.teachers.shape_settings import ShapeSettings
-from recdistill.teachers.signing import Google, OAuth
+from recdistill.teachers.signing import Google, Hmac, OAuth, SigV4
 from recdistill.teachers.templates import fill, names, text, write
 from recdistill.teachers.tensors import cut, stack
 from recdistill.teachers.tokens import Tokens
@@ -107,6 +107,16 @@ class DeclaredShape:
             *([] if signature is None else signature.secrets()),
             *([] if self.tokens is None else self.tokens.issued),
         ]
+
+    def hide(self, text: str) -> str:
+        """Take secrets out of what is shown, and signatures, by which somebody else could ask for a while.
+
+        Raises:
+            SettingsError: when an environment variable is not set.
+        """
+        text = hide(text, self.secrets())
+        signature = self.settings.signature
+        return signature.proof.sub("***", text) if isinstance(signature, SigV4 | Hmac) else text
 
     def _askable(self, request: Request) -> bool:
         return bool(request.history) or self.settings.reads in ("history", "user")
@@ -298,7 +308,7 @@ class DeclaredShape:
             return
         if wrong := next(filter(None, found), None):
             said = wrong if isinstance(wrong, str) else json.dumps(wrong, ensure_ascii=False)
-            line = " ".join(hide(said, self.secrets()).split())
+            line = " ".join(self.hide(said).split())
             shown = repr(line if len(line) <= _EXCERPT else f"{line[:_EXCERPT]}…")
             raise TeacherError(f"an error at {self.settings.error!r}, {shown}")
 

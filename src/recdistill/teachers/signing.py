@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 import logging
@@ -89,6 +90,11 @@ class SigV4(Settings):
         token = self._token()
         return [bare(self.secret_key), *([token] if token else [])]
 
+    @property
+    def proof(self) -> re.Pattern[str]:
+        """What a signature looks like."""
+        return _digits("sha256")
+
     def _token(self) -> str | None:
         return bare(self.session_token) if os.environ.get(self.session_token) else None
 
@@ -121,6 +127,11 @@ class Hmac(Settings):
     def secrets(self) -> list[str]:
         """Return what must never be shown."""
         return [bare(self.key)]
+
+    @property
+    def proof(self) -> re.Pattern[str]:
+        """What a signature looks like."""
+        return _digits(self.algorithm)
 
 
 class Google(Settings):
@@ -238,6 +249,11 @@ def _google_account(key: str, name: str) -> _GoogleAccount:
         raise SettingsError(
             f"environment variable {name} does not hold the key of a Google service account, which is a JSON object."
         ) from None
+
+
+def _digits(algorithm: str) -> re.Pattern[str]:
+    """Return a pattern for a hash in hexadecimal digits, with what may be written right before it."""
+    return re.compile(rf"[0-9a-fA-F]{{{2 * hashlib.new(algorithm).digest_size},}}")
 
 
 def _not_installed(extra: str) -> SettingsError:

@@ -28,6 +28,7 @@ from recdistill.teachers.loop import PrivateLoop
 from recdistill.teachers.transport_settings import TransportSettings
 
 _KEY_REFUSED = {401, 403}
+_UNPAID = 402
 _PROXY_REFUSES = ("403", "407", "Invalid username/password")
 """How what a proxy says begins that lets nobody through, or nobody without a password."""
 _RETRIED = {408, 425, 429, *range(500, 600)}
@@ -208,7 +209,14 @@ class Transport:
             body = await _read(response, self.settings.largest_reply + 1)
         if len(body) > self.settings.largest_reply:
             raise self._too_large(url, "which were not read on")
+        if self._is_throttled(response, body):
+            raise self._refusal(url, response, body)
         return Reply(response.status_code, response.headers, body)
+
+    def _is_throttled(self, response: httpx2.Response, body: bytes) -> bool:
+        """Say whether a reply says that too much is asked, where its status does not."""
+        throttling = self.settings.throttling
+        return throttling is not None and throttling.is_told(response.headers, body)
 
     def _too_large(self, url: str, read: str) -> Refused:
         reason = f"{url} answered with more than {self.settings.largest_reply:,} bytes, {read}"
@@ -217,7 +225,7 @@ class Transport:
         )
 
     def _refusal(self, url: str, response: httpx2.Response, body: bytes) -> Refused:
-        """Say what a reply that is no success means."""
+        """Say what a reply that is no success means, or is one by its status alone."""
         status = response.status_code
         reason = f"{url} answered {status} {response.reason_phrase}: {self.excerpt(body)}"
         if response.is_redirect:
@@ -225,12 +233,15 @@ class Transport:
             reason += f"; it redirects to {target!r}, which is not followed: give the final address"
             return Refused("redirect", reason)
         permanent = status in self.settings.permanent
-        throttled = self.settings.throttling is not None and self.settings.throttling.is_told(response.headers, body)
+        throttled = self._is_throttled(response, body)
         if status == 407:
             reason = f"{url} was not asked, as the proxy of {_proxies()} wants to know who is asking: {status}"
             return Refused(str(status), reason, fatal=True)
         if status in _KEY_REFUSED and not throttled and not permanent:
             reason += "; check the headers, the signature, and the environment variables they name"
+            return Refused(str(status), reason, fatal=True)
+        if status == _UNPAID and not throttled and not permanent:
+            reason += "; the account has nothing left to pay with, as it seems"
             return Refused(str(status), reason, fatal=True)
         if not throttled and (status not in _RETRIED or permanent):
             return Refused(str(status), reason, status=status)

@@ -17,7 +17,7 @@ from recdistill.teachers.paths import OnePath, Path
 
 
 class Throttling(Settings):
-    """By what an error says that too much is asked where its status does not, as with Amazon, whose is 400."""
+    """By what a reply says that too much is asked where its status does not: Amazon's is 400, that of others 200."""
 
     codes: tuple[str, ...]
     """What it is called then, as a word of what lies at either place below."""
@@ -27,7 +27,7 @@ class Throttling(Settings):
     """Where the body names it."""
 
     def is_told(self, headers: Mapping[str, str], body: bytes) -> bool:
-        """Say whether an error is such a one."""
+        """Say whether a reply is such an error."""
         named = [headers.get(self.header, "")] if self.header else []
         if self.member:
             with suppress(ValueError, RecursionError, TeacherError):

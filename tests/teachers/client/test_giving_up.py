@@ -80,6 +80,33 @@ def test_a_status_that_is_permanent_lies_in_the_question_whatever_else_it_may_me
     assert len(outcomes) == 8
 
 
+def test_an_account_that_has_nothing_left_to_pay_with_ends_the_asking_and_no_question_is_refused_for_it(
+    api: RawApi, ledger: Ledger
+) -> None:
+    api.answer = lambda body: GOOD if len(api.asked) <= 20 else response(b"", "402 Payment Required")
+    keeper = LedgerTeacher(Paying(Paged(api.url), concurrency=4), ledger)
+    with pytest.raises(TeacherError, match=r"fare no better; .* 402 .* nothing left to pay with"):
+        keeper.rank(histories(400), 1)
+    assert (keeper.stats().answers, keeper.stats().refused) == (20, 0)
+    assert len(api.asked) <= 20 + 4
+    api.answer = lambda body: response(b"", "402 Payment Required") if body["rows"] == [0] else GOOD
+    outcomes: list[Outcome] = []
+    collect(Paying(Paged(api.url), permanent=(402,)), 8, outcomes)
+    assert [request.row for request, outcome in outcomes if isinstance(outcome, Failure)] == [0]
+
+
+@pytest.mark.parametrize("status", ["500 Internal Server Error", "429 Too Many Requests"])
+def test_every_call_is_counted_also_of_questions_that_others_ended(api: RawApi, ledger: Ledger, status: str) -> None:
+    """But those did not fail by themselves, and the next run asks them as if nothing had been."""
+    api.answer = lambda body: response(b"", status)
+    keeper = LedgerTeacher(Paying(Paged(api.url), attempts=3, give_up_after=3, dead_after=0.3), ledger)
+    with pytest.raises(TeacherError, match="gave up after"):
+        keeper.rank(histories(50), 1)
+    assert keeper.stats().calls == len(api.asked) > keeper.stats().failures
+    assert keeper.stats().failures <= 3 + 8
+    assert keeper.stats().spent == 0
+
+
 def test_one_slow_call_does_not_end_what_goes_well_beside_it(api: RawApi) -> None:
     """Though it takes longer until it is given up than the API may be silent."""
     api.answer = lambda body: [2.0, GOOD] if body["rows"] == [0] else [0.02, GOOD]

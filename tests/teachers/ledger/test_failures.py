@@ -12,7 +12,7 @@ import pytest
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import TeacherError
 from recdistill.rankings import Ranking
-from recdistill.teachers.answers import Outcome, Take
+from recdistill.teachers.answers import Answer, Failure, Outcome, Take
 from recdistill.teachers.callable import CallableTeacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.fake import FakeTeacher
@@ -46,7 +46,8 @@ def test_what_was_refused_for_good_is_not_asked_again_until_that_is_forgotten(
     teacher = Choosy({2}, paid=False, final=True)
     keeper = LedgerTeacher(teacher, ledger)
     keeper.rank_within_budget(histories(3), 1)
-    assert len(keeper.look_up(histories(3), 1)[1]) == 0
+    known = keeper.look_up(histories(3), 1)
+    assert (len(known.asked), len(known.refused), len(known.missing)) == (3, 1, 0)
     with caplog.at_level(logging.WARNING, logger="recdistill.teachers"):
         _, answered = keeper.rank_within_budget(histories(3), 1)
     assert (answered.tolist(), len(teacher.asked)) == ([True, False, True], 3)
@@ -75,6 +76,23 @@ def test_what_was_refused_just_before_a_teacher_gave_up_is_asked_again(ledger: L
     with pytest.raises(TeacherError, match="gave up"):
         keeper.rank_within_budget(histories(5), 1)
     assert teacher.asked[5:] == [[4], [5]]
+
+
+def test_what_was_refused_beside_the_last_answer_is_asked_again(ledger: Ledger) -> None:
+    """As by an API that began to refuse everything while an answer was on its way."""
+
+    class Ending(FakeTeacher):
+        def answers(self, take: Take, k: int) -> Iterator[list[Outcome]]:
+            first, *others = take(3)
+            for request in others:
+                yield [(request, Failure("refused", final=True))]
+            yield [(first, Answer([1]))]
+            raise TeacherError("gave up")
+
+    keeper = LedgerTeacher(Ending(50), ledger)
+    with pytest.raises(TeacherError, match="gave up"):
+        keeper.rank_within_budget(histories(5), 1)
+    assert (keeper.stats().answers, keeper.stats().failures, keeper.stats().refused) == (1, 2, 0)
 
 
 def test_lists_that_name_nothing_we_know_are_not_bought_on(ledger: Ledger) -> None:
