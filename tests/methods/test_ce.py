@@ -25,7 +25,7 @@ from recdistill.teachers.fake import FakeTeacher
 from recdistill.teachers.local import LocalTeacher
 from recdistill.teachers.stored import StoredTeacher
 
-from .users import TRAIN, WITH_HISTORY, N, learn, mf, ready, scores_of, teacher_part, top
+from .users import ROWS, TRAIN, WITH_HISTORY, N, learn, mf, ready, scores_of, teacher_part, top
 
 EVERYWHERE = ["teacher", "student", "union", "all"]
 
@@ -219,3 +219,35 @@ def test_on_the_teachers_list_alone_nothing_holds_other_items_down() -> None:
     table = student.get_parameter("embedding.weight")
     (gradient,) = torch.autograd.grad(teacher_part(method, student, WITH_HISTORY), table)
     assert (gradient[other] == 0).all()
+
+
+@pytest.mark.parametrize("on", EVERYWHERE)
+def test_the_temperature_divides_the_scores_of_both(on: str) -> None:
+    teacher, student = mf(1), mf(2)
+    length: dict[str, Any] = {} if on == "all" else {"top_k": 4}
+    method = ready("ce", teacher, student, on=on, temperature=0.5, label_loss={"precision": "fp32"}, **length)
+    assert isinstance(method, CE)
+    expected = 0.0
+    for user in WITH_HISTORY:
+        items = torch.arange(1, 31) if on == "all" else method.items[user][method.items[user] > 0].long()
+        target, mine = (scores_of(model)[user][items] / 0.5 for model in (teacher, student))
+        expected -= (target.softmax(0) * mine.log_softmax(0)).sum().item() / 3
+    assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("on", ["teacher", "student", "union"])
+def test_items_of_the_history_are_compared_only_where_that_is_wanted(on: str) -> None:
+    """Of some users, some of the history is among what both rank first."""
+    teacher, student = mf(1), mf(2)
+    for model in (teacher, student):
+        table = model.get_parameter("user_embedding.weight").data
+        for user in WITH_HISTORY:
+            table[user] = 9 * model.item_embeddings()[ROWS[user]].mean(0).detach()
+    for seen_items in (True, False):
+        method = ready("ce", teacher, student, on=on, top_k=4, seen_items=seen_items)
+        assert isinstance(method, CE)
+        named = {user: {*method.items[user].tolist()} - {0} for user in WITH_HISTORY}
+        for user in WITH_HISTORY:
+            theirs, own = ({*top(model, user, 4, seen_items=seen_items)} for model in (teacher, student))
+            assert named[user] == {"teacher": theirs, "student": own, "union": theirs | own}[on]
+        assert any(named[user] & {*ROWS[user]} for user in WITH_HISTORY) == seen_items

@@ -82,3 +82,13 @@ def test_the_student_comes_to_order_the_teachers_list_as_it_does() -> None:
         scores = scores_of(student)[user][top(teacher, user, 20, seen_items=False)]
         right = (scores[:, None] > scores).triu(1).sum() / (20 * 19 / 2)
         assert right > 0.75  # half of them without learning
+
+
+def test_what_is_ranked_alike_is_not_lifted_and_lowered_at_once() -> None:
+    """All six may be drawn as either."""
+    model = mf(1)
+    method = ready("dcd", model, model, top_k=6, n_corrected=3, rank_temperature=1.0)
+    assert isinstance(method, DCD)
+    for user in WITH_HISTORY:
+        lifted, lowered = (set(kept[user].tolist()) - {0} for kept in (method.under, method.over))
+        assert (len(lifted), len(lowered), lifted & lowered) == (3, 3, set())

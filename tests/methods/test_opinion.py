@@ -14,13 +14,14 @@ from recdistill.data.dataset import Sequences
 from recdistill.data.splits import Cases
 from recdistill.errors import SettingsError, TeacherError
 from recdistill.methods.bahsd import BAHSD, BAHSDConfig
-from recdistill.methods.base import Setting, build_method
+from recdistill.methods.base import Method, Setting, build_method
 from recdistill.methods.kd import KD
-from recdistill.methods.opinion import HALF, Share, advised
+from recdistill.methods.opinion import HALF, SecondOpinionConfig, Share, advised
 from recdistill.methods.probing import probe
 from recdistill.methods.rrd import RRD
 from recdistill.methods.scored import Distillation, TeacherView
 from recdistill.models.base import build_model
+from recdistill.registry import import_all
 from recdistill.teachers.base import Teacher
 from recdistill.teachers.ensemble import EnsembleTeacher
 from recdistill.teachers.fake import FakeTeacher, Rule
@@ -29,7 +30,7 @@ from recdistill.teachers.ledger_teacher import LedgerTeacher
 from recdistill.teachers.local import LocalTeacher
 from recdistill.teachers.rules import RulesTeacher
 
-from .users import TRAIN, WITH_HISTORY, N, mf, scores_of, setting
+from .users import TRAIN, WITH_HISTORY, N, mf, scores_of, setting, teacher_part
 
 HISTORIES = Sequences.from_lists([[1, 9, 2, 6], [9, 2, 1], [6, 1, 9], []])
 
@@ -267,3 +268,32 @@ def test_who_reads_scores_as_logits_cannot_have_an_ensemble() -> None:
     build_method("cd").check(student, alone)
     with pytest.raises(SettingsError, match=r"name one teacher, or take a method .*'rcekd'"):
         build_method("cd").check(student, EnsembleTeacher([alone, LocalTeacher(mf(3))]))
+
+
+def _that_hear_a_second_opinion() -> list[str]:
+    import_all("recdistill.methods")
+    return sorted(
+        name
+        for name, method in Method.registry.items()
+        if issubclass(method, Distillation) and issubclass(method.Config, SecondOpinionConfig)
+    )
+
+
+@pytest.mark.parametrize("name", _that_hear_a_second_opinion())
+def test_whatever_is_learned_of_a_scored_teacher_is_what_both_say(name: str) -> None:
+    """Lists and scores alike: as if the teacher's own answers were those of the two."""
+    teacher, student = mf(1), mf(2)
+    train = Sequences.from_lists([[1, 2, 7], [2, 3], [], [7, 3, 9]])
+    asked, short = replace(setting(teacher), train=train), {"top_k": 6} if "top_k" in Method.registry[name].Config.model_fields else {}
+
+    def told(by: Setting, **settings: Any) -> list[float]:
+        method = build_method(name, short | settings)
+        method.prepare(by)
+        method.fit_to(student)
+        method.start_epoch(student, 0, torch.Generator().manual_seed(0))
+        parts = teacher_part(method, student, WITH_HISTORY)
+        return torch.autograd.grad(parts, student.get_parameter("embedding.weight"))[0].flatten().tolist()
+
+    both = told(asked, second_opinion=0.6)
+    assert both == pytest.approx(told(advised(asked, 0.6, k=N), second_opinion=0.0), abs=1e-6)
+    assert both != pytest.approx(told(asked, second_opinion=0.0), abs=1e-3)

@@ -257,6 +257,24 @@ def test_experts_and_topologies_share_the_loss_as_the_setting_says() -> None:
     assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_users_and_items_are_grouped_each_by_their_own_experts() -> None:
+    """Here the experts of users put all of them into one group, and those of items each item by its first number."""
+    student = mf(2)
+    method = ready("htd", mf(1, dim=8), student, topology_share=1.0, n_experts=2, n_items=8)
+    assert isinstance(method, HTD)
+    with torch.no_grad():
+        for experts, weight, bias in ((method.user_experts, 0.0, 1.0), (method.item_experts, 1.0, 0.0)):
+            experts.choice.weight.zero_()
+            experts.choice.weight[0, 0] = weight
+            experts.choice.bias.copy_(torch.tensor([0.0, bias]))
+    users, items = pairs(method, student)
+    own, theirs = (torch.cat(both) for both in zip(users, items, strict=True))
+    groups = [1] * len(users[0]) + [2 + int(first <= 0) for first in items[1][:, 0].tolist()]
+    assert set(groups) == {1, 2, 3}
+    expected = loss(own, theirs, groups, "members").item()
+    assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "what"), [("user_embedding.weight", "histories or users"), ("embedding.weight", "items")]
 )

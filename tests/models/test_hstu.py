@@ -64,6 +64,33 @@ def test_scores_are_cosines_over_the_temperature() -> None:
         assert cosine.item_embeddings()[1:].norm(dim=1).tolist() == pytest.approx([1.0] * 5)
 
 
+def test_without_a_temperature_states_are_normed_and_scores_are_products() -> None:
+    model = _hstu(temperature=None).eval()
+    with torch.no_grad():
+        states = model.encode(Batch.from_lists([[3, 1, 4], [1]]))
+        assert states.mean(1).tolist() == pytest.approx([0.0, 0.0], abs=1e-9)
+        assert states.var(1, correction=0).tolist() == pytest.approx([1.0, 1.0], rel=1e-3)
+        scores = model.scores(Batch.from_lists([[3, 1, 4], [1]]))
+    torch.testing.assert_close(scores[:, 1:], states @ model.embedding.weight[1:].T)
+
+
+def test_values_are_dropped_after_the_embedding_and_before_each_layers_output() -> None:
+    model = _hstu(dropout=0.5, n_blocks=3).train()
+    dropped: list[int] = []
+    for module in (model, *model.layers):
+        module.get_submodule("dropout").register_forward_hook(lambda *_: dropped.append(1))
+    model.encode_positions(Batch.from_lists([[3, 1, 4]]))
+    assert len(dropped) == 1 + 3
+    assert all(module.get_submodule("dropout").rate == 0.5 for module in (model, *model.layers))
+
+
+def test_heads_are_as_wide_as_the_settings_say() -> None:
+    narrow = Layer(HSTUConfig(dim=8, n_heads=2, attention_dim=3, linear_dim=5))
+    assert (narrow.attention_dim, narrow.linear_dim, narrow.out.in_features) == (6, 10, 10)
+    plain = Layer(HSTUConfig(dim=8, n_heads=2))
+    assert (plain.attention_dim, plain.linear_dim, plain.out.in_features) == (8, 8, 8)
+
+
 def _hstu(**settings: object) -> HSTU:
     model = build_model("hstu", 20, {"dim": 8, "max_len": 16, "dropout": 0.0, "init_std": 0.3, **settings})
     assert isinstance(model, HSTU)
