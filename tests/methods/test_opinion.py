@@ -284,7 +284,10 @@ def test_whatever_is_learned_of_a_scored_teacher_is_what_both_say(name: str) -> 
     """Lists and scores alike: as if the teacher's own answers were those of the two."""
     teacher, student = mf(1), mf(2)
     train = Sequences.from_lists([[1, 2, 7], [2, 3], [], [7, 3, 9]])
-    asked, short = replace(setting(teacher), train=train), {"top_k": 6} if "top_k" in Method.registry[name].Config.model_fields else {}
+    asked, short = (
+        replace(setting(teacher), train=train),
+        {"top_k": 6} if "top_k" in Method.registry[name].Config.model_fields else {},
+    )
 
     def told(by: Setting, **settings: Any) -> list[float]:
         method = build_method(name, short | settings)

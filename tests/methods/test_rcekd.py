@@ -139,11 +139,11 @@ def prepared(teacher: Model, student: Model, **settings: Any) -> RCEKD:
     return method
 
 
-def drawn_of(method: RCEKD, user: int, n: int = 3) -> list[int]:
+def drawn_of(method: RCEKD, user: int, n: int = 3, *, n_own: int = 4) -> list[int]:
     """Return what was drawn for a user: what J shares with the student's list, and the first items behind that."""
     items, near = method.items[user].tolist(), method.near[user].tolist()
-    of_own = [item for item, inside in zip(items[:4], near[:4], strict=True) if inside]
-    return of_own + items[4 : 4 + n - len(of_own)]
+    of_own = [item for item, inside in zip(items[:n_own], near[:n_own], strict=True) if inside]
+    return of_own + items[n_own : n_own + n - len(of_own)]
 
 
 @pytest.mark.parametrize("seen_items", [True, False])
@@ -196,10 +196,12 @@ def test_the_teacher_scores_what_is_compared() -> None:
         torch.testing.assert_close(method.scores[user][real], expected[user][method.items[user][real].long()])
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_the_loss_of_a_user_is_that_of_the_formula(temperature: float) -> None:
+@pytest.mark.parametrize(("temperature", "depth", "fixed"), [(1.0, 10, None), (0.5, 10, None), (1.0, 3, 0.25)])
+def test_the_loss_of_a_user_is_that_of_the_formula(temperature: float, depth: int, fixed: float | None) -> None:
+    """Also where less of the student's ranking is looked at than the teacher lists."""
     teacher, student = mf(1), mf(2)
-    method = prepared(teacher, student, temperature=temperature, fusion_rate=2.0, weight=3.0)
+    fusion = {"fusion_rate": 2.0} if fixed is None else {"fusion": "constant", "constant_fusion": fixed}
+    method = prepared(teacher, student, temperature=temperature, weight=3.0, depth=depth, **fusion)
 
     def cross_entropy(user: int, items: list[int]) -> float:
         target = (scores_of(teacher)[user][items] / temperature).softmax(0)
@@ -207,10 +209,10 @@ def test_the_loss_of_a_user_is_that_of_the_formula(temperature: float) -> None:
 
     total = 0.0
     for user in WITH_HISTORY:
-        own, listed = (top(model, user, 4, seen_items=True) for model in (student, teacher))
-        drawn = drawn_of(method, user)
+        own, listed = (top(model, user, k, seen_items=True) for model, k in ((student, min(4, depth)), (teacher, 4)))
+        drawn = drawn_of(method, user, n_own=len(own))
         closed = drawn + [item for item in listed if item not in {*own, *drawn}]
-        share = math.exp(-2 * len({*listed} & {*drawn}) / 4)
+        share = math.exp(-2 * len({*listed} & {*drawn}) / 4) if fixed is None else fixed
         total += (1 - share) * cross_entropy(user, own) + share * cross_entropy(user, closed)
     assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(3 * total / 3, rel=1e-4)
 
