@@ -84,7 +84,8 @@ def _explain(error: ValidationError, model: type[Settings], where: str) -> str:
         else:
             hidden = isinstance(problem["input"], Mapping) or not model.never_shown.isdisjoint(path)
             got = "" if hidden else f" (got {problem['input']!r})"
-            lines.append(f"{where}: {name or 'value'}: {problem['msg']}{got}")
+            said = problem["msg"].removeprefix("Value error, ")  # ours, which pydantic calls so
+            lines.append(": ".join(filter(None, [where, name, f"{said}{got}"])))
     return "\n".join(lines)
 
 

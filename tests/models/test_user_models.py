@@ -60,6 +60,15 @@ def _train(model: Model, epochs: int, **method: Any) -> None:
     fit(model, build_method("supervised", {"precision": "fp32"} | method), setting, settings, validate=lambda _: 0.0)
 
 
+def test_a_bias_is_added_to_the_product() -> None:
+    model = build_model("mf", N_ITEMS, {"dim": 4, "init_std": 0.1, "item_bias": True}, train=CHECKERBOARD).eval()
+    with torch.no_grad():
+        bias = model.get_parameter("item_bias").copy_(torch.arange(N_ITEMS + 1.0))
+        users, items = model.get_parameter("user_embedding.weight"), model.get_parameter("embedding.weight")
+        expected = users[[3, 0]] @ items.T + bias
+    torch.testing.assert_close(scores(model, [3, 0])[:, 1:], expected[:, 1:])
+
+
 def test_no_model_is_left_out() -> None:
     import_all("recdistill.models")
     assert sorted(name for name, model in Model.registry.items() if model.reads == "user") == NAMES

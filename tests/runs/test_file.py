@@ -277,6 +277,11 @@ def test_what_is_wrong_with_a_teacher_is_said_without_its_value(teacher: Any) ->
     assert "s3cret" not in str(caught.value)
 
 
+def test_settings_that_do_not_go_together_are_named_without_words_of_the_library_that_checks_them() -> None:
+    with pytest.raises(SettingsError, match=r"\[student\] sasrec: n_heads = 3 must divide dim = 16$"):
+        Run.parse({"data": {"path": "log.csv"}, "student": {"dim": 16, "n_heads": 3}})
+
+
 def test_an_override_leaves_the_original_alone() -> None:
     values = {"training": {"epochs": 1}}
     override(values, ["training.epochs=2"])

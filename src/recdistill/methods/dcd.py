@@ -44,7 +44,9 @@ class DCD(GuidedDistillation, name="dcd"):
     the authors of RCE-KD run it. Differs: means over users and places, not sums, so that λ is K times theirs; π is in
     the teacher's order, not in that of the draw; no item is drawn as both, nor as what it is not, where theirs fill up
     with such items, and fewer than K are drawn instead; and the student's ranks are read off its list without the
-    history, as the teacher's are, 5 T longer than that, beyond which all ranks are alike.
+    history, as the teacher's are, 5 T longer than that, beyond which all ranks are alike. As with theirs, items that
+    both rank alike fill up either side where there are too few others: so the loss is not least where the student
+    agrees with the teacher in everything.
     """
 
     Config = DCDConfig

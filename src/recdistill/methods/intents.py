@@ -287,7 +287,7 @@ class IntentParts(nn.Module):
                 config.queue_size,
                 config.n_clusters,
                 config.n_clusters - n_histories,
-                n_histories + config.queue_size,
+                max(2, n_histories + config.queue_size),
             )
 
     def _scaled(self, vectors: Tensor) -> Tensor:

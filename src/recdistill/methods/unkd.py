@@ -46,7 +46,8 @@ class UnKD(Distillation, name="unkd"):
     What a teacher holds of popular items just because they are popular is the same within a group, and cancels.
 
     Source: Chen et al., "Unbiased Knowledge Distillation for Recommendation", WSDM 2023, as the authors of RCE-KD run
-    it. Differs: pairs are drawn anew for each batch, not each epoch, and a user counts once a batch.
+    it. Differs: pairs are drawn anew for each batch, not each epoch, a user counts once a batch, and items that nobody
+    took are among the rarest, where theirs are in no group.
     """
 
     Config = UnKDConfig
