@@ -265,10 +265,11 @@ class _Rehearsal(Deputy):
         items = np.tile(np.arange(1, k + 1, dtype=np.int32), (len(histories), 1))
         scores = -items.astype(np.float32) if self.gives_scores else None
         if self.recalls:
-            ranking, answered = self.keeper.recall(histories, k, users=users)
-            items[answered] = ranking.items[answered]
-            if scores is not None and ranking.scores is not None:
-                scores[answered] = ranking.scores[answered]
+            rows = np.flatnonzero(self.keeper.has(histories, k, users=users))
+            told = self.keeper.rank(histories.take(rows), k, users=None if users is None else users[rows])
+            items[rows] = told.items
+            if scores is not None and told.scores is not None:
+                scores[rows] = told.scores
         return Ranking(items, scores)
 
 

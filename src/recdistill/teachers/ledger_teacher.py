@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from recdistill.arrays import Bools
 from recdistill.data.dataset import Sequences
 from recdistill.errors import BudgetExhausted, SettingsError, TeacherError
 from recdistill.rankings import Ranking
-from recdistill.teachers.answers import Answer, Failure, Outcome, Request
+from recdistill.teachers.answers import Failure, Outcome, Request
 from recdistill.teachers.base import Deputy, Teacher
 from recdistill.teachers.ledger import Ledger
 from recdistill.teachers.ledger_records import Digest, Page, Question, Stats, Terms, digest
@@ -140,18 +140,6 @@ class LedgerTeacher(Deputy):
         done = found | refused
         return LookUp(set(asked), refused, {digest: asked[digest] for digest in asked if digest not in done})
 
-    def recall(
-        self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None
-    ) -> tuple[Ranking, Bools]:
-        """Return what is answered already, and ``(B,)`` which rows that is; the others list nothing. Nothing is asked.
-
-        Raises:
-            TeacherError: for answers without the scores that the teacher should give.
-        """
-        asked = self._questions(histories, users)
-        found = self.ledger.find(self.page(k), [question.digest for _, question in asked], k)
-        return self._translated(asked, found, histories, k)
-
     def has(self, histories: Sequences, k: int, *, users: npt.NDArray[np.integer] | None = None) -> Bools:
         """Return ``(B,)`` which histories have an answer in the ledger. Nothing is asked."""
         asked = self._questions(histories, users)
@@ -210,20 +198,14 @@ class LedgerTeacher(Deputy):
             if session.exhausted:
                 session.drop()
             session.wait_for_others()
-        return *self._translated(asked, session.answers, histories, k), session
-
-    def _translated(
-        self,
-        asked: Sequence[tuple[Request, Question]],
-        found: Mapping[Digest, Answer],
-        histories: Sequences,
-        k: int,
-    ) -> tuple[Ranking, Bools]:
-        """Return answers as lists of our items, and ``(B,)`` which rows have one."""
-        answers = {request.row: found[question.digest] for request, question in asked if question.digest in found}
+        answers = {
+            request.row: session.answers[question.digest]
+            for request, question in asked
+            if question.digest in session.answers
+        }
         answered = np.zeros(len(histories), np.bool_)
         answered[list(answers)] = True
-        return self.teacher.ranking(answers, histories, k), answered
+        return self.teacher.ranking(answers, histories, k), answered, session
 
     def _ask(self, session: LedgerSession) -> Iterator[list[Outcome]]:
         if isinstance(self.teacher, MeteredTeacher):

@@ -252,7 +252,7 @@ def _google_account(key: str, name: str) -> _GoogleAccount:
 
 
 def _digits(algorithm: str) -> re.Pattern[str]:
-    """Return a pattern for a hash in hexadecimal digits, with what may be written right before it."""
+    """Return a pattern for a hash in hexadecimal digits, and for any that stand right before or behind it."""
     return re.compile(rf"[0-9a-fA-F]{{{2 * hashlib.new(algorithm).digest_size},}}")
 
 

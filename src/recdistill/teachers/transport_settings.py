@@ -54,7 +54,7 @@ class TransportSettings(Settings):
     """Statuses that lie in the question, though they usually pass or end the asking: 500 where that means a user whom
     it does not know, 403 one who has opted out."""
     throttling: Throttling | None = None
-    """What an error of any status says where it is one like 429: sent again, more slowly."""
+    """What a reply of any status says where it is an error like 429: sent again, more slowly."""
     first_wait: Annotated[float, Field(ge=0)] = 0.5
     """Seconds before the first retry; doubles each time, plus a random part as long, up to ``longest_wait``."""
     longest_wait: PositiveFloat = 60.0
