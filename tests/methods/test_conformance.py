@@ -132,6 +132,26 @@ OF_USERS = [name for name in NAMES if not Method.registry[name].parts_of_histori
 STUDENTS = [(name, model) for name in NAMES for model in ("sasrec", "bert4rec")] + [(name, "mf") for name in OF_USERS]
 
 
+@pytest.mark.parametrize("name", ["cl4srec", "duorec", "iclrec", "s4rec", "supervised"])
+def test_what_learns_labels_alone_never_shows_a_causal_student_the_newest_item(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the last label, and known to nobody's history when that is guessed."""
+    train, newest = Sequences.from_lists([*range(1, 2 + length), N] for length in (1, 2, 3, 4)), N
+    learner, shown = student(), set[int]()
+    pack: Any = learner._pack
+
+    def noted(histories: Batch) -> Any:
+        shown.update(histories.items.tolist())
+        return pack(histories)
+
+    monkeypatch.setattr(learner, "_pack", noted)
+    told, settings = Setting(train, np.arange(4), N), TrainerSettings(epochs=2, batch_size=2)
+    fit(learner, build_method(name, SMALL.get(name, {})), told, settings, validate=lambda model: 0.0)
+    assert {1, 2} <= shown
+    assert newest not in shown
+
+
 @pytest.mark.parametrize("gives_scores", [False, True])
 @pytest.mark.parametrize(("name", "model"), STUDENTS)
 def test_every_part_is_a_finite_scalar(name: str, model: str, gives_scores: bool) -> None:

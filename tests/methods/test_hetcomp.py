@@ -167,6 +167,18 @@ def test_who_has_gone_on_is_measured_by_how_far_the_next_checkpoint_was_then() -
     torch.testing.assert_close(method.distance[WITH_HISTORY], list_distance(own, listed))
 
 
+@pytest.mark.parametrize(("threshold", "goes"), [(1.06, True), (1.07, False)])
+def test_how_close_is_close_enough_eases_with_every_look(threshold: float, goes: bool) -> None:
+    """By a factor of .995: at the third, 1.06 asks that the distance was 1.044 times as far, 1.07 for 1.054 times."""
+    student = mf(2)
+    method = prepared(mf(1), student, threshold=threshold)
+    rows = torch.tensor(WITH_HISTORY)
+    own = torch.tensor([top(student, user, 4, seen_items=False) for user in WITH_HISTORY])
+    method.distance[rows] = 1.05 * list_distance(own, method.lists[1, rows].long())
+    method.start_epoch(student, 6, torch.Generator())
+    assert method.stage[rows].tolist() == [int(goes)] * 3
+
+
 def test_nobody_goes_on_between_two_looks_or_beyond_the_last_checkpoint() -> None:
     method, generator = prepared(mf(1), mf(2)), torch.Generator()
     for epoch in (1, 2, 3):

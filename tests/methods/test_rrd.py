@@ -94,6 +94,15 @@ def test_all_that_is_not_listed_stands_below_but_for_the_history_where_the_teach
     assert {*gradient.any(1).nonzero().flatten().tolist()} == {*range(31)} - left_out
 
 
+def test_as_many_others_as_the_setting_says_stand_below() -> None:
+    student = mf(2)
+    method = ready("rrd", mf(1), student, top_k=3, n_interesting=1, rank_temperature=0.01, n_uninteresting=1)
+    (gradient,) = torch.autograd.grad(order_part(method, student, [0]), student.get_parameter("embedding.weight"))
+    moved = gradient.any(1).nonzero().flatten().tolist()
+    assert len(moved) == 2
+    assert top(mf(1), 0, 1, seen_items=False)[0] in moved
+
+
 def test_what_is_drawn_keeps_the_order_and_prefers_the_head() -> None:
     listed = torch.arange(1, 11).repeat(4000, 1)
     drawn = draw_interesting(listed, 3, 2.0, torch.Generator().manual_seed(0))

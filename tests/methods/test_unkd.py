@@ -11,7 +11,7 @@ from recdistill.methods.base import Setting, build_method
 from recdistill.methods.unkd import UnKD, draw_pairs, pair_loss, pairs_by_group, popularity_groups
 from recdistill.teachers.local import LocalTeacher
 
-from .users import ROWS, TRAIN, WITH_HISTORY, N, learn, mf, ready, scores_of
+from .users import ROWS, TRAIN, WITH_HISTORY, N, learn, mf, ready, scores_of, teacher_part
 
 
 def test_groups_have_the_same_share_of_interactions() -> None:
@@ -77,14 +77,16 @@ def test_loss_and_gradient_are_finite_at_extreme_scores(extreme: float) -> None:
     assert torch.autograd.grad(loss.sum(), better)[0].isfinite().all()
 
 
-def test_each_groups_list_is_the_teachers_order_of_it_without_the_history() -> None:
+@pytest.mark.parametrize("n_groups", [2, 3])
+def test_each_groups_list_is_the_teachers_order_of_it_without_the_history(n_groups: int) -> None:
     teacher = mf(1)
-    method = ready("unkd", teacher, mf(2), depth=4)
+    method = ready("unkd", teacher, mf(2), depth=4, n_groups=n_groups)
     assert isinstance(method, UnKD)
     counts = np.bincount([item for row in ROWS for item in row], minlength=31)[1:].astype(np.int64)
-    groups = popularity_groups(counts, 2)
+    groups = popularity_groups(counts, n_groups)
+    assert method.listed.shape[1] == n_groups
     for user in WITH_HISTORY:
-        for group in (0, 1):
+        for group in range(n_groups):
             scores = scores_of(teacher)[user]
             members = [i for i in np.flatnonzero(groups == group) + 1 if i not in ROWS[user]]
             expected = sorted(members, key=lambda item: -scores[item].item())[:4]
@@ -98,6 +100,14 @@ def test_rare_groups_are_emphasised_as_the_setting_says(emphasis: float, expecte
     method = ready("unkd", mf(1), mf(2), n_pairs=20, rare_emphasis=emphasis)
     assert isinstance(method, UnKD)
     assert method.pairs == expected
+
+
+def test_pairs_are_drawn_as_near_the_head_as_the_setting_says() -> None:
+    """Of first places alone, none is before another."""
+    teacher, student = mf(1), mf(2)
+    near, far = (ready("unkd", teacher, student, rank_temperature=temperature) for temperature in (1e-3, 10.0))
+    assert teacher_part(near, student, WITH_HISTORY).item() == 0
+    assert teacher_part(far, student, WITH_HISTORY).item() > 0.1
 
 
 def test_windows_of_a_long_history_do_not_make_its_items_more_popular() -> None:

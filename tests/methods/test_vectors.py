@@ -1,6 +1,7 @@
 """DE and HTD: experts that map vectors, and topologies of cosines."""
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -113,6 +114,35 @@ def test_experts_begin_alike_for_the_same_seed(name: str) -> None:
     first, second = weights
     assert first
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", ["de", "htd"])
+def test_other_seeds_begin_with_other_experts(name: str) -> None:
+    first, second = (build_method(name, {"n_experts": 2}) for _ in range(2))
+    for method, seed in ((first, 0), (second, 1)):
+        method.prepare(replace(setting(mf(1, dim=8)), seed=seed))
+        method.fit_to(mf(2))
+    weights = [method.get_parameter("user_experts.inner.weight") for method in (first, second)]
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize("epoch", [0, 10])
+@pytest.mark.parametrize("name", ["de", "htd"])
+def test_experts_are_chosen_as_hard_as_the_epoch_has_it(name: str, epoch: int) -> None:
+    student, chosen = mf(2), dict[str, Any](n_experts=3, n_items=8, anneal_epochs=10, last_temperature=0.01)
+    if name == "htd":
+        chosen["topology_share"] = 0.0
+    method = ready(name, mf(1, dim=8), student, **chosen)
+    assert isinstance(method, VectorDistillation)
+    method.start_epoch(student, epoch, generator())
+    batches = Batches(TRAIN, batch_size=3, max_len=None, reads_last=True)
+    batch = TrainingBatch(*batches.of(np.array(WITH_HISTORY)), generator())
+    both = method.pairs(student, student.encode(batch.batch), method.draw_items(student, batch), batch)
+    expected = 0.0
+    for experts, (own, theirs) in zip((method.user_experts, method.item_experts), both, strict=True):
+        told = experts(own, theirs, temperature=1.0 if epoch == 0 else 0.01, generator=batch.generator)
+        expected += squared_distance(told, theirs).mean().item()
+    assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["de", "htd"])
@@ -254,6 +284,17 @@ def test_experts_and_topologies_share_the_loss_as_the_setting_says() -> None:
     own, theirs = (torch.cat(both) for both in zip(users, items, strict=True))
     topology = loss(own, theirs, [0] * len(users[0]) + [1] * len(items[0]), "members").item()
     expected = 0.75 * missed_by_one_expert(method, users, items) + 0.25 * topology
+    assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("between", BOTH)
+def test_prototypes_are_compared_with_what_the_setting_says(between: Between) -> None:
+    student = mf(2)
+    method = ready("htd", mf(1, dim=8), student, topology_share=1.0, n_experts=1, n_items=8, between=between)
+    assert isinstance(method, HTD)
+    users, items = pairs(method, student)
+    own, theirs = (torch.cat(both) for both in zip(users, items, strict=True))
+    expected = loss(own, theirs, [0] * len(users[0]) + [1] * len(items[0]), between).item()
     assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(expected, rel=1e-5)
 
 
