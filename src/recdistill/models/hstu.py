@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from recdistill.models.base import Batch, Model
+from recdistill.models.base import Batch
 from recdistill.models.layers import Dropout, Rows, at_places, init_weights, pack_rows
+from recdistill.models.packed import ROW_LEN, PackedModel
 from recdistill.settings import Settings
 
-_ROW_LEN = 64
-"""Short histories are packed into rows at least this long."""
 _EPS = 1e-6
 """Of the norms; what attention sums up is small at first, and torch's default would swallow it."""
 
@@ -46,7 +45,7 @@ class HSTUConfig(Settings):
     """Standard deviation of the initial weights."""
 
 
-class HSTU(Model, name="hstu"):
+class HSTU(PackedModel, name="hstu"):
     """A causal stack of gated attention: the state at an item says what comes after it."""
 
     Config = HSTUConfig
@@ -63,30 +62,18 @@ class HSTU(Model, name="hstu"):
         with torch.no_grad():
             self.embedding.weight[0] = 0
 
-    def compile_body(self) -> None:
-        """Let ``torch.compile`` fuse the layers; packing stays outside."""
-        self._states = torch.compile(self._states, dynamic=True)  # type: ignore[method-assign]
-
     def item_embeddings(self) -> Tensor:
         """Return ``(N+1, D)`` item vectors, of length 1 where scores are cosines."""
         weight: Tensor = self.embedding.weight
         return weight if self.config.temperature is None else F.normalize(weight, dim=1)
 
     def encode(self, batch: Batch) -> Tensor:
-        """Return the state at each history's newest item, ``(B, D)``; the last layer works for these alone."""
-        batch = batch.newest(self.config.max_len)
-        rows = self._pack(batch)
-        places, where = rows.newest(batch)
-        return self._states(rows.items, rows.positions, rows.attends, places).view(-1, self.config.dim)[where]
-
-    def encode_positions(self, batch: Batch) -> Tensor:
-        """Return the state at each item, ``(T, D)``."""
-        rows = self._pack(batch)
-        return self._states(rows.items, rows.positions, rows.attends).view(-1, self.config.dim)[rows.slots]
+        """Return the state at each history's newest item, ``(B, D)``."""
+        return self._encode_newest(batch.newest(self.config.max_len))
 
     def _pack(self, batch: Batch) -> Rows:
         self._check(batch)
-        return pack_rows(batch, min_len=_ROW_LEN, causal=True)
+        return pack_rows(batch, min_len=ROW_LEN, causal=True)
 
     def _states(self, items: Tensor, positions: Tensor, attends: Tensor, asked: Tensor | None = None) -> Tensor:
         x = self.dropout(self.embedding(items) * self.config.dim**0.5 + self.position(positions))

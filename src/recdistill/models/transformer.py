@@ -9,12 +9,10 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from recdistill.losses.precision import Precision
-from recdistill.models.base import Batch, Model
+from recdistill.models.base import Batch
 from recdistill.models.layers import Block, Dropout, Rows, init_weights, pack_rows
+from recdistill.models.packed import ROW_LEN, PackedModel
 from recdistill.settings import Settings
-
-_ROW_LEN = 64
-"""Short histories are packed into rows at least this long."""
 
 
 class TransformerConfig(Settings):
@@ -60,7 +58,7 @@ class TransformerConfig(Settings):
         return self
 
 
-class Transformer(Model):
+class Transformer(PackedModel):
     """Embedding, positions and blocks; a subclass says who sees whom."""
 
     Config = TransformerConfig
@@ -92,31 +90,16 @@ class Transformer(Model):
         with torch.no_grad():
             self.embedding.weight[0] = 0
 
-    def compile_body(self) -> None:
-        """Let ``torch.compile`` fuse the blocks; packing stays outside."""
-        self._states = torch.compile(self._states, dynamic=True)  # type: ignore[method-assign]
-
     def item_embeddings(self) -> Tensor:
         """Return ``(N+1, D)`` item vectors."""
         table = self.embedding if self.output is None else self.output
         weight: Tensor = table.weight
         return weight if len(weight) == self.n_items + 1 else weight[: self.n_items + 1]
 
-    def encode_positions(self, batch: Batch) -> Tensor:
-        """Return the state at each item, ``(T, D)``."""
-        rows = self._pack(batch)
-        return self._states(rows.items, rows.positions, rows.attends).view(-1, self.config.dim)[rows.slots]
-
-    def _encode_newest(self, batch: Batch) -> Tensor:
-        """Return the state at each history's newest item, ``(B, D)``; the last block works for these alone."""
-        rows = self._pack(batch)
-        places, where = rows.newest(batch)
-        return self._states(rows.items, rows.positions, rows.attends, places).view(-1, self.config.dim)[where]
-
     def _pack(self, batch: Batch) -> Rows:
         self._check(batch, n_special=self.n_special)
         newest_first = self.config.positions == "newest_first"
-        return pack_rows(batch, min_len=_ROW_LEN, causal=self.causal, newest_first=newest_first)
+        return pack_rows(batch, min_len=ROW_LEN, causal=self.causal, newest_first=newest_first)
 
     def _states(self, items: Tensor, positions: Tensor, attends: Tensor, asked: Tensor | None = None) -> Tensor:
         x = self.embedding(items)
