@@ -153,6 +153,15 @@ def test_k_means_does_not_need_a_sample_to_hold_all_points() -> None:
     torch.testing.assert_close(centres[centres.argmax(1).argsort()], points.view(3, 500, 3).mean(1))
 
 
+def test_every_iteration_of_k_means_brings_points_nearer_to_their_centres() -> None:
+    points = torch.randn(400, 4, generator=generator())
+    missed = []
+    for n_iterations in (1, 2, 4, 8):
+        centres = k_means(points, 8, generator=generator(), n_iterations=n_iterations)
+        missed.append(torch.cdist(points, centres).min(1).values.square().mean().item())
+    assert missed == sorted(set(missed), reverse=True)
+
+
 def test_fewer_different_points_than_clusters_are_their_own_centres() -> None:
     points = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
     for n_clusters in (2, 3, 8):

@@ -1,7 +1,7 @@
 """Cross-entropy on any set of items."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from torch import Tensor
 from recdistill.arrays import Ints
 from recdistill.data.dataset import IdMap, Sequences
 from recdistill.errors import SettingsError, TeacherError
+from recdistill.losses.precision import Precision
 from recdistill.losses.ranking import subset_cross_entropy
 from recdistill.methods.base import Setting, build_method
 from recdistill.methods.ce import CE, full_cross_entropy
@@ -118,6 +119,16 @@ def test_items_compared_are_those_that_the_setting_names(on: str) -> None:
         named = method.items[user][method.items[user] > 0].tolist()
         assert len(named) == len(expected)
         assert {*named} == expected
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_over_all_items_products_are_as_precise_as_the_setting_says(precision: Precision) -> None:
+    teacher, student = mf(1), mf(2)
+    method = ready("ce", teacher, student, on="all", label_loss={"precision": precision})
+    queries = student.get_parameter("user_embedding.weight")[WITH_HISTORY]
+    theirs = scores_of(teacher)[WITH_HISTORY, 1:]
+    expected = full_cross_entropy(queries, student.item_embeddings(), lambda rows: theirs[rows], precision=precision)
+    assert teacher_part(method, student, WITH_HISTORY).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("on", EVERYWHERE)

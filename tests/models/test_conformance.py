@@ -53,6 +53,13 @@ def test_no_model_is_left_out() -> None:
     assert sorted(name for name, model in Model.registry.items() if model.reads == "history") == NAMES
 
 
+@pytest.mark.parametrize("std", [0.05, 0.3])
+@pytest.mark.parametrize("name", NAMES)
+def test_first_weights_are_as_large_as_the_setting_says(name: str, std: float) -> None:
+    items = build_model(name, 400, {"init_std": std}).get_parameter("embedding.weight")[1:401]
+    assert items.std().item() == pytest.approx(std, rel=0.02)
+
+
 def test_other_histories_of_the_batch_do_not_matter(model: Model) -> None:
     packed = _states(model, Batch.from_lists(HISTORIES))
     alone = torch.cat([_states(model, Batch.from_lists([history])) for history in HISTORIES])

@@ -60,6 +60,13 @@ def _train(model: Model, epochs: int, **method: Any) -> None:
     fit(model, build_method("supervised", {"precision": "fp32"} | method), setting, settings, validate=lambda _: 0.0)
 
 
+@pytest.mark.parametrize("std", [0.05, 0.3])
+@pytest.mark.parametrize("name", ["mf", "lightgcn"])
+def test_first_weights_are_as_large_as_the_setting_says(name: str, std: float) -> None:
+    items = build_model(name, 2000, {"init_std": std}, train=CHECKERBOARD).get_parameter("embedding.weight")[1:]
+    assert items.std().item() == pytest.approx(std, rel=0.02)
+
+
 def test_a_bias_is_added_to_the_product() -> None:
     model = build_model("mf", N_ITEMS, {"dim": 4, "init_std": 0.1, "item_bias": True}, train=CHECKERBOARD).eval()
     with torch.no_grad():
