@@ -290,10 +290,11 @@ class TestTimes:
 class TestRefusals:
     def test_a_missing_column_suggests_the_nearest(self, tmp_path: Path) -> None:
         message = refusal(write(tmp_path, "userid,item_id,timestamp\n1,1,1\n"))
-        assert "no column 'user_id' for the user; did you mean 'userid'?" in message
+        assert "no column 'user_id' for the user; did you mean 'userid'? Say which it is: user = \"…\"." in message
 
     def test_a_missing_column_lists_the_others_if_none_is_near(self) -> None:
-        assert "choose one of: item_id, timestamp, user_id" in refusal(frame(ROWS), user="customer number")
+        said = 'choose one of: item_id, timestamp, user_id. Say which it is: user = "…".'
+        assert said in refusal(frame(ROWS), user="customer number")
 
     def test_a_missing_time_says_how_to_do_without(self) -> None:
         said = 'time=None (in a run file: time = ""; data describe: --no-time)'
