@@ -114,7 +114,8 @@ _RCEKD: dict[tuple[str, str, str], Values] = {
 """Where the authors set RCE-KD otherwise."""
 _SEQUENCES = {"ce": 0.1, "dcd": 0.1, "hetcomp": 0.1}
 """The weight that tuning begins with on sequences, for which no published one is known, where it is not 1: with 1 the
-student is, or while it was trained was, below labels alone on validation cases, but for cross-entropy on all items."""
+student is, or while it was trained was, below labels alone on validation cases, but for cross-entropy on all items. The
+second trial has a third of it."""
 
 WEIGHTS, OTHERS = 30.0, 10.0
 """How many times lower and higher than they start weights and the one other setting of a method are tried."""
@@ -207,6 +208,14 @@ class Row:
         else:
             names.append("training.learning_rate")
         return {name: sections[name.split(".")[0]][name.split(".")[1]] for name in names}
+
+    @property
+    def first(self) -> list[Values]:
+        """Return the settings of the trials that are not drawn."""
+        start = self.start()
+        if not self.distilled or self.split != LEAVE_ONE_OUT:
+            return [start]
+        return [start, {**start, "method.weight": short(start["method.weight"] / 3)}]
 
     def space(self) -> dict[str, tuple[float, float]]:
         """Return the lowest and the highest value of each setting that is tuned; logarithms are drawn evenly."""
