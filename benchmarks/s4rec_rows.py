@@ -51,7 +51,7 @@ READINGS: dict[str, Values] = {
 """What the paper says otherwise, or leaves open, the other way round."""
 VARIANTS: dict[str, Values] = {**ABLATIONS, **CLUSTER_NUMBERS, **SENSITIVITY, **READINGS}
 
-_OF_ASSIGNMENT = {"method.epsilon", "method.assignment_temperature"}
+_OF_ASSIGNMENT = {"method.cluster_weight", "method.epsilon", "method.assignment_temperature"}
 _BY_PRODUCTS: Values = {
     "method.similarity": "dot",
     **{f"method.{part}_temperature": 1.0 for part in ("assignment", "contrast", "distillation")},
