@@ -123,8 +123,8 @@ def _missing_column(name: str, role: str, columns: dict[str, str], known: list[s
             f"{name} has a single column {known[0]!r}, so there is no {column!r}; its fields seem to be separated by "
             f"{found!r}: {advice}."
         )
-    known_as = nearest(column, known)
-    problem = f"{name} has no column {column!r} for the {role}{known_as}{'' if known_as.endswith('?') else '.'}"
+    suggestion = nearest(column, known)
+    problem = f"{name} has no column {column!r} for the {role}{suggestion}{'' if suggestion.endswith('?') else '.'}"
     if not titles:
         problem += f' Say which it is: {role} = "…".'
     if role == "time":
