@@ -205,8 +205,10 @@ def _print_cuts(console: Console, result: Result) -> None:
 
 
 def _cost(result: Result) -> str:
-    facts = result.facts
+    facts, training = result.facts, result.run.training
     best = f"the best was {facts['best_epoch']}" if facts["best_epoch"] else "none as good as its start, which it is"
+    if facts["best_epoch"] == training.epochs and training.schedule == "constant":
+        best += ", its last: with more (training.epochs) it may get better"
     text = (
         f"{facts['parameters']:,} parameters; {facts['epochs']} epochs, {best}; "
         f"{facts['training_seconds']:.0f} s of training"

@@ -1,6 +1,7 @@
 """A run is done once, goes on where it was stopped, and is read back as it was."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,22 @@ def test_masked_test_targets_are_told_and_counted(
     assert (told in " ".join(capsys.readouterr().out.split())) == mask_seen
     facts = evaluate_run(tmp_path / "run").facts
     assert (facts["targets"], facts["masked_targets"]) == (30, 20 if mask_seen else 0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "limit", "best", "told"),
+    [("constant", 3, 3, True), ("constant", 3, 2, False), ("constant", 4, 3, False), ("cosine", 3, 3, False)],
+)
+def test_a_training_that_was_cut_off_at_its_best_is_told(
+    finished: Result, capsys: pytest.CaptureFixture[str], schedule: str, limit: int, best: int, told: bool
+) -> None:
+    """With a falling rate the last epochs are the best wherever it ends."""
+    training = finished.run.training.model_copy(update={"schedule": schedule, "epochs": limit})
+    run = replace(finished.run, training=training)
+    print_result(replace(finished, run=run, facts=finished.facts | {"best_epoch": best, "epochs": 3}))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"3 epochs, the best was {best}" in shown
+    assert ("the best was 3, its last: with more (training.epochs) it may get better" in shown) == told
 
 
 def test_train_and_distill_are_not_mixed_up(little_run: Sections, finished: Result, tmp_path: Path) -> None:
