@@ -121,7 +121,7 @@ _RCEKD: dict[tuple[str, str, str], Values] = {
 _SEQUENCES = {"ce": 0.1, "dcd": 0.1, "hetcomp": 0.1}
 """The weight that tuning begins with on sequences, for which no published one is known, where it is not 1: with 1 the
 student is, or while it was trained was, below labels alone on validation cases, but for cross-entropy on all items. The
-second trial has a third of it."""
+second trial has a third of it, the third three times as much."""
 
 WEIGHTS, OTHERS = 30.0, 10.0
 """How many times lower and higher than they start weights and the one other setting of a method are tried."""
@@ -225,7 +225,7 @@ class Row:
         start = self.start()
         if not self.distilled or self.split != LEAVE_ONE_OUT:
             return [start]
-        return [start, {**start, "method.weight": short(start["method.weight"] / 3)}]
+        return [start, *({**start, "method.weight": short(start["method.weight"] * factor)} for factor in (1 / 3, 3))]
 
     def space(self) -> dict[str, tuple[float, float]]:
         """Return the lowest and the highest value of each setting that is tuned; logarithms are drawn evenly."""

@@ -145,12 +145,13 @@ def test_all_methods_begin_within_bounds_of_the_same_width() -> None:
     assert [round(high / low, -1) for low, high in weights] == [900] * len(weights)
 
 
-def test_of_students_that_read_histories_the_second_trial_has_a_third_of_the_weight() -> None:
+def test_of_students_that_read_histories_two_trials_more_have_a_third_and_three_times_the_weight() -> None:
     row = Row("ml-1m", LEAVE_ONE_OUT, "sasrec-64", "sasrec-16", "rcekd")
-    first, second = row.first
+    first, *others = row.first
     assert first == row.start()
-    assert {name for name in first if first[name] != second[name]} == {"method.weight"}
-    assert 3 * second["method.weight"] == pytest.approx(first["method.weight"], rel=1e-3)
+    for other, factor in zip(others, (1 / 3, 3), strict=True):
+        assert {name for name in first if first[name] != other[name]} == {"method.weight"}
+        assert other["method.weight"] == pytest.approx(factor * first["method.weight"], rel=1e-3)
     for other in (STUDENT, replace(row, teacher="", method="labels")):
         assert other.first == [other.start()]
 
