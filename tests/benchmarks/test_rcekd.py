@@ -147,11 +147,11 @@ def test_all_methods_begin_within_bounds_of_the_same_width() -> None:
 
 def test_of_students_that_read_histories_two_trials_more_have_a_third_and_three_times_the_weight() -> None:
     row = Row("ml-1m", LEAVE_ONE_OUT, "sasrec-64", "sasrec-16", "rcekd")
-    first, *others = row.first
+    first, *later = row.first
     assert first == row.start()
-    for other, factor in zip(others, (1 / 3, 3), strict=True):
-        assert {name for name in first if first[name] != other[name]} == {"method.weight"}
-        assert other["method.weight"] == pytest.approx(factor * first["method.weight"], rel=1e-3)
+    for trial, factor in zip(later, (1 / 3, 3), strict=True):
+        assert {name for name in first if first[name] != trial[name]} == {"method.weight"}
+        assert trial["method.weight"] == pytest.approx(factor * first["method.weight"], rel=1e-3)
     for other in (STUDENT, replace(row, teacher="", method="labels")):
         assert other.first == [other.start()]
 
