@@ -209,10 +209,8 @@ def _cost(result: Result) -> str:
     best = f"the best was {facts['best_epoch']}" if facts["best_epoch"] else "none as good as its start, which it is"
     if facts["best_epoch"] == training.epochs and training.schedule == "constant":
         best += ", its last: with more (training.epochs) it may get better"
-    text = (
-        f"{facts['parameters']:,} parameters; {facts['epochs']} epochs, {best}; "
-        f"{facts['training_seconds']:.0f} s of training"
-    )
+    epochs = "1 epoch" if facts["epochs"] == 1 else f"{facts['epochs']} epochs"
+    text = f"{facts['parameters']:,} parameters; {epochs}, {best}; {facts['training_seconds']:.0f} s of training"
     spent = [f"{asked['spent']:,} {asked['charge']} spent" for asked in facts["queries"]]
     return "; ".join([text, *spent, *_opinion(facts), *_start(result)])
 

@@ -122,6 +122,11 @@ def test_a_training_that_was_cut_off_at_its_best_is_told(
     assert ("the best was 3, its last: with more (training.epochs) it may get better" in shown) == told
 
 
+def test_one_epoch_is_one(finished: Result, capsys: pytest.CaptureFixture[str]) -> None:
+    print_result(replace(finished, facts=finished.facts | {"best_epoch": 1, "epochs": 1}))
+    assert " 1 epoch, the best was 1" in " ".join(capsys.readouterr().out.split())
+
+
 def test_train_and_distill_are_not_mixed_up(little_run: Sections, finished: Result, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"no \[teacher\]: add the section, or use `recdistill train`"):
         run_distillation(Run.parse(little_run), tmp_path)
