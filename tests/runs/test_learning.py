@@ -55,7 +55,7 @@ def test_a_student_that_no_epoch_makes_better_stays_what_it_began_with(
     assert f"stays what it began with, NDCG@10 {began:.4f} on validation cases: the best epoch, 1, had" in caplog.text
     assert np.array_equal(again.evaluation.ranks, finished.evaluation.ranks)
     print_result(again)
-    assert "1 epochs, none as good as its start, which it is" in " ".join(capsys.readouterr().out.split())
+    assert "1 epoch, none as good as its start, which it is" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_student_that_begins_anew_has_no_start(finished: Result) -> None:
