@@ -73,7 +73,8 @@ class RCEKD(WithIntents, GuidedDistillation, name="rcekd"):
     a user of many items counts no more than others; and logarithms of sums of exponentials, which do not overflow.
     With ``second_opinion = 0.3``, this library's own addition, the teacher's scores are mixed with those of a walk over
     users and items, or of other rules where histories are read. That made students of matrix factorisation better than
-    their teacher, and SASRec's of a quarter of its width better on one data set of two (``benchmarks/rcekd.md``).
+    their teacher, and SASRec's of a quarter of its width better than without it on one data set of two
+    (``benchmarks/rcekd.md``).
     """
 
     Config = RCEKDConfig
